@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/admin by tools/generate.py."""

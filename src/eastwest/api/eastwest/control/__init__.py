@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/control by tools/generate.py."""

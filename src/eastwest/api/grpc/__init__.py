@@ -1,0 +1,1 @@
+"""Generated from proto/grpc by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/grpc/health by tools/generate.py."""

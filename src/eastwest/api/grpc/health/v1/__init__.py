@@ -1,0 +1,1 @@
+"""Generated from proto/grpc/health/v1 by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/spiffe by tools/generate.py."""

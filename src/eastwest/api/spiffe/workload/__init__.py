@@ -1,0 +1,1 @@
+"""Generated from proto/spiffe/workload by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/spire by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/spire/api by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/spire/api/server/agent by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/spire/api/server/bundle by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/spire/api/server/debug by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/spire/api/server/svid by tools/generate.py."""

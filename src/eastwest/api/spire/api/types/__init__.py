@@ -1,0 +1,1 @@
+"""Generated from proto/spire/api/types by tools/generate.py."""

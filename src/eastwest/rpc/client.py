@@ -1,0 +1,100 @@
+"""Calling gRPC: one channel, methods by descriptor, errors as ours, messages bounded."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpclib.client
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+
+from eastwest import errors
+from eastwest.rpc.service import cardinality
+from eastwest.rpc.status import from_grpc
+
+DEFAULT_DEADLINE = 30.0
+"""Seconds that a unary call may take."""
+
+
+class Channel(grpclib.client.Channel):
+    """A connection to one server, made at the first call and again after a loss.
+
+    ``check`` sees the server's certificate (DER) after each handshake and raises when it is the wrong one.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "",
+        port: int = 0,
+        path: str = "",
+        tls: ssl.SSLContext | None = None,
+        check: Callable[[bytes | None], None] | None = None,
+    ) -> None:
+        self._check = check
+        if path:
+            super().__init__(path=path)
+        else:
+            super().__init__(host, port, ssl=tls)
+        self.target = path or f"{host}:{port}"
+
+    async def _create_connection(self) -> Any:
+        protocol = await super()._create_connection()
+        if self._check is not None:
+            transport = protocol.connection._transport
+            tls = transport.get_extra_info("ssl_object")
+            try:
+                self._check(tls.getpeercert(binary_form=True) if tls is not None else None)
+            except errors.Error:
+                transport.close()
+                raise
+        return protocol
+
+    async def unary(
+        self,
+        method: MethodDescriptor,
+        request: Message,
+        *,
+        deadline: float = DEFAULT_DEADLINE,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Call a unary method; raises our errors."""
+        async with self.stream(method, deadline=deadline, metadata=metadata) as stream:
+            await stream.send_message(request, end=True)
+            reply = await stream.recv_message()
+            if reply is None:
+                await stream.recv_trailing_metadata()
+                raise errors.Internal(f"{method.full_name} answered nothing")
+            return reply
+
+    @asynccontextmanager
+    async def stream(
+        self, method: MethodDescriptor, *, deadline: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Any]:
+        """Open a call of any kind and yield grpclib's stream; foreign failures become our errors."""
+        try:
+            async with self.request(
+                f"/{method.containing_service.full_name}/{method.name}",
+                cardinality(method.client_streaming, method.server_streaming),
+                GetMessageClass(method.input_type),
+                GetMessageClass(method.output_type),
+                timeout=deadline,
+                metadata=metadata,
+            ) as stream:
+                yield stream
+        except GRPCError as error:
+            raise from_grpc(error) from None
+        except ssl.SSLError as error:
+            raise errors.Unauthenticated(f"TLS with {self.target} failed: {error.reason or error}") from None
+        except (TimeoutError, OSError, StreamTerminatedError, ProtocolError) as error:
+            raise errors.Unavailable(f"{self.target} does not answer: {str(error) or type(error).__name__}") from None
+
+
+def method(service: ServiceDescriptor, name: str) -> MethodDescriptor:
+    """The descriptor of a method, for ``unary`` and ``stream``."""
+    return service.methods_by_name[name]

@@ -1,0 +1,253 @@
+"""Serving gRPC: handlers by method name, errors mapped, messages bounded, callers' sockets and certificates at hand.
+
+grpclib has no bound on a message and keeps the caller's socket in private attributes; both are dealt with here
+and nowhere else, which is why its version is exact in ``pyproject.toml``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import ssl
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import grpclib.client
+import grpclib.server
+import grpclib.stream
+import structlog
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+
+from eastwest import errors
+from eastwest.rpc.status import to_grpc
+
+MAX_MESSAGE = 16 * 1024 * 1024
+"""Bytes that one incoming message may have; a batch of 500 CSRs has about 250 KB."""
+BACKLOG = 4096
+
+_log = structlog.get_logger()
+
+
+class Call:
+    """One call as its handler sees it."""
+
+    def __init__(self, stream: Any, method: str) -> None:
+        self._stream = stream
+        self.method = method
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        """Headers that the caller sent, beyond gRPC's own."""
+        return cast("Mapping[str, str | bytes]", self._stream.metadata or {})
+
+    @property
+    def connection(self) -> object:
+        """Something that lives exactly as long as the caller's connection (for weak maps)."""
+        return self._stream._stream.connection
+
+    @property
+    def socket(self) -> socket.socket:
+        """The caller's socket, for the kernel's word on who it is. Never read or written."""
+        return cast("socket.socket", self._stream.peer._transport.get_extra_info("socket"))
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """The client certificate that TLS verified (DER), or None."""
+        tls = self._stream.peer._transport.get_extra_info("ssl_object")
+        return None if tls is None else tls.getpeercert(binary_form=True)
+
+    @property
+    def peer_address(self) -> str:
+        """The caller's address for logs; "" on a unix socket."""
+        address = self._stream.peer.addr()
+        return f"{address[0]}:{address[1]}" if isinstance(address, tuple) and len(address) >= 2 else ""
+
+    async def receive(self) -> Any:
+        """The next request message of a client stream, or None at its end."""
+        return await self._stream.recv_message()
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return cast("AsyncIterator[Any]", self._stream.__aiter__())
+
+    async def send(self, reply: Message) -> None:
+        """Send one message of a server stream; waits while the caller's window is full."""
+        await self._stream.send_message(reply)
+
+
+UnaryHandler = Callable[[Any, Call], Awaitable[Message]]
+StreamHandler = Callable[[Any, Call], Awaitable[None]]
+
+
+class Service:
+    """A protobuf service bound to handlers.
+
+    A unary method's handler takes (request, call) and returns the reply; one that streams replies takes the
+    same and uses ``call.send``; one that takes a client stream gets None for the request and reads the call.
+    Methods without a handler answer UNIMPLEMENTED. ``guard`` runs before each call and may raise.
+    """
+
+    def __init__(
+        self,
+        descriptor: ServiceDescriptor,
+        handlers: Mapping[str, UnaryHandler | StreamHandler],
+        *,
+        guard: Callable[[Call], Awaitable[None]] | None = None,
+    ) -> None:
+        unknown = handlers.keys() - descriptor.methods_by_name.keys()
+        if unknown:
+            raise errors.Internal(f"{descriptor.full_name} has no method {sorted(unknown)}")
+        self._descriptor = descriptor
+        self._handlers = handlers
+        self._guard = guard
+
+    def __mapping__(self) -> dict[str, Handler]:
+        return {
+            f"/{self._descriptor.full_name}/{name}": self._bind(self._descriptor.methods_by_name[name], handler)
+            for name, handler in self._handlers.items()
+        }
+
+    def _bind(self, method: MethodDescriptor, handler: UnaryHandler | StreamHandler) -> Handler:
+        name = f"/{self._descriptor.full_name}/{method.name}"
+        guard = self._guard
+        takes_stream, gives_stream = method.client_streaming, method.server_streaming
+
+        async def serve(stream: Any) -> None:
+            call = Call(stream, name)
+            try:
+                if guard is not None:
+                    await guard(call)
+                request = None
+                if not takes_stream:
+                    request = await stream.recv_message()
+                    if request is None:
+                        raise errors.InvalidInput("the request has no message")
+                reply = await handler(request, call)
+                if not gives_stream:
+                    await stream.send_message(reply)
+            except errors.Error as error:
+                raise to_grpc(error) from None
+            except (GRPCError, StreamTerminatedError, ProtocolError):
+                raise
+            except DecodeError:
+                raise GRPCError(Status.INVALID_ARGUMENT, "the message is not of this method's type") from None
+            except Exception:  # noqa: BLE001 - whatever it is, the peer gets a status and the log the cause
+                _log.exception("rpc.failed", method=name)
+                raise GRPCError(Status.INTERNAL, "internal error; the server's log says more") from None
+
+        kind = cardinality(takes_stream, gives_stream)
+        return Handler(serve, kind, GetMessageClass(method.input_type), GetMessageClass(method.output_type))
+
+
+class Servable(Protocol):
+    """Anything that grpclib can serve."""
+
+    def __mapping__(self) -> dict[str, Handler]: ...
+
+
+class Listener:
+    """A listening gRPC port or unix socket."""
+
+    def __init__(self, services: Sequence[Servable]) -> None:
+        self._server = grpclib.server.Server(list(services))
+        self._path: Path | None = None
+        self.port = 0
+
+    async def listen_tcp(self, host: str, port: int, context: ssl.SSLContext) -> None:
+        """Listen with TLS; port 0 takes a free one. ``port`` then says which."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+        except OSError as error:
+            sock.close()
+            raise errors.FailedPrecondition(
+                f"cannot listen on {host}:{port}: {error.strerror}", fix="choose another port, or stop what holds it"
+            ) from None
+        self.port = sock.getsockname()[1]
+        await self._server.start(sock=sock, backlog=BACKLOG, ssl=context)
+
+    async def listen_unix(self, path: Path, mode: int) -> None:
+        """Listen on a unix socket that has ``mode`` from the moment it exists. Replaces only a dead socket."""
+        _remove_dead_socket(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        old = os.umask(0o777 & ~mode)
+        try:
+            sock.bind(str(path))
+        except OSError as error:
+            sock.close()
+            raise errors.FailedPrecondition(
+                f"cannot listen on {path}: {error.strerror or error}", fix="a socket path has at most 107 characters"
+            ) from None
+        finally:
+            os.umask(old)
+        path.chmod(mode)
+        self._path = path
+        await self._server.start(sock=sock, backlog=BACKLOG)
+
+    async def close(self) -> None:
+        """Stop listening and end all calls."""
+        self._server.close()
+        await self._server.wait_closed()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def cardinality(takes_stream: bool, gives_stream: bool) -> Cardinality:
+    """grpclib's name for the kind of a method."""
+    if takes_stream:
+        return Cardinality.STREAM_STREAM if gives_stream else Cardinality.STREAM_UNARY
+    return Cardinality.UNARY_STREAM if gives_stream else Cardinality.UNARY_UNARY
+
+
+def _remove_dead_socket(path: Path) -> None:
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(kind):
+        raise errors.FailedPrecondition(f"{path} exists and is not a socket", fix="move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+        except OSError as error:
+            raise errors.FailedPrecondition(f"cannot tell whether {path} is in use: {error}") from None
+    raise errors.FailedPrecondition(f"{path} is in use by another process", fix="stop it, or choose another --data")
+
+
+async def _receive_bounded(stream: Any, codec: Any, message_type: Any) -> Any:
+    """Grpclib's ``recv_message`` with a bound, checked before the body is read."""
+    head = await stream.recv_data(5)
+    if not head:
+        return None
+    if head[0]:
+        raise GRPCError(Status.UNIMPLEMENTED, "compressed messages are not accepted")
+    length = int.from_bytes(head[1:])
+    if length > MAX_MESSAGE:
+        raise GRPCError(
+            Status.RESOURCE_EXHAUSTED, f"the message has {length} bytes; at most {MAX_MESSAGE} are accepted"
+        )
+    body = await stream.recv_data(length)
+    if len(body) != length:
+        raise GRPCError(Status.INVALID_ARGUMENT, "the message ended early")
+    try:
+        return codec.decode(body, message_type)
+    except DecodeError:
+        raise GRPCError(Status.INVALID_ARGUMENT, "the message is not of this method's type") from None
+
+
+for _module in (grpclib.server, grpclib.client):
+    setattr(_module, "recv_message", _receive_bounded)  # noqa: B010 - not a name that the module exports
+# grpclib logs each cancelled call with a traceback; who hung up is no error of ours.
+logging.getLogger("grpclib").setLevel(logging.CRITICAL)

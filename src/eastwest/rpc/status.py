@@ -1,0 +1,78 @@
+"""One map between our errors and gRPC status codes, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from google.protobuf.message import Message
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from eastwest import errors
+
+_STATUS = {
+    errors.Code.INVALID_INPUT: Status.INVALID_ARGUMENT,
+    errors.Code.NOT_FOUND: Status.NOT_FOUND,
+    errors.Code.ALREADY_EXISTS: Status.ALREADY_EXISTS,
+    errors.Code.PERMISSION_DENIED: Status.PERMISSION_DENIED,
+    errors.Code.UNAUTHENTICATED: Status.UNAUTHENTICATED,
+    errors.Code.FAILED_PRECONDITION: Status.FAILED_PRECONDITION,
+    errors.Code.EXHAUSTED: Status.RESOURCE_EXHAUSTED,
+    errors.Code.UNAVAILABLE: Status.UNAVAILABLE,
+    errors.Code.LOG_UNAVAILABLE: Status.UNAVAILABLE,
+    errors.Code.CORRUPT: Status.DATA_LOSS,
+    errors.Code.INTERNAL: Status.INTERNAL,
+}
+
+_ERROR: dict[Status, type[errors.Error]] = {
+    Status.INVALID_ARGUMENT: errors.InvalidInput,
+    Status.OUT_OF_RANGE: errors.InvalidInput,
+    Status.NOT_FOUND: errors.NotFound,
+    Status.ALREADY_EXISTS: errors.AlreadyExists,
+    Status.PERMISSION_DENIED: errors.PermissionDenied,
+    Status.UNAUTHENTICATED: errors.Unauthenticated,
+    Status.FAILED_PRECONDITION: errors.FailedPrecondition,
+    Status.ABORTED: errors.FailedPrecondition,
+    Status.UNIMPLEMENTED: errors.FailedPrecondition,
+    Status.RESOURCE_EXHAUSTED: errors.Exhausted,
+    Status.UNAVAILABLE: errors.Unavailable,
+    Status.DEADLINE_EXCEEDED: errors.Unavailable,
+    Status.CANCELLED: errors.Unavailable,
+    Status.DATA_LOSS: errors.Corrupt,
+}
+
+
+class Refused(errors.PermissionDenied):
+    """A refusal that carries protobuf details for the peer (``grpc-status-details-bin``)."""
+
+    def __init__(self, message: str, details: Sequence[Message]) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class Unimplemented(errors.FailedPrecondition):
+    """A method that this server does not have."""
+
+
+def status_of(error: errors.Error) -> Status:
+    """The gRPC status of one of our errors."""
+    return Status.UNIMPLEMENTED if isinstance(error, Unimplemented) else _STATUS[error.code]
+
+
+def to_grpc(error: errors.Error) -> GRPCError:
+    """What a peer is told. The code's name leads the sentence where gRPC has no status of its own for it."""
+    text = str(error)
+    if error.code is errors.Code.LOG_UNAVAILABLE:
+        text = f"{error.code}: {text}"
+    details = list(error.details) if isinstance(error, Refused) else None
+    return GRPCError(status_of(error), text, details)
+
+
+def from_grpc(error: GRPCError) -> errors.Error:
+    """Our error for a peer's status."""
+    text = error.message or error.status.name
+    if error.status is Status.PERMISSION_DENIED and error.details:
+        return Refused(text, error.details)
+    if error.status is Status.UNAVAILABLE and text.startswith(errors.Code.LOG_UNAVAILABLE):
+        return errors.LogUnavailable(text.partition(": ")[2])
+    return _ERROR.get(error.status, errors.Internal)(text)
