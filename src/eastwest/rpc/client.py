@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -19,6 +20,16 @@ from eastwest.rpc.status import from_grpc
 
 DEFAULT_DEADLINE = 30.0
 """Seconds that a unary call may take."""
+_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
+_TOO_EARLY, _TOO_LATE = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+
+
+class Untrusted(errors.Unauthenticated):
+    """TLS failed. ``outside_validity``: only because a certificate is expired or not valid yet by our clock."""
+
+    def __init__(self, message: str, *, outside_validity: bool = False, fix: str = "") -> None:
+        super().__init__(message, fix=fix)
+        self.outside_validity = outside_validity
 
 
 class Channel(grpclib.client.Channel):
@@ -45,8 +56,9 @@ class Channel(grpclib.client.Channel):
 
     async def _create_connection(self) -> Any:
         protocol = await super()._create_connection()
+        transport = protocol.connection._transport
+        _keep_alive(transport.get_extra_info("socket"))
         if self._check is not None:
-            transport = protocol.connection._transport
             tls = transport.get_extra_info("ssl_object")
             try:
                 self._check(tls.getpeercert(binary_form=True) if tls is not None else None)
@@ -89,10 +101,24 @@ class Channel(grpclib.client.Channel):
                 yield stream
         except GRPCError as error:
             raise from_grpc(error) from None
+        except ssl.SSLCertVerificationError as error:
+            raise Untrusted(
+                f"the certificate of {self.target} is refused: {error.verify_message}",
+                outside_validity=error.verify_code in {_TOO_EARLY, _TOO_LATE},
+            ) from None
         except ssl.SSLError as error:
-            raise errors.Unauthenticated(f"TLS with {self.target} failed: {error.reason or error}") from None
+            raise Untrusted(f"TLS with {self.target} failed: {error.reason or error}") from None
         except (TimeoutError, OSError, StreamTerminatedError, ProtocolError) as error:
             raise errors.Unavailable(f"{self.target} does not answer: {str(error) or type(error).__name__}") from None
+
+
+def _keep_alive(sock: Any) -> None:
+    """Let the kernel find a peer that vanished without a word: a subscription may be silent for hours."""
+    if sock is None or sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def method(service: ServiceDescriptor, name: str) -> MethodDescriptor:

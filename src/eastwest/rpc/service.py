@@ -20,6 +20,7 @@ import grpclib.server
 import grpclib.stream
 import structlog
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpclib.const import Cardinality, Handler, Status
@@ -90,7 +91,7 @@ class Service:
 
     A unary method's handler takes (request, call) and returns the reply; one that streams replies takes the
     same and uses ``call.send``; one that takes a client stream gets None for the request and reads the call.
-    Methods without a handler answer UNIMPLEMENTED. ``guard`` runs before each call and may raise.
+    ``guard`` runs before each call and may raise.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class Listener:
 
     def __init__(self, services: Sequence[Servable]) -> None:
         self._server = grpclib.server.Server(list(services))
+        self._server._mapping = _Methods(self._server._mapping)
         self._path: Path | None = None
         self.port = 0
 
@@ -200,8 +202,22 @@ class Listener:
             self._path.unlink(missing_ok=True)
 
 
+class _Methods(dict[str, Handler]):
+    """Handlers by path; grpclib's own answer for a missing one lacks the content type that peers insist on."""
+
+    def get(self, name: str, _default: Any = None) -> Handler:
+        return super().get(name) or _UNIMPLEMENTED
+
+
+async def _unimplemented(stream: Any) -> None:
+    raise GRPCError(Status.UNIMPLEMENTED, f"this server has no {stream._method_name}")
+
+
+_UNIMPLEMENTED = Handler(_unimplemented, Cardinality.STREAM_STREAM, Empty, Empty)
+
+
 def cardinality(takes_stream: bool, gives_stream: bool) -> Cardinality:
-    """grpclib's name for the kind of a method."""
+    """Grpclib's name for the kind of a method."""
     if takes_stream:
         return Cardinality.STREAM_STREAM if gives_stream else Cardinality.STREAM_UNARY
     return Cardinality.UNARY_STREAM if gives_stream else Cardinality.UNARY_UNARY

@@ -1,0 +1,93 @@
+"""Talking to a running server over its admin socket (``DATA/server/api.sock``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
+from eastwest.api.spire.api.server.bundle.v1 import bundle_pb2
+from eastwest.api.spire.api.types import types_pb2
+from eastwest.errors import Unavailable
+from eastwest.rpc.client import Channel, method
+
+ANY_VERSION = "*"
+_ADMIN = pb.DESCRIPTOR.services_by_name["Admin"]
+_BUNDLE = bundle_pb2.DESCRIPTOR.services_by_name["Bundle"]
+
+
+class AdminClient:
+    """The admin API as Python values. Use as ``async with AdminClient.connect(data) as admin``."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    @classmethod
+    def connect(cls, data: Path) -> AdminClient:
+        """Reach the server of ``data``; raises ``Unavailable`` when none runs there."""
+        socket = data.absolute() / "server" / "api.sock"
+        if not socket.exists():
+            raise Unavailable(f"no server runs on {data}", fix=f"start it: eastwest server run --data {data}")
+        return cls(Channel(path=str(socket)))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        self._channel.close()
+
+    async def status(self) -> pb.GetStatusResponse:
+        """What the server says of itself."""
+        reply: pb.GetStatusResponse = await self._call("GetStatus", pb.GetStatusRequest())
+        return reply
+
+    async def create_join_token(self, *, ttl: int = 600, group: str = "", spiffe_id: str = "") -> types_pb2.JoinToken:
+        """A token for one new node; ``ttl`` in seconds."""
+        request = pb.CreateJoinTokenRequest(ttl=ttl, group=group, spiffe_id=spiffe_id)
+        reply: types_pb2.JoinToken = await self._call("CreateJoinToken", request)
+        return reply
+
+    async def estate_status(self) -> dict[str, Any] | None:
+        """The estate in force as ``{version, files, applied_at, applied_by}``, or None before the first."""
+        estate = await self._call("GetEstate", pb.GetEstateRequest())
+        if not estate.version:
+            return None
+        return {
+            "version": estate.version,
+            "files": dict(estate.files),
+            "applied_at": estate.applied_at,
+            "applied_by": estate.applied_by,
+        }
+
+    async def apply_estate(self, files: Mapping[str, bytes], expected_version: str = ANY_VERSION) -> dict[str, Any]:
+        """Put an estate in force; refused when another version than ``expected_version`` is."""
+        request = pb.ApplyEstateRequest(files=files, expected_version=expected_version)
+        reply = await self._call("ApplyEstate", request)
+        return {"version": reply.version, "changes": msgspec.json.decode(reply.plan)}
+
+    async def mesh_status(self) -> pb.GetMeshStatusResponse:
+        """What every agent and sidecar was told and has acknowledged."""
+        reply: pb.GetMeshStatusResponse = await self._call("GetMeshStatus", pb.GetMeshStatusRequest())
+        return reply
+
+    async def decisions(self, **query: Any) -> tuple[list[dict[str, Any]], int]:
+        """Ledger rows that match (fields of ``ListDecisionsRequest``), and how many were ever lost."""
+        reply = await self._call("ListDecisions", pb.ListDecisionsRequest(**query))
+        return msgspec.json.decode(reply.decisions, type=list[dict[str, Any]]), reply.lost
+
+    async def flush_log(self) -> pb.FlushLogResponse:
+        """Publish a checkpoint that covers everything stored so far."""
+        reply: pb.FlushLogResponse = await self._call("FlushLog", pb.FlushLogRequest())
+        return reply
+
+    async def bundle(self) -> types_pb2.Bundle:
+        """The trust bundle of the server's trust domain."""
+        request = bundle_pb2.GetBundleRequest()
+        reply: types_pb2.Bundle = await self._channel.unary(method(_BUNDLE, "GetBundle"), request)
+        return reply
+
+    async def _call(self, name: str, request: Any) -> Any:
+        return await self._channel.unary(method(_ADMIN, name), request, deadline=120)

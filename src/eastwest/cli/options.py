@@ -1,0 +1,34 @@
+"""Options that several nouns share, spelled once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+T = TypeVar("T")
+
+DataDir = Annotated[
+    Path,
+    typer.Option("--data", metavar="DIR", envvar="EASTWEST_DATA", help="The data directory of the server or agent."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def run(work: Callable[[], Awaitable[T]]) -> T:
+    """Run one short asynchronous command."""
+
+    async def main() -> T:
+        return await work()
+
+    return asyncio.run(main())
+
+
+def print_json(value: object) -> None:
+    """JSON on standard output, keys in the order given."""
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(value)).decode())

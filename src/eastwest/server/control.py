@@ -1,0 +1,179 @@
+"""Pushing to agents: for each agent the full state once, then numbered deltas, resumable, never partial.
+
+A ``View`` says what an agent should hold now. A session compares that with what it last sent and sends the
+difference, whatever happened in between; so a burst of changes becomes one update, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import structlog
+
+from eastwest.api.eastwest.control.v1 import control_pb2 as pb
+from eastwest.clock import Clock
+from eastwest.entropy import Entropy, random_hex
+from eastwest.errors import FailedPrecondition, InvalidInput
+from eastwest.rpc.service import Call
+from eastwest.server.telemetry import Metrics
+from eastwest.spiffe.id import SpiffeId
+
+HISTORY = 8
+"""States kept for each agent, so that one that reconnects gets a delta."""
+
+_log = structlog.get_logger()
+
+
+class Key(NamedTuple):
+    """The name of a resource: its kind (``pb.ResourceName.Kind``) and its name."""
+
+    kind: int
+    name: str
+
+
+class Item(NamedTuple):
+    """A resource and a token that differs exactly when its content does."""
+
+    token: object
+    resource: pb.Resource
+
+
+View = Callable[[SpiffeId], Mapping[Key, Item]]
+"""What an agent should hold now. Raises when the agent may hold nothing (evicted, banned)."""
+
+
+@dataclass(slots=True)
+class AgentStream:
+    """One agent as the server knows it, connected or not."""
+
+    agent: SpiffeId
+    number: int = 0
+    history: OrderedDict[int, Mapping[Key, Item]] = field(default_factory=OrderedDict)
+    acknowledged: int = 0
+    version: str = ""
+    sidecars: dict[str, pb.SidecarStatus] = field(default_factory=dict)
+    session: object | None = None
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def next_update(self, current: Mapping[Key, Item], base: int | None) -> tuple[list[pb.Resource], list[Key]]:
+        """Number ``current`` as the newest state and return what changed since ``base`` (None: everything)."""
+        before: Mapping[Key, Item] = {} if base is None else self.history[base]
+        upserts = [
+            item.resource for key, item in current.items() if key not in before or before[key].token != item.token
+        ]
+        removals = [key for key in before if key not in current]
+        self.number += 1
+        self.history[self.number] = current
+        while len(self.history) > HISTORY:
+            self.history.popitem(last=False)
+        return upserts, removals
+
+
+class ControlHub:
+    """All agents' streams. ``wake`` is cheap and may be called for every change."""
+
+    def __init__(self, view: View, clock: Clock, entropy: Entropy, metrics: Metrics, skew_limit: int) -> None:
+        self._view = view
+        self._clock = clock
+        self._metrics = metrics
+        self._skew_limit = skew_limit
+        self._epoch = random_hex(entropy, 8)
+        self.streams: dict[SpiffeId, AgentStream] = {}
+
+    def wake(self, agents: Iterable[SpiffeId] | None = None) -> None:
+        """Something that these agents hold may have changed (None: all agents)."""
+        chosen = self.streams.values() if agents is None else [self.streams[a] for a in agents if a in self.streams]
+        for stream in chosen:
+            stream.wake.set()
+
+    def forget(self, agent: SpiffeId) -> None:
+        """The agent is no more; its stream ends."""
+        if stream := self.streams.pop(agent, None):
+            stream.wake.set()
+
+    @property
+    def connected(self) -> int:
+        """How many agents have an open stream."""
+        return sum(stream.session is not None for stream in self.streams.values())
+
+    async def serve(self, agent: SpiffeId, call: Call) -> None:
+        """One ``Control/Subscribe`` call, until the agent leaves or may no longer stay."""
+        first = await call.receive()
+        if first is None or first.WhichOneof("message") != "hello":
+            raise InvalidInput("the first message of Subscribe is a hello")
+        self._check_skew(first.hello.time_unix_ms)
+        stream = self.streams.setdefault(agent, AgentStream(agent))
+        session = stream.session = object()
+        stream.version = first.hello.agent_version[:64]
+        self._metrics.agents_connected.set(self.connected)
+        reader = asyncio.create_task(self._read(stream, session, call))
+        try:
+            await self._write(stream, session, first.hello, call, reader)
+        finally:
+            reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await reader
+            if stream.session is session:
+                stream.session = None
+                for status in stream.sidecars.values():
+                    status.connected = False
+            self._metrics.agents_connected.set(self.connected)
+
+    async def _write(
+        self, stream: AgentStream, session: object, hello: pb.Hello, call: Call, reader: asyncio.Task[None]
+    ) -> None:
+        known = hello.epoch == self._epoch and hello.number in stream.history
+        base = hello.number if known else None
+        first = True
+        while stream.session is session and self.streams.get(stream.agent) is stream and not reader.done():
+            stream.wake.clear()
+            current = self._view(stream.agent)
+            upserts, removals = stream.next_update(current, base)
+            if upserts or removals or first:
+                update = pb.Update(
+                    epoch=self._epoch,
+                    number=stream.number,
+                    full=base is None,
+                    upserts=upserts,
+                    removals=[pb.ResourceName(kind=key.kind, name=key.name) for key in removals],  # type: ignore[arg-type]
+                    time_unix_ms=int(self._clock.now().timestamp() * 1000),
+                )
+                await call.send(update)
+                self._metrics.updates.inc()
+            base, first = stream.number, False
+            await stream.wake.wait()
+        if stream.session is session and not reader.done():
+            self._view(stream.agent)  # evicted or banned: raises the reason
+        reader.cancel()
+
+    async def _read(self, stream: AgentStream, session: object, call: Call) -> None:
+        try:
+            async for message in call:
+                if message.WhichOneof("message") != "ack" or stream.session is not session:
+                    continue
+                stream.acknowledged = max(stream.acknowledged, message.ack.number)
+                stream.sidecars = {status.node_id[:256]: status for status in message.ack.sidecars[:10_000]}
+        finally:
+            stream.wake.set()
+
+    def _check_skew(self, agent_ms: int) -> None:
+        if agent_ms == 0:
+            return
+        skew = agent_ms / 1000 - self._clock.now().timestamp()
+        if abs(skew) > self._skew_limit:
+            word = "ahead of" if skew > 0 else "behind"
+            _log.warning("control.clock_skew", seconds=round(skew))
+            raise FailedPrecondition(
+                f"the agent's clock is {abs(skew):.0f} s {word} the server's; at most {self._skew_limit} s is accepted",
+                fix="set both clocks, by NTP for instance",
+            )
+
+
+def resource(kind: Any, name: str, **body: Any) -> pb.Resource:
+    """A resource of the control stream."""
+    return pb.Resource(name=pb.ResourceName(kind=kind, name=name), **body)

@@ -1,0 +1,231 @@
+"""Serving and calling over our wrapper: errors, bounds, sockets, TLS with changing trust."""
+
+import asyncio
+import datetime as dt
+import os
+import socket
+import stat
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from grpclib.const import Cardinality
+
+from eastwest import errors
+from eastwest.api.grpc.health.v1 import health_pb2 as pb
+from eastwest.api.spire.api.types import types_pb2
+from eastwest.rpc import service as service_module
+from eastwest.rpc.client import Channel, method
+from eastwest.rpc.service import Call, Listener, Service
+from eastwest.rpc.status import Refused
+from eastwest.rpc.tls import SwappableContext, certificate_id, client_context, expect_server, server_context
+from eastwest.spiffe.id import SpiffeId
+
+HEALTH = pb.DESCRIPTOR.services_by_name["Health"]
+CHECK = method(HEALTH, "Check")
+
+
+class Authority:
+    """A root made for one test."""
+
+    def __init__(self) -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.certificate = self._sign("root", self.key, None)
+
+    @property
+    def root(self) -> bytes:
+        return self.certificate.public_bytes(Encoding.DER)
+
+    def leaf(self, *uris: str) -> tuple[bytes, bytes]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._sign("leaf", key, [x509.UniformResourceIdentifier(uri) for uri in uris])
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return certificate.public_bytes(Encoding.PEM), pem
+
+    def _sign(self, name, key, names) -> x509.Certificate:
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "root")])
+        now = dt.datetime.now(dt.UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(minutes=1))
+            .not_valid_after(now + dt.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=names is None, path_length=None), critical=True)
+        )
+        if names is not None:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return builder.sign(self.key, hashes.SHA256())
+
+
+async def echo(request: pb.HealthCheckRequest, _call: Call) -> pb.HealthCheckResponse:
+    match request.service:
+        case "missing":
+            raise errors.NotFound("no such thing", fix="name another")
+        case "banned":
+            raise Refused("banned", [types_pb2.PermissionDeniedDetails(reason=4)])
+        case "log":
+            raise errors.LogUnavailable("the disk is full")
+        case "bug":
+            raise ZeroDivisionError
+    return pb.HealthCheckResponse(status=pb.HealthCheckResponse.SERVING)
+
+
+@pytest.fixture
+async def unix(tmp_path):
+    listener = Listener([Service(HEALTH, {"Check": echo})])
+    await listener.listen_unix(tmp_path / "s", 0o600)
+    channel = Channel(path=str(tmp_path / "s"))
+    yield channel
+    channel.close()
+    await listener.close()
+
+
+async def ask(channel: Channel, service: str = "") -> pb.HealthCheckResponse:
+    return await channel.unary(CHECK, pb.HealthCheckRequest(service=service))
+
+
+async def test_a_call_is_answered(unix):
+    assert (await ask(unix)).status == pb.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize(
+    ("service", "error", "text"),
+    [
+        ("missing", errors.NotFound, "no such thing (name another)"),
+        ("log", errors.LogUnavailable, "the disk is full"),
+        ("bug", errors.Internal, "internal error; the server's log says more"),
+    ],
+)
+async def test_errors_cross_the_wire_with_their_kind(unix, service, error, text):
+    with pytest.raises(error) as raised:
+        await ask(unix, service)
+    assert type(raised.value) is error
+    assert str(raised.value) == text
+
+
+async def test_details_of_a_refusal_cross_the_wire(unix):
+    with pytest.raises(Refused) as raised:
+        await ask(unix, "banned")
+    assert raised.value.details[0].reason == types_pb2.PermissionDeniedDetails.AGENT_BANNED
+
+
+async def test_a_method_without_handler_is_unimplemented(unix):
+    with pytest.raises(errors.FailedPrecondition, match="this server has no"):
+        async with unix.stream(method(HEALTH, "Watch")) as stream:
+            await stream.send_message(pb.HealthCheckRequest(), end=True)
+            await stream.recv_message()
+
+
+async def test_a_message_over_the_bound_is_refused_before_it_is_read(unix, monkeypatch):
+    monkeypatch.setattr(service_module, "MAX_MESSAGE", 1000)
+    with pytest.raises(errors.Exhausted, match="at most 1000"):
+        await ask(unix, "x" * 2000)
+    assert (await ask(unix, "small")).status == pb.HealthCheckResponse.SERVING
+
+
+async def test_bytes_that_are_no_message_are_invalid_input(unix):
+    async with unix.request(
+        "/grpc.health.v1.Health/Check", Cardinality.UNARY_UNARY, types_pb2.Selector, pb.HealthCheckResponse
+    ) as stream:
+        stream._codec = RawCodec()
+        await stream.send_message(b"\xff\xff\xff", end=True)
+        with pytest.raises(Exception, match="not of this method's type"):
+            await stream.recv_message()
+
+
+class RawCodec:
+    """Sends bytes as they are."""
+
+    __content_subtype__ = "proto"
+
+    def encode(self, message, _type):
+        return message
+
+
+async def test_a_unix_socket_has_its_mode_and_is_not_taken_from_a_living_server(tmp_path, unix):
+    assert stat.S_IMODE(os.stat(tmp_path / "s").st_mode) == 0o600
+    with pytest.raises(errors.FailedPrecondition, match="in use"):
+        await Listener([]).listen_unix(tmp_path / "s", 0o600)
+
+
+async def test_a_dead_socket_is_replaced_and_a_file_is_not(tmp_path):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead"))
+    listener = Listener([])
+    await listener.listen_unix(tmp_path / "dead", 0o600)
+    await listener.close()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(errors.FailedPrecondition, match="not a socket"):
+        await Listener([]).listen_unix(tmp_path / "file", 0o600)
+
+
+async def test_a_taken_port_is_a_clear_error():
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        with pytest.raises(errors.FailedPrecondition, match="Address already in use"):
+            await Listener([]).listen_tcp("127.0.0.1", holder.getsockname()[1], server_tls(Authority()))
+
+
+def server_tls(authority, trusted=None):
+    return server_context(*authority.leaf("spiffe://td.test/spire/server"), [(trusted or authority).root])
+
+
+async def test_client_certificates_are_optional_verified_and_trust_can_change():
+    first, second = Authority(), Authority()
+    seen = []
+
+    async def who(_request, call):
+        seen.append(None if call.peer_certificate is None else str(certificate_id(call.peer_certificate)))
+        return pb.HealthCheckResponse()
+
+    context = SwappableContext(server_tls(first))
+    listener = Listener([Service(HEALTH, {"Check": who})])
+    await listener.listen_tcp("127.0.0.1", 0, context.listening)
+    check = expect_server(SpiffeId.parse("spiffe://td.test/spire/server"))
+
+    async def call(identity=None):
+        tls = client_context([first.root], *(identity or (None, None)))
+        channel = Channel(host="127.0.0.1", port=listener.port, tls=tls, check=check)
+        try:
+            async with asyncio.timeout(10):
+                await ask(channel)
+        finally:
+            channel.close()
+
+    await call()
+    await call(first.leaf("spiffe://td.test/a"))
+    with pytest.raises((errors.Unavailable, errors.Unauthenticated)):
+        await call(second.leaf("spiffe://td.test/b"))
+    context.swap(server_tls(first, trusted=second))
+    await call(second.leaf("spiffe://td.test/b"))
+    with pytest.raises((errors.Unavailable, errors.Unauthenticated)):
+        await call(first.leaf("spiffe://td.test/a"))
+    await listener.close()
+    assert seen == [None, "spiffe://td.test/a", "spiffe://td.test/b"]
+
+
+@pytest.mark.parametrize("uris", [["spiffe://td.test/other"], ["spiffe://td.test/spire/server", "spiffe://td.test/x"]])
+async def test_a_server_that_proves_another_name_is_refused(uris):
+    authority = Authority()
+    listener = Listener([Service(HEALTH, {"Check": echo})])
+    await listener.listen_tcp("127.0.0.1", 0, server_context(*authority.leaf(*uris), [authority.root]))
+    check = expect_server(SpiffeId.parse("spiffe://td.test/spire/server"))
+    channel = Channel(host="127.0.0.1", port=listener.port, tls=client_context([authority.root]), check=check)
+    with pytest.raises(errors.Unauthenticated, match="the server proved to be"):
+        await ask(channel)
+    channel.close()
+    await listener.close()
+
+
+async def test_a_server_that_is_not_there_is_unavailable():
+    channel = Channel(host="127.0.0.1", port=1)
+    with pytest.raises(errors.Unavailable, match="does not answer"):
+        await ask(channel)
+    channel.close()
