@@ -1,0 +1,56 @@
+# Everything a newcomer or CI runs. `make` alone lists it.
+#
+# Tools come from .venv, which `setup` makes from uv.lock; what it has to say goes to stderr.
+
+SHELL := /bin/sh
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+ARGS ?=
+WORKERS ?= 2
+
+# Our own processes start by the dozen in a demo and in tests: let them keep their bytecode.
+export PYTHONDONTWRITEBYTECODE =
+
+.PHONY: help setup demo test check fmt generate interop bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@echo
+	@echo "  Options for a program go in ARGS, for instance: make demo ARGS=--json"
+
+setup: ## make .venv from uv.lock (nothing to do when it is current)
+	@sh tools/setup.sh
+
+demo: setup ## a small estate attacked twice: without and with identity and policy
+	@$(BIN)/eastwest demo $(ARGS)
+
+test: setup check ## check, then the default test suite
+	$(BIN)/pytest -n $(WORKERS) $(ARGS)
+
+check: setup ## format, lint, types, import rules, dependencies, generated code
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+	$(BIN)/python tools/generate.py --check
+
+fmt: setup ## format, and fix what can be fixed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+generate: setup ## write src/eastwest/api from proto/
+	$(BIN)/python tools/generate.py
+
+interop: setup ## build foreign peers (SPIRE, go-spiffe, transparency-log tools) and test against them
+	$(BIN)/python tools/interop_build.py $(if $(CI),--require)
+	$(BIN)/pytest tests/interop $(ARGS)
+
+bench: setup ## measure; ARGS='--only NAME,NAME' runs a part; writes bench/results.json
+	$(BIN)/python -m bench $(ARGS)
+
+clean: ## remove .venv and what tools left in the tree
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage dist
+	find src tests tools bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,159 @@
+"""``eastwest.admin.v1.Admin``: what operators ask and change over the admin socket."""
+
+from __future__ import annotations
+
+import msgspec
+
+from eastwest import __version__
+from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
+from eastwest.api.spire.api.types import types_pb2
+from eastwest.clock import Clock
+from eastwest.errors import InvalidInput
+from eastwest.registry.registry import Registry
+from eastwest.rpc.service import Call, Service
+from eastwest.server.control import AgentStream, ControlHub
+from eastwest.server.estate import EstateKeeper
+from eastwest.server.gate import Gate
+from eastwest.server.journal import Journal
+from eastwest.spiffe.id import SpiffeId
+from eastwest.store.ledger import DecisionQuery, SqliteLedger
+from eastwest.store.log import SqliteLog
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["Admin"]
+
+
+class AdminService:
+    """Status, tokens, estate, mesh and decisions."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        estate: EstateKeeper,
+        hub: ControlHub,
+        ledger: SqliteLedger,
+        log: SqliteLog,
+        journal: Journal,
+        clock: Clock,
+        gate: Gate,
+    ) -> None:
+        self._registry = registry
+        self._estate = estate
+        self._hub = hub
+        self._ledger = ledger
+        self._log = log
+        self._journal = journal
+        self._clock = clock
+        self._gate = gate
+        self._started = clock.monotonic()
+        self.agent_address = ""
+        self.health_address = ""
+
+    def service(self) -> Service:
+        """The gRPC service."""
+        return Service(
+            _SERVICE,
+            {
+                "GetStatus": self._status,
+                "CreateJoinToken": self._create_join_token,
+                "GetEstate": self._get_estate,
+                "ApplyEstate": self._apply_estate,
+                "GetMeshStatus": self._mesh_status,
+                "ListDecisions": self._decisions,
+                "FlushLog": self._flush_log,
+            },
+            guard=self._guard,
+        )
+
+    async def _guard(self, call: Call) -> None:
+        await self._gate.admin(call)
+
+    async def _status(self, _request: pb.GetStatusRequest, _call: Call) -> pb.GetStatusResponse:
+        return pb.GetStatusResponse(
+            trust_domain=self._registry.trust_domain.name,
+            server_version=__version__,
+            uptime_seconds=int(self._clock.monotonic() - self._started),
+            log_size=self._log.size,
+            policy_version=self._estate.version,
+            entries=self._registry.entries.count(),
+            agents=self._registry.nodes.count(),
+            agents_connected=self._hub.connected,
+            agent_address=self.agent_address,
+            metrics_address=self.health_address,
+        )
+
+    async def _create_join_token(self, request: pb.CreateJoinTokenRequest, call: Call) -> types_pb2.JoinToken:
+        actor = await self._gate.admin(call)
+        if request.group:
+            self._estate.check_group(request.group)
+        alias = SpiffeId.parse(request.spiffe_id) if request.spiffe_id else None
+        token = await self._registry.tokens.create(self._clock.now(), ttl=request.ttl, group=request.group, alias=alias)
+        await self._journal.record(
+            "join_token.created", actor=actor, subject=str(alias or ""), group=request.group, ttl=request.ttl
+        )
+        return types_pb2.JoinToken(value=token.value, expires_at=token.expires_at)
+
+    async def _get_estate(self, _request: pb.GetEstateRequest, _call: Call) -> pb.Estate:
+        applied = self._estate.applied
+        if applied is None:
+            return pb.Estate()
+        return pb.Estate(
+            version=applied.version,
+            files=applied.files,
+            applied_at=int(applied.applied_at.timestamp()),
+            applied_by=applied.applied_by,
+        )
+
+    async def _apply_estate(self, request: pb.ApplyEstateRequest, call: Call) -> pb.ApplyEstateResponse:
+        actor = await self._gate.admin(call)
+        plan = await self._estate.apply(dict(request.files), request.expected_version, actor)
+        return pb.ApplyEstateResponse(version=self._estate.version, plan=msgspec.json.encode(plan))
+
+    async def _mesh_status(self, _request: pb.GetMeshStatusRequest, _call: Call) -> pb.GetMeshStatusResponse:
+        reply = pb.GetMeshStatusResponse(policy_version=self._estate.version)
+        for agent, stream in sorted(self._hub.streams.items()):
+            reply.agents.append(_agent_status(agent, stream))
+        return reply
+
+    async def _decisions(self, request: pb.ListDecisionsRequest, _call: Call) -> pb.ListDecisionsResponse:
+        if request.verdict not in {"", "allow", "deny"}:
+            raise InvalidInput(f"{request.verdict[:32]!r} is not a verdict", fix="allow or deny")
+        query = DecisionQuery(
+            after=request.after,
+            limit=request.limit or 100,
+            caller=request.caller,
+            service=request.service,
+            verdict=request.verdict,
+            code=request.code,
+            newest_first=request.newest_first,
+        )
+        rows = [
+            msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+            | {"row": msgspec.Raw(str(number).encode()), "agent": msgspec.Raw(msgspec.json.encode(agent))}
+            for number, agent, body in await self._ledger.list(query)
+        ]
+        return pb.ListDecisionsResponse(decisions=msgspec.json.encode(rows), lost=await self._ledger.lost())
+
+    async def _flush_log(self, _request: pb.FlushLogRequest, _call: Call) -> pb.FlushLogResponse:
+        checkpoint = await self._log.flush()
+        return pb.FlushLogResponse(size=checkpoint.size, checkpoint=checkpoint.text)
+
+
+def _agent_status(agent: SpiffeId, stream: AgentStream) -> pb.GetMeshStatusResponse.Agent:
+    return pb.GetMeshStatusResponse.Agent(
+        agent_id=str(agent),
+        connected=stream.session is not None,
+        intended_number=stream.number,
+        acknowledged_number=stream.acknowledged,
+        agent_version=stream.version,
+        sidecars=[
+            pb.GetMeshStatusResponse.Sidecar(
+                node_id=status.node_id,
+                spiffe_id=status.spiffe_id,
+                intended_version=status.intended_version,
+                acknowledged_version=status.acknowledged_version,
+                error=status.error,
+                connected=status.connected,
+            )
+            for _, status in sorted(stream.sidecars.items())
+        ],
+    )

@@ -1,0 +1,137 @@
+"""The authority's keys and certificates on disk: made once by ``init``, loaded at each start."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import msgspec
+
+from eastwest.entropy import Entropy, serial_numbers
+from eastwest.errors import Corrupt, FailedPrecondition
+from eastwest.log.note import NoteKey
+from eastwest.pki.chain import dump_chain_pem, load_chain_pem
+from eastwest.pki.hierarchy import Authority, create_intermediate, create_root
+from eastwest.pki.jwt import JwtSigningKey
+from eastwest.pki.signer import KeyAlgorithm, KeyStore, Signer
+from eastwest.server.config import ServerConfig, ServerFile
+from eastwest.spiffe.bundle import Bundle, X509Authority
+from eastwest.spiffe.id import TrustDomain
+
+REFRESH_HINT = 300
+RENEW_SHARE = 6
+"""An issuing CA is replaced when less than a sixth of its life is left."""
+
+
+class AuthorityState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``ca/authority.json``: which key of the key store plays which part. Times are Unix seconds."""
+
+    root: str
+    intermediate: str
+    jwt: str
+    jwt_expires_at: int
+    log: str
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Everything that signs."""
+
+    authority: Authority
+    jwt_key: JwtSigningKey
+    log_signer: Signer
+    log_key: NoteKey
+    bundle: Bundle
+
+
+def create_authority(
+    keys: KeyStore, directory: Path, file: ServerFile, trust_domain: TrustDomain, now: datetime, entropy: Entropy
+) -> Loaded:
+    """Make root, issuing CA, JWT key and log key, and write them below ``directory``."""
+    root_signer = keys.create("root-1", KeyAlgorithm.EC_P256)
+    signer = keys.create("intermediate-1", KeyAlgorithm.EC_P256)
+    keys.create("jwt-1", KeyAlgorithm.EC_P256)
+    keys.create("log-1", KeyAlgorithm.ED25519)
+    serials = serial_numbers(entropy, 2)
+    root = create_root(root_signer, trust_domain, serials[0], now, timedelta(days=file.root_days))
+    lifetime = timedelta(days=file.intermediate_days)
+    intermediate = create_intermediate(signer.public_key, root, root_signer, trust_domain, serials[1], now, lifetime)
+    directory.mkdir(mode=0o700)
+    write_durably(directory / "root-1.pem", dump_chain_pem([root]), 0o644)
+    write_durably(directory / "intermediate-1.pem", dump_chain_pem([intermediate]), 0o644)
+    state = AuthorityState(
+        root="root-1",
+        intermediate="intermediate-1",
+        jwt="jwt-1",
+        jwt_expires_at=int((now + lifetime).timestamp()),
+        log="log-1",
+        sequence=1,
+    )
+    write_durably(directory / "authority.json", msgspec.json.format(msgspec.json.encode(state)), 0o600)
+    return load_authority(keys, directory, trust_domain)
+
+
+def load_authority(keys: KeyStore, directory: Path, trust_domain: TrustDomain) -> Loaded:
+    """Load and check; raises ``Corrupt`` or ``FailedPrecondition`` when the parts do not belong together."""
+    path = directory / "authority.json"
+    try:
+        state = msgspec.json.decode(path.read_bytes(), type=AuthorityState)
+        root = load_chain_pem((directory / f"{state.root}.pem").read_bytes())
+        chain = load_chain_pem((directory / f"{state.intermediate}.pem").read_bytes())
+    except OSError as error:
+        raise FailedPrecondition(
+            f"the authority is incomplete: {error.filename}: {error.strerror}", fix="restore the data directory"
+        ) from None
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"not the authority's state: {error}", where=str(path)) from None
+    authority = Authority.create(trust_domain, keys.load(state.intermediate), chain, root)
+    expires_at = datetime.fromtimestamp(state.jwt_expires_at, authority.not_after.tzinfo)
+    jwt_key = JwtSigningKey(keys.load(state.jwt), expires_at)
+    log_signer = keys.load(state.log)
+    bundle = Bundle(
+        trust_domain=trust_domain,
+        x509_authorities=tuple(X509Authority(der) for der in root),
+        jwt_authorities=(jwt_key.authority,),
+        sequence=state.sequence,
+        refresh_hint=REFRESH_HINT,
+    )
+    return Loaded(authority, jwt_key, log_signer, NoteKey.of(log_name(trust_domain), log_signer), bundle)
+
+
+def open_key_store(config: ServerConfig) -> KeyStore:
+    """The key store that the configuration names, from the ``eastwest.key_stores`` entry points."""
+    name = config.file.key_store
+    found = entry_points(group="eastwest.key_stores", name=name)
+    if not found:
+        known = ", ".join(sorted(entry.name for entry in entry_points(group="eastwest.key_stores")))
+        raise FailedPrecondition(f"no key store {name!r} is installed", fix=f"use one of {known}")
+    store: KeyStore = next(iter(found)).load()(config.paths.keys)
+    return store
+
+
+def log_name(trust_domain: TrustDomain) -> str:
+    """The origin line of the trust domain's log."""
+    return f"{trust_domain.name}/eastwest-log"
+
+
+def write_durably(path: Path, content: bytes, mode: int) -> None:
+    """Write a whole file or none, with ``mode`` from the start, and flush it to the disk."""
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        os.fchmod(descriptor, mode)
+        with os.fdopen(descriptor, "wb", closefd=False) as stream:
+            stream.write(content)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

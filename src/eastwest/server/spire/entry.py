@@ -1,0 +1,261 @@
+"""``spire.api.server.entry.v1.Entry``: registration for administrators, synchronisation for agents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from eastwest.api.spire.api.server.entry.v1 import entry_pb2 as pb
+from eastwest.api.spire.api.types import types_pb2
+from eastwest.clock import Clock
+from eastwest.errors import Error, InvalidInput, NotFound
+from eastwest.registry.entries import Edit, Outcome
+from eastwest.registry.entry import Entry
+from eastwest.registry.listing import EntryFilter, Match
+from eastwest.registry.registry import Registry
+from eastwest.rpc.service import Call, Service
+from eastwest.rpc.spire import entry_from_proto, entry_to_proto, id_from_proto, masked, selectors_from_proto
+from eastwest.rpc.status import status_of
+from eastwest.server.gate import Gate
+from eastwest.server.journal import Event, Journal
+from eastwest.spiffe.id import TrustDomain
+
+PAGE = 500
+"""Entries in one answer; agents written in Go refuse messages over 4 MiB."""
+MAX_BATCH = 1000
+_SERVICE = pb.DESCRIPTOR.services_by_name["Entry"]
+_SYNC_FIELDS = (
+    "id",
+    "spiffe_id",
+    "selectors",
+    "federates_with",
+    "admin",
+    "downstream",
+    "revision_number",
+    "store_svid",
+    "hint",
+    "additional_attributes",
+    "created_at",
+)
+_EDITABLE = {
+    # Mask field of SPIRE's message → fields of our entry.
+    "spiffe_id": ("spiffe_id",),
+    "parent_id": ("parent_id",),
+    "selectors": ("selectors",),
+    "x509_svid_ttl": ("x509_svid_ttl",),
+    "jwt_svid_ttl": ("jwt_svid_ttl",),
+    "federates_with": ("federates_with",),
+    "admin": ("admin",),
+    "downstream": ("downstream",),
+    "expires_at": ("expires_at",),
+    "dns_names": ("dns_names",),
+    "store_svid": ("store_svid",),
+    "hint": ("hint",),
+    "additional_attributes": ("disable_x509_svid_prefetch", "jwt_svid_include_jti"),
+}
+
+
+class EntryService:
+    """Translates between SPIRE's messages and the registry."""
+
+    def __init__(self, registry: Registry, journal: Journal, clock: Clock, gate: Gate) -> None:
+        self._registry = registry
+        self._journal = journal
+        self._clock = clock
+        self._gate = gate
+
+    def service(self) -> Service:
+        """The gRPC service."""
+        return Service(
+            _SERVICE,
+            {
+                "CountEntries": self._count,
+                "ListEntries": self._list,
+                "GetEntry": self._get,
+                "BatchCreateEntry": self._create,
+                "BatchUpdateEntry": self._update,
+                "BatchDeleteEntry": self._delete,
+                "GetAuthorizedEntries": self._authorized,
+                "SyncAuthorizedEntries": self._sync,
+            },
+        )
+
+    async def _count(self, request: pb.CountEntriesRequest, call: Call) -> pb.CountEntriesResponse:
+        await self._gate.admin(call)
+        return pb.CountEntriesResponse(count=self._registry.entries.count(_filter(request.filter)))
+
+    async def _list(self, request: pb.ListEntriesRequest, call: Call) -> pb.ListEntriesResponse:
+        await self._gate.admin(call)
+        page = self._registry.entries.list(
+            _filter(request.filter),
+            page_size=min(request.page_size, 1000) if request.page_size > 0 else 0,
+            page_token=request.page_token,
+        )
+        mask = request.output_mask if request.HasField("output_mask") else None
+        return pb.ListEntriesResponse(
+            entries=[masked(entry_to_proto(entry), mask) for entry in page.items], next_page_token=page.next_token
+        )
+
+    async def _get(self, request: pb.GetEntryRequest, call: Call) -> types_pb2.Entry:
+        await self._gate.admin(call)
+        entry = self._registry.entries.get(request.id)
+        if entry is None:
+            raise NotFound("entry not found")
+        return masked(entry_to_proto(entry), request.output_mask if request.HasField("output_mask") else None)
+
+    async def _create(self, request: pb.BatchCreateEntryRequest, call: Call) -> pb.BatchCreateEntryResponse:
+        actor = await self._gate.admin(call)
+        _check_batch(len(request.entries))
+        drafts = [_try(lambda message=message: entry_from_proto(message)) for message in request.entries]
+        created = iter(
+            await self._registry.entries.create([d for d in drafts if isinstance(d, Entry)], self._clock.now())
+        )
+        outcomes = [next(created) if isinstance(draft, Entry) else Outcome(None, draft) for draft in drafts]
+        await self._note("entry.created", actor, outcomes)
+        mask = request.output_mask if request.HasField("output_mask") else None
+        reply = pb.BatchCreateEntryResponse()
+        for outcome in outcomes:
+            reply.results.add(status=_status(outcome), entry=_shown(outcome, mask))
+        return reply
+
+    async def _update(self, request: pb.BatchUpdateEntryRequest, call: Call) -> pb.BatchUpdateEntryResponse:
+        actor = await self._gate.admin(call)
+        _check_batch(len(request.entries))
+        mask = request.input_mask if request.HasField("input_mask") else None
+        edits = [(message.id, _edit(message, mask)) for message in request.entries]
+        outcomes = await self._registry.entries.update(edits)
+        await self._note("entry.changed", actor, outcomes)
+        output = request.output_mask if request.HasField("output_mask") else None
+        reply = pb.BatchUpdateEntryResponse()
+        for outcome in outcomes:
+            reply.results.add(status=_status(outcome), entry=_shown(outcome, output))
+        return reply
+
+    async def _delete(self, request: pb.BatchDeleteEntryRequest, call: Call) -> pb.BatchDeleteEntryResponse:
+        actor = await self._gate.admin(call)
+        _check_batch(len(request.ids))
+        outcomes = await self._registry.entries.delete(list(request.ids))
+        await self._note("entry.deleted", actor, outcomes)
+        reply = pb.BatchDeleteEntryResponse()
+        for entry_id, outcome in zip(request.ids, outcomes, strict=True):
+            reply.results.add(status=_status(outcome), id=entry_id)
+        return reply
+
+    async def _authorized(self, request: pb.GetAuthorizedEntriesRequest, call: Call) -> pb.GetAuthorizedEntriesResponse:
+        agent = await self._gate.agent(call)
+        mask = request.output_mask if request.HasField("output_mask") else None
+        entries = self._registry.authorized(agent.id, self._clock.now()).entries
+        return pb.GetAuthorizedEntriesResponse(entries=[masked(entry_to_proto(entry), mask) for entry in entries])
+
+    async def _sync(self, _request: None, call: Call) -> None:
+        """Pages of revisions, then the entries asked for by id; or, when they fit, all entries at once."""
+        agent = await self._gate.agent(call)
+        first = await call.receive()
+        if first is None:
+            raise InvalidInput("the first request is missing")
+        if first.ids:
+            raise InvalidInput("the first request names no ids")
+        mask = first.output_mask if first.HasField("output_mask") else None
+        if mask is not None and not mask.revision_number:
+            raise InvalidInput("the output mask must ask for revision_number")
+        entries = self._registry.authorized(agent.id, self._clock.now()).entries
+        if len(entries) <= PAGE:
+            await call.send(pb.SyncAuthorizedEntriesResponse(entries=[_synced(entry, mask) for entry in entries]))
+            return
+        for start in range(0, len(entries), PAGE):
+            revisions = [
+                pb.EntryRevision(id=entry.id, revision_number=entry.revision, created_at=entry.created_at)
+                for entry in entries[start : start + PAGE]
+            ]
+            more = start + PAGE < len(entries)
+            await call.send(pb.SyncAuthorizedEntriesResponse(entry_revisions=revisions, more=more))
+        by_id = {entry.id: entry for entry in entries}
+        async for request in call:
+            found = [by_id[entry_id] for entry_id in request.ids if entry_id in by_id]
+            for start in range(0, max(len(found), 1), PAGE):
+                part = [_synced(entry, mask) for entry in found[start : start + PAGE]]
+                more = start + PAGE < len(found)
+                await call.send(pb.SyncAuthorizedEntriesResponse(entries=part, more=more))
+
+    async def _note(self, kind: str, actor: str, outcomes: Sequence[Outcome]) -> None:
+        changed = [outcome.entry for outcome in outcomes if outcome.error is None and outcome.entry is not None]
+        await self._journal.record_all([Event(kind, actor, str(entry.spiffe_id), _facts(entry)) for entry in changed])
+
+
+def _facts(entry: Entry) -> dict[str, Any]:
+    return {
+        "entry": entry.id,
+        "revision": entry.revision,
+        "parent": str(entry.parent_id),
+        "selectors": [str(selector) for selector in sorted(entry.selectors)],
+    }
+
+
+def _check_batch(size: int) -> None:
+    if size > MAX_BATCH:
+        raise InvalidInput(f"a batch has at most {MAX_BATCH} items, not {size}")
+
+
+def _try(parse: object) -> Entry | Error:
+    try:
+        return parse()  # type: ignore[operator, no-any-return]
+    except Error as error:
+        return error
+
+
+def _edit(message: types_pb2.Entry, mask: types_pb2.EntryMask | None) -> Edit:
+    def edit(current: Entry) -> Entry:
+        # What the mask leaves out may be absent from the message, so it is read from the entry as it is.
+        whole = entry_to_proto(current)
+        for field in _EDITABLE:
+            if mask is None or getattr(mask, field):
+                whole.ClearField(field)  # type: ignore[arg-type]
+                source = types_pb2.Entry()
+                source.CopyFrom(message)
+                for other in [f.name for f, _ in message.ListFields() if f.name != field]:
+                    source.ClearField(other)  # type: ignore[arg-type]
+                whole.MergeFrom(source)
+        parsed = entry_from_proto(whole)
+        names = [name for field in _EDITABLE for name in _EDITABLE[field]]
+        return replace(current, **{name: getattr(parsed, name) for name in names})
+
+    return edit
+
+
+def _filter(message: pb.ListEntriesRequest.Filter | pb.CountEntriesRequest.Filter) -> EntryFilter:
+    def given(name: str) -> bool:
+        return message.HasField(name)  # type: ignore[arg-type]
+
+    federates = message.by_federates_with
+    return EntryFilter(
+        spiffe_id=id_from_proto(message.by_spiffe_id, "by_spiffe_id") if given("by_spiffe_id") else None,
+        parent_id=id_from_proto(message.by_parent_id, "by_parent_id") if given("by_parent_id") else None,
+        selectors=(
+            (frozenset(selectors_from_proto(message.by_selectors.selectors)), Match(message.by_selectors.match))
+            if given("by_selectors")
+            else None
+        ),
+        federates_with=(
+            (frozenset(TrustDomain.parse(name) for name in federates.trust_domains), Match(federates.match))
+            if given("by_federates_with")
+            else None
+        ),
+        hint=message.by_hint.value if given("by_hint") else None,
+        downstream=message.by_downstream.value if given("by_downstream") else None,
+    )
+
+
+def _synced(entry: Entry, mask: types_pb2.EntryMask | None) -> types_pb2.Entry:
+    message = entry_to_proto(entry)
+    return masked(message, mask) if mask is not None else masked(message, types_pb2.EntryMask(), _SYNC_FIELDS)
+
+
+def _status(outcome: Outcome) -> types_pb2.Status:
+    if outcome.error is None:
+        return types_pb2.Status(code=0, message="OK")
+    return types_pb2.Status(code=status_of(outcome.error).value, message=str(outcome.error))
+
+
+def _shown(outcome: Outcome, mask: types_pb2.EntryMask | None) -> types_pb2.Entry | None:
+    return None if outcome.entry is None else masked(entry_to_proto(outcome.entry), mask)

@@ -1,0 +1,193 @@
+"""``spire.api.server.svid.v1.SVID``: issuance for agents, and minting for administrators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from cryptography import x509
+
+from eastwest.api.spire.api.server.svid.v1 import svid_pb2 as pb
+from eastwest.api.spire.api.types import types_pb2
+from eastwest.clock import Clock
+from eastwest.errors import Error, Exhausted, InvalidInput, NotFound
+from eastwest.issuance.issuer import Issuer
+from eastwest.issuance.request import JwtRequest, X509Request
+from eastwest.registry.entry import Entry
+from eastwest.registry.registry import Registry
+from eastwest.rpc.service import Call, Service
+from eastwest.rpc.spire import id_from_proto, id_to_proto, svid_to_proto
+from eastwest.rpc.status import status_of
+from eastwest.server.gate import AgentCaller, Gate
+from eastwest.server.telemetry import Metrics
+from eastwest.spiffe.id import SpiffeId
+from eastwest.spiffe.selector import Selector
+from eastwest.spiffe.svid import JwtSvid, X509Svid
+
+MAX_BATCH = 500
+MAX_AUDIENCES = 32
+_SERVICE = pb.DESCRIPTOR.services_by_name["SVID"]
+_DOOR = "spire-api"
+
+
+class SvidService:
+    """Turns requests into the issuer's, and its outcomes into answers."""
+
+    def __init__(self, registry: Registry, issuer: Issuer, clock: Clock, metrics: Metrics, gate: Gate) -> None:
+        self._registry = registry
+        self._issuer = issuer
+        self._clock = clock
+        self._metrics = metrics
+        self._gate = gate
+
+    def service(self) -> Service:
+        """The gRPC service."""
+        return Service(
+            _SERVICE,
+            {
+                "BatchNewX509SVID": self._batch_new_x509,
+                "NewJWTSVID": self._new_jwt,
+                "MintX509SVID": self._mint_x509,
+                "MintJWTSVID": self._mint_jwt,
+            },
+        )
+
+    async def _batch_new_x509(self, request: pb.BatchNewX509SVIDRequest, call: Call) -> pb.BatchNewX509SVIDResponse:
+        agent = await self._gate.agent(call)
+        if len(request.params) > MAX_BATCH:
+            raise Exhausted(f"a batch has at most {MAX_BATCH} requests, not {len(request.params)}")
+        now = self._clock.now()
+        planned = [self._plan(agent, params, now) for params in request.params]
+        wanted = [item for item in planned if isinstance(item, X509Request)]
+        with self._metrics.issuance_seconds.time():
+            outcomes = iter(await self._issuer.issue_x509(wanted)) if wanted else iter(())
+        reply = pb.BatchNewX509SVIDResponse()
+        results = reply.results
+        for item in planned:
+            outcome = next(outcomes) if isinstance(item, X509Request) else item
+            self._fill(results.add(), outcome)
+        return reply
+
+    def _plan(self, agent: AgentCaller, params: pb.NewX509SVIDParams, now: datetime) -> X509Request | Error:
+        entry = self._registry.find_authorized(agent.id, params.entry_id, now)
+        if entry is None:
+            return NotFound("the entry does not exist or this agent is not authorized for it")
+        return x509_request(entry, params.csr, str(agent.id))
+
+    def _fill(self, result: pb.BatchNewX509SVIDResponse.Result, outcome: X509Svid | Error) -> None:
+        if isinstance(outcome, Error):
+            result.status.code = status_of(outcome).value
+            result.status.message = str(outcome)
+            self._metrics.refused.labels(outcome.code).inc()
+            return
+        # Set even when OK: agents read it unchecked.
+        result.status.code = 0
+        result.status.message = "OK"
+        svid = result.svid
+        svid.cert_chain.extend(outcome.chain)
+        svid.id.trust_domain = outcome.id.trust_domain.name
+        svid.id.path = outcome.id.path
+        svid.expires_at = int(outcome.not_after.timestamp())
+
+    async def _new_jwt(self, request: pb.NewJWTSVIDRequest, call: Call) -> pb.NewJWTSVIDResponse:
+        agent = await self._gate.agent(call)
+        entry = self._registry.find_authorized(agent.id, request.entry_id, self._clock.now())
+        if entry is None:
+            raise NotFound("the entry does not exist or this agent is not authorized for it")
+        svid = await self._issuer.issue_jwt(
+            JwtRequest(
+                spiffe_id=entry.spiffe_id,
+                audience=_audience(request.audience),
+                ttl=entry.jwt_svid_ttl or None,
+                **_origin(entry, str(agent.id)),
+            )
+        )
+        return pb.NewJWTSVIDResponse(svid=_jwt_to_proto(svid))
+
+    async def _mint_x509(self, request: pb.MintX509SVIDRequest, call: Call) -> pb.MintX509SVIDResponse:
+        admin = await self._gate.admin(call)
+        spiffe_id, dns_names = _names(request.csr)
+        wanted = X509Request(
+            csr_der=request.csr,
+            spiffe_id=spiffe_id,
+            dns_names=dns_names,
+            ttl=request.ttl or None,
+            profile="workload",
+            door=_DOOR,
+            caller=admin,
+        )
+        [outcome] = await self._issuer.issue_x509([wanted])
+        if isinstance(outcome, Error):
+            raise outcome
+        return pb.MintX509SVIDResponse(svid=svid_to_proto(outcome))
+
+    async def _mint_jwt(self, request: pb.MintJWTSVIDRequest, call: Call) -> pb.MintJWTSVIDResponse:
+        admin = await self._gate.admin(call)
+        svid = await self._issuer.issue_jwt(
+            JwtRequest(
+                spiffe_id=id_from_proto(request.id, "id"),
+                audience=_audience(request.audience),
+                ttl=request.ttl or None,
+                door=_DOOR,
+                caller=admin,
+            )
+        )
+        return pb.MintJWTSVIDResponse(svid=_jwt_to_proto(svid))
+
+
+def x509_request(entry: Entry, csr: bytes, agent: str) -> X509Request:
+    """What an agent asks for under one of its entries. Names and lifetime come from the entry, never the CSR."""
+    return X509Request(
+        csr_der=csr,
+        spiffe_id=entry.spiffe_id,
+        dns_names=entry.dns_names,
+        ttl=entry.x509_svid_ttl or None,
+        profile=entry.profile,
+        **_origin(entry, agent),
+    )
+
+
+def _origin(entry: Entry, agent: str) -> dict[str, Any]:
+    return {
+        "door": _DOOR,
+        "caller": agent,
+        "node": agent,
+        "entry_id": entry.id,
+        "entry_revision": entry.revision,
+        "evidence": {"selectors": _selector_texts(entry.selectors)},
+    }
+
+
+@lru_cache(maxsize=65536)
+def _selector_texts(selectors: frozenset[Selector]) -> tuple[str, ...]:
+    return tuple(str(selector) for selector in sorted(selectors))
+
+
+def _audience(names: Iterable[str]) -> tuple[str, ...]:
+    audience = tuple(names)
+    if not audience or len(audience) > MAX_AUDIENCES or any(not 0 < len(name) <= 1024 for name in audience):
+        raise InvalidInput(f"a JWT-SVID needs 1 to {MAX_AUDIENCES} audiences of 1 to 1024 characters")
+    return audience
+
+
+def _names(csr: bytes) -> tuple[SpiffeId, tuple[str, ...]]:
+    """SPIFFE ID and DNS names that an administrator put into a CSR."""
+    try:
+        names = x509.load_der_x509_csr(csr).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        raise InvalidInput("the CSR is malformed or names no SPIFFE ID") from None
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(uris) != 1:
+        raise InvalidInput("the CSR must name exactly one SPIFFE ID")
+    return SpiffeId.parse(uris[0]), tuple(names.get_values_for_type(x509.DNSName))
+
+
+def _jwt_to_proto(svid: JwtSvid) -> types_pb2.JWTSVID:
+    return types_pb2.JWTSVID(
+        token=svid.token,
+        id=id_to_proto(svid.id),
+        issued_at=int(svid.issued_at.timestamp()),
+        expires_at=int(svid.expires_at.timestamp()),
+    )

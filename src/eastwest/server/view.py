@@ -1,0 +1,65 @@
+"""What one agent should hold now: its entries, the trust bundle, and the rules of the workloads it may run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+from eastwest.api.eastwest.control.v1 import control_pb2 as pb
+from eastwest.clock import Clock
+from eastwest.registry.entry import Entry
+from eastwest.registry.node import Standing
+from eastwest.registry.nodes import NodeBanned, UnknownNode
+from eastwest.registry.registry import Registry
+from eastwest.rpc.spire import bundle_to_proto, entry_to_proto
+from eastwest.server.control import Item, Key, resource
+from eastwest.server.estate import EstateKeeper, SidecarConfig
+from eastwest.server.gate import refusal
+from eastwest.spiffe.bundle import Bundle
+from eastwest.spiffe.id import SpiffeId
+
+_ENTRY = pb.ResourceName.KIND_ENTRY
+_BUNDLE = pb.ResourceName.KIND_BUNDLE
+_SIDECAR = pb.ResourceName.KIND_SIDECAR
+
+
+class AgentView:
+    """Composes registry, bundle and estate for the control stream."""
+
+    def __init__(self, registry: Registry, estate: EstateKeeper, bundle: Callable[[], Bundle], clock: Clock) -> None:
+        self._registry = registry
+        self._estate = estate
+        self._bundle = bundle
+        self._clock = clock
+
+    def of(self, agent: SpiffeId) -> Mapping[Key, Item]:
+        """The whole truth for one agent; raises the refusal when it may hold nothing."""
+        try:
+            entries = self._registry.authorized(agent, self._clock.now()).entries
+        except NodeBanned:
+            raise refusal(Standing.AGENT_BANNED, agent) from None
+        except UnknownNode:
+            raise refusal(Standing.AGENT_NOT_ATTESTED, agent) from None
+        items = {Key(_ENTRY, entry.id): _entry_item(entry) for entry in entries}
+        bundle = self._bundle()
+        items[Key(_BUNDLE, bundle.trust_domain.name)] = _bundle_item(bundle)
+        for entry in entries:
+            config = self._estate.sidecars.get(entry.spiffe_id)
+            if config is not None:
+                items[Key(_SIDECAR, str(entry.spiffe_id))] = _sidecar_item(entry.spiffe_id, config)
+        return items
+
+
+@lru_cache(maxsize=200_000)
+def _entry_item(entry: Entry) -> Item:
+    return Item((entry.id, entry.revision), resource(_ENTRY, entry.id, entry=entry_to_proto(entry)))
+
+
+@lru_cache(maxsize=16)
+def _bundle_item(bundle: Bundle) -> Item:
+    return Item(bundle, resource(_BUNDLE, bundle.trust_domain.name, bundle=bundle_to_proto(bundle)))
+
+
+@lru_cache(maxsize=20_000)
+def _sidecar_item(spiffe_id: SpiffeId, config: SidecarConfig) -> Item:
+    return Item(config.token, resource(_SIDECAR, str(spiffe_id), sidecar=config.data))
