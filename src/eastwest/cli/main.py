@@ -6,38 +6,65 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from eastwest import __version__
-from eastwest.cli import agent, bundle, decisions, estate, log, mesh, server, sidecar, token
-from eastwest.cli.demo import command as demo
 from eastwest.errors import Code, Error
 
 EXIT_REFUSED = 1
 EXIT_UNREACHABLE = 3
 
+# Name → module and the Typer application or the function in it, in the order that help shows.
+COMMANDS = {
+    "demo": ("eastwest.cli.demo.command", "demo"),
+    "server": ("eastwest.cli.server", "app"),
+    "agent": ("eastwest.cli.agent", "app"),
+    "sidecar": ("eastwest.cli.sidecar", "app"),
+    "token": ("eastwest.cli.token", "app"),
+    "bundle": ("eastwest.cli.bundle", "app"),
+    "plan": ("eastwest.cli.estate", "plan"),
+    "apply": ("eastwest.cli.estate", "apply"),
+    "estate": ("eastwest.cli.estate", "estate_app"),
+    "mesh": ("eastwest.cli.mesh", "app"),
+    "decisions": ("eastwest.cli.decisions", "decisions"),
+    "log": ("eastwest.cli.log", "app"),
+}
+
+
+class Nouns(TyperGroup):
+    """Imports a noun's module only when it is named, so that every command starts quickly."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - click's signature
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name]
+        target = getattr(importlib.import_module(module), attribute)
+        if not isinstance(target, typer.Typer):
+            single = typer.Typer(add_completion=False)
+            single.command(cmd_name)(target)
+            target = single
+        command = get_command(target)
+        command.name = cmd_name
+        return command
+
+
 app = typer.Typer(
     name="eastwest",
+    cls=Nouns,
     help="Identity, mTLS, policy and evidence for calls between services.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(server.app, name="server", help="The authority: create, run and check it.")
-app.add_typer(agent.app, name="agent", help="The agent of one node: run and check it.")
-app.add_typer(sidecar.app, name="sidecar", help="Run Envoy beside a workload.")
-app.add_typer(token.app, name="token", help="Join tokens for new nodes.")
-app.add_typer(bundle.app, name="bundle", help="The trust bundle.")
-app.add_typer(mesh.app, name="mesh", help="What every sidecar was told and has acknowledged.")
-app.add_typer(log.app, name="log", help="The transparency log: show, prove, verify.")
-app.add_typer(estate.estate_app, name="estate", help="The estate's own formats.")
-app.command("plan")(estate.plan)
-app.command("apply")(estate.apply)
-app.command("decisions")(decisions.decisions)
-app.command("demo")(demo.demo)
 
 
 def _version(wanted: bool) -> None:

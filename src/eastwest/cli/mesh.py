@@ -6,11 +6,12 @@ import typer
 
 from eastwest.cli.options import AsJson, DataDir, print_json, run
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, help="What every sidecar was told and has acknowledged.")
 
 
 @app.callback()
-def _mesh() -> None: ...
+def _mesh() -> None:
+    """Keeps the noun when it has only one verb."""
 
 
 @app.command()

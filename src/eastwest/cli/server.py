@@ -8,7 +8,7 @@ import typer
 
 from eastwest.cli.options import AsJson, DataDir, print_json, run
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, help="The authority: create, run and check it.")
 
 Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port for agents; 0 takes a free one.")]
 Address = Annotated[str | None, typer.Option("--address", help="Address for agents; 127.0.0.1 unless told.")]

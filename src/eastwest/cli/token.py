@@ -9,11 +9,12 @@ import typer
 
 from eastwest.cli.options import AsJson, DataDir, print_json, run
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, help="Join tokens for new nodes.")
 
 
 @app.callback()
-def _token() -> None: ...
+def _token() -> None:
+    """Keeps the noun when it has only one verb."""
 
 
 @app.command()

@@ -14,7 +14,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from eastwest.errors import Unauthenticated
+from eastwest.pki.parsing import PARSE_ERRORS
 from eastwest.spiffe.id import MalformedSpiffeId, SpiffeId
+
+_UNREADABLE: tuple[type[Exception], ...] = (x509.ExtensionNotFound, MalformedSpiffeId, *PARSE_ERRORS)
 
 
 def server_context(chain_pem: bytes, key_pem: bytes, roots: Sequence[bytes]) -> ssl.SSLContext:
@@ -77,7 +80,7 @@ def certificate_id(der: bytes) -> SpiffeId | None:
         names = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.SubjectAlternativeName)
         uris = names.value.get_values_for_type(x509.UniformResourceIdentifier)
         return SpiffeId.parse(uris[0]) if len(uris) == 1 else None
-    except (x509.ExtensionNotFound, ValueError, MalformedSpiffeId):
+    except _UNREADABLE:
         return None
 
 

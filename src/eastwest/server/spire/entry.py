@@ -23,7 +23,7 @@ from eastwest.spiffe.id import TrustDomain
 
 PAGE = 500
 """Entries in one answer; agents written in Go refuse messages over 4 MiB."""
-MAX_BATCH = 1000
+MAX_BATCH = 10_000
 _SERVICE = pb.DESCRIPTOR.services_by_name["Entry"]
 _SYNC_FIELDS = (
     "id",

@@ -15,6 +15,7 @@ from eastwest.clock import Clock
 from eastwest.errors import Error, Exhausted, InvalidInput, NotFound
 from eastwest.issuance.issuer import Issuer
 from eastwest.issuance.request import JwtRequest, X509Request
+from eastwest.pki.parsing import PARSE_ERRORS
 from eastwest.registry.entry import Entry
 from eastwest.registry.registry import Registry
 from eastwest.rpc.service import Call, Service
@@ -30,6 +31,7 @@ MAX_BATCH = 500
 MAX_AUDIENCES = 32
 _SERVICE = pb.DESCRIPTOR.services_by_name["SVID"]
 _DOOR = "spire-api"
+_UNREADABLE: tuple[type[Exception], ...] = (x509.ExtensionNotFound, *PARSE_ERRORS)
 
 
 class SvidService:
@@ -176,7 +178,7 @@ def _names(csr: bytes) -> tuple[SpiffeId, tuple[str, ...]]:
     """SPIFFE ID and DNS names that an administrator put into a CSR."""
     try:
         names = x509.load_der_x509_csr(csr).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound):
+    except _UNREADABLE:
         raise InvalidInput("the CSR is malformed or names no SPIFFE ID") from None
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:

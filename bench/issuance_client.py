@@ -1,0 +1,110 @@
+"""The client of the issuance measurement, in a process of its own: an attested agent that asks for SVIDs.
+
+``python -m bench.issuance_client HOST:PORT BUNDLE TOKEN ENTRIES``; questions come as JSON lines on standard input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from bench.processes import TRUST_DOMAIN
+from eastwest.agent.connection import ServerConnection
+from eastwest.agent.own import OwnSvid
+from eastwest.errors import Error
+from eastwest.pki.csr import make_csr
+from eastwest.pki.signer import KeyAlgorithm, generate_private_key
+from eastwest.rpc.tls import certificate_id
+from eastwest.spiffe.id import TrustDomain
+
+_TD = TrustDomain(TRUST_DOMAIN)
+
+
+class Client:
+    """One agent, one connection."""
+
+    def __init__(self, connection: ServerConnection, entries: list[str]) -> None:
+        self._connection = connection
+        self._entries = entries
+        self._ready: list[tuple[str, bytes, ec.EllipticCurvePrivateKey]] = []
+        self._roots: list[bytes] = []
+
+    @classmethod
+    async def attest(cls, address: str, bundle: Path, token: str, entries: list[str]) -> Client:
+        host, _, port = address.rpartition(":")
+        connection = ServerConnection(host, int(port), _TD)
+        roots = [c.public_bytes(Encoding.DER) for c in x509.load_pem_x509_certificates(bundle.read_bytes())]
+        connection.use(roots, None)
+        key = generate_private_key(KeyAlgorithm.EC_P256)
+        svid = await connection.attest("join_token", token.encode(), make_csr(key, _TD.id("/spire/agent")))
+        leaf = x509.load_der_x509_certificate(svid.cert_chain[0])
+        found = certificate_id(svid.cert_chain[0])
+        assert found is not None
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        times = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+        connection.use(roots, OwnSvid(found, tuple(svid.cert_chain), *times, leaf.serial_number, key_pem=pem))
+        return cls(connection, entries)
+
+    async def prepare(self, count: int) -> dict[str, Any]:
+        """Make keys and requests ahead, outside what is measured. No key is used twice."""
+        self._ready = []
+        for number in range(count):
+            key = generate_private_key(KeyAlgorithm.EC_P256)
+            csr = make_csr(key, _TD.id("/workload"))
+            self._ready.append((self._entries[number % len(self._entries)], csr, key))
+        return {}
+
+    async def batches(self, size: int) -> dict[str, Any]:
+        """Ask for everything prepared, ``size`` at a time, one batch after the other."""
+        seconds = []
+        for start in range(0, len(self._ready), size):
+            part = self._ready[start : start + size]
+            begin = time.perf_counter()
+            answers = await self._connection.sign([(entry, csr) for entry, csr, _ in part])
+            seconds.append(time.perf_counter() - begin)
+            # The first of each batch is looked at, so that nobody measures refusals.
+            if isinstance(answers[0], Error) or any(isinstance(answer, Error) for answer in answers):
+                raise RuntimeError(f"refused: {answers[0]}")
+            _check(answers[0].cert_chain[0], part[0][2])
+        return {"seconds": seconds}
+
+    async def at_once(self, tasks: int) -> dict[str, Any]:
+        """Ask for everything prepared one by one, ``tasks`` at the same time on the one connection."""
+        queue = iter(self._ready)
+
+        async def work() -> None:
+            for entry, csr, _ in queue:
+                [answer] = await self._connection.sign([(entry, csr)])
+                if isinstance(answer, Error):
+                    raise answer
+
+        await asyncio.gather(*(work() for _ in range(tasks)))
+        return {}
+
+
+def _check(leaf: bytes, key: ec.EllipticCurvePrivateKey) -> None:
+    form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    certified = x509.load_der_x509_certificate(leaf).public_key()
+    if certified.public_bytes(*form) != key.public_key().public_bytes(*form):
+        raise RuntimeError("the certificate is for another key")
+
+
+async def _main(address: str, bundle: str, token: str, entries: str) -> None:
+    ids = json.loads(Path(entries).read_text())
+    client = await Client.attest(address, Path(bundle), token, ids)
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        question = json.loads(line)
+        answer = await getattr(client, question.pop("do"))(**question)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(*sys.argv[1:]))

@@ -1,0 +1,108 @@
+"""``eastwest agent``: run the agent of a node, and check what it needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eastwest.cli.options import AsJson, DataDir, print_json, run
+
+app = typer.Typer(no_args_is_help=True, help="The agent of one node: run and check it.")
+
+Server = Annotated[str | None, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
+BundleFile = Annotated[
+    Path | None, typer.Option("--bundle", metavar="FILE", help="The trust bundle: PEM, or SPIFFE JSON.")
+]
+TrustDomainName = Annotated[
+    str | None, typer.Option("--trust-domain", metavar="TD", help="Only where the bundle does not say it.")
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="TOML with the same settings; flags win over it.")
+]
+
+
+@app.command("run")
+def run_command(
+    data: DataDir,
+    server: Server = None,
+    join_token: Annotated[
+        str | None,
+        typer.Option("--join-token", metavar="T", envvar="EASTWEST_JOIN_TOKEN", help="For the first start, once."),
+    ] = None,
+    join_token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file with the join token, out of others' sight.")
+    ] = None,
+    bundle: BundleFile = None,
+    trust_domain: TrustDomainName = None,
+    config: ConfigFile = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    wait: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="How long to wait for the server at the start; 60.")
+    ] = None,
+    health_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Loopback port for /healthz and /metrics; 0 takes a free one."),
+    ] = None,
+) -> None:
+    """Run the agent until it is told to stop."""
+    import asyncio
+
+    import uvloop
+
+    from eastwest.agent import app as agent
+    from eastwest.agent import config as settings_of
+    from eastwest.server.telemetry import configure_logging
+
+    settings = settings_of.override(
+        settings_of.read_config(config),
+        server=server,
+        join_token_file=_text(join_token_file),
+        bundle=_text(bundle),
+        trust_domain=trust_domain,
+        log_level=log_level,
+        wait=wait,
+        health_port=health_port,
+    )
+    checked = settings_of.check(settings, data, join_token or "")
+    configure_logging(settings.log_level)
+
+    def ready(line: str) -> None:
+        print(line, flush=True)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(agent.run(checked, ready=ready))
+
+
+@app.command()
+def check(
+    data: DataDir,
+    server: Server = None,
+    bundle: BundleFile = None,
+    trust_domain: TrustDomainName = None,
+    config: ConfigFile = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what would keep the agent from starting or workloads from reaching it; exit 1 when something is found."""
+    from eastwest.agent import config as settings_of
+    from eastwest.agent.check import check_agent
+    from eastwest.clock import SystemClock
+    from eastwest.entropy import SystemEntropy
+
+    settings = settings_of.override(
+        settings_of.read_config(config), server=server, bundle=_text(bundle), trust_domain=trust_domain
+    )
+    findings = run(lambda: check_agent(data, settings, SystemClock(), SystemEntropy()))
+    if as_json:
+        print_json({"findings": [finding.as_dict() for finding in findings], "ok": not any(f.bad for f in findings)})
+    else:
+        for finding in findings:
+            print(finding)
+    if any(finding.bad for finding in findings):
+        raise typer.Exit(1)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

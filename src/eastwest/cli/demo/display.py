@@ -1,0 +1,165 @@
+"""The demo's result for a person: tables and short lines, on standard output."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eastwest.cli.demo.calls import Made
+from eastwest.cli.demo.place import TRUST_DOMAIN
+from eastwest.cli.demo.report import Report
+from eastwest.cli.demo.weak import KEY_NAME
+
+_NOTHING = "-"
+_WIDE = 170  # columns when nobody's terminal says otherwise
+_COLOURS = {"allow": "green", "deny": "red", "report": "yellow"}
+
+
+def show(report: Report) -> None:
+    """Print ``report``."""
+    width = None if sys.stdout.isatty() else int(shutil.get_terminal_size((_WIDE, 40)).columns)
+    console = Console(width=width, highlight=False)
+    _weak(console, report)
+    _switch(console, report)
+    _strong(console, report)
+    _rotation(console, report)
+    _records(console, report)
+    _end(console, report)
+
+
+def _weak(console: Console, report: Report) -> None:
+    weak = report.weak
+    _title(console, "A. Weak: one shared key, callers trusted by network, no policy")
+    table = Table(
+        "what the compromised notification service does", "call", "answer", "caller's identity", "key it used"
+    )
+    for made in weak.calls:
+        record = made.record or {}
+        table.add_row(
+            made.call.story,
+            _request(made),
+            Text(made.observed, style="red"),
+            record.get("caller") or Text("none", style="red"),
+            f"{KEY_NAME} {record.get('accepted_key') or '?'}",
+        )
+    console.print(table)
+    console.print(
+        f"{sum(made.ok for made in weak.calls)} of {len(weak.calls)} attacks succeeded; {weak.without_identity} calls "
+        f"carried no identity: the services saw an address in {weak.network} and the key that all of them share, "
+        "and could not tell who it was.",
+        soft_wrap=True,
+    )
+
+
+def _switch(console: Console, report: Report) -> None:
+    switch = report.switch
+    _title(console, "B. Strong: from permissive to strict")
+    console.print(_calls([switch.permissive, switch.strict]))
+    same = "on the same connection" if switch.strict.reused else "on a new connection"
+    console.print(
+        f"billing went from permissive to strict in {switch.enforced_ms:.0f} ms, no Envoy restarted: the plaintext "
+        f"call was reported, then refused {same}; {switch.load_failures} of the calls under way beside it failed.",
+        soft_wrap=True,
+    )
+
+
+def _strong(console: Console, report: Report) -> None:
+    _title(console, "B. Strong: the same attack, and the company's own work")
+    console.print(_calls(report.strong))
+    ledger = report.ledger
+    console.print(
+        f"Verdict, code and policy are from the decision ledger; {ledger.agreed} of {ledger.total} calls agree with "
+        f"what their callers saw. Policy version {report.policy_version[:12]}.",
+        soft_wrap=True,
+    )
+    if report.note:
+        console.print(
+            Text(
+                f"Weaker here: {report.note}. Sidecars are told apart by the path of their program, so any process of "
+                "this user could enter an application's socket or another workload's sidecar. Root gives each a uid.",
+                style="yellow",
+            )
+        )
+
+
+def _rotation(console: Console, report: Report) -> None:
+    rotation = report.rotation
+    _title(console, "A certificate rotated under load")
+    console.print(f"billing presented serial {rotation.before or '?'}, then {rotation.after or '?'}.", soft_wrap=True)
+    console.print(
+        f"{rotation.calls} calls over {rotation.connections} connections meanwhile: {len(rotation.failures)} failed, "
+        f"{rotation.lost_connections} connections between the sidecars were lost.",
+        soft_wrap=True,
+    )
+    for failure in rotation.failures[:5]:
+        console.print(Text(f"  {failure}", style="red"))
+
+
+def _records(console: Console, report: Report) -> None:
+    log = report.log
+    _title(console, "Issuance records, verified from the log's public files")
+    table = Table("entry", "issued to", "serial", "expires", "on the word of", "proof")
+    for record in log.records:
+        table.add_row(
+            str(record.index),
+            record.subject,
+            record.serial,
+            record.not_after,
+            record.node or record.actor,
+            Text(f"{record.proof_hashes} hashes, holds" if record.verified else "fails", style="green"),
+        )
+    console.print(table)
+    state = "verifies" if log.verified else "DOES NOT VERIFY"
+    console.print(f"The log {log.origin} of {log.size} entries {state} against its signed checkpoint.", soft_wrap=True)
+
+
+def _end(console: Console, report: Report) -> None:
+    failed = [expectation for expectation in report.expectations if not expectation.ok]
+    _title(console, "Result")
+    for each in failed:
+        console.print(
+            Text(f"✗ {each.name}: expected {each.expected}, observed {each.observed}", style="red"), soft_wrap=True
+        )
+    good = len(report.expectations) - len(failed)
+    style = "red" if failed else "green"
+    console.print(
+        Text(f"{good} of {len(report.expectations)} expectations hold, in {report.seconds:.1f} s.", style=style)
+    )
+    console.print("\nWhere to look next", style="bold")
+    for line in report.next:
+        console.print(f"  {line}", soft_wrap=True, markup=False)
+    if report.kept:
+        console.print("\nLeft running", style="bold")
+        for process in report.processes:
+            console.print(f"  {process['pid']:>8}  {process['name']}")
+
+
+def _calls(calls: list[Made]) -> Table:
+    table = Table("what happens", "caller", "operation", "tenant", "verdict", "code", "policy", "caller saw")
+    table.caption = f"callers are under {TRUST_DOMAIN.uri}; a caller without one proved nothing"
+    for made in calls:
+        record = made.record or {}
+        table.add_row(
+            Text(made.call.story, style="" if not made.call.attack else "bold"),
+            record.get("caller", "").removeprefix(TRUST_DOMAIN.uri) or _NOTHING,
+            record.get("operation") or _request(made),
+            record.get("tenant") or made.call.tenant or _NOTHING,
+            Text(made.verdict or _NOTHING, style=_COLOURS.get(made.verdict, "")),
+            record.get("code", _NOTHING),
+            record.get("policy") or _NOTHING,
+            Text(made.observed, style="" if made.ok else "red"),
+        )
+    return table
+
+
+def _request(made: Made) -> str:
+    return f"{made.call.service} {made.call.method} {made.call.path}"
+
+
+def _title(console: Console, text: str) -> None:
+    console.print()
+    console.print(text, style="bold")

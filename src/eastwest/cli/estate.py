@@ -1,0 +1,154 @@
+"""``eastwest plan``, ``eastwest apply`` and ``eastwest estate``: what is intended, checked, compared, put in force.
+
+Exit codes: 0 nothing wrong, 1 the estate has errors, 2 wrong usage, 3 the server does not answer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eastwest.cli.options import AsJson, DataDir, print_json, run
+from eastwest.clock import SystemClock
+
+if TYPE_CHECKING:
+    from eastwest.policy.plan import Plan
+
+EXIT_ERRORS = 1
+
+estate_app = typer.Typer(no_args_is_help=True)
+
+Directory = Annotated[
+    Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="The directory that holds estate.yaml.")
+]
+MaybeDataDir = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", envvar="EASTWEST_DATA", help="Compare with what this server has applied."),
+]
+
+
+@estate_app.callback()
+def _estate() -> None:
+    """Keeps the noun when it has only one verb."""
+
+
+@estate_app.command()
+def schema(
+    kind: Annotated[
+        str, typer.Option(metavar="KIND", help="Only for estate, profiles, workloads, services or waivers.")
+    ] = "",
+    cedar: Annotated[
+        Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help="The Cedar schema of this estate.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of the YAML files, or the Cedar schema that an estate's policies are checked against."""
+    from eastwest.policy.load import KINDS, json_schema, load_estate
+
+    if cedar is not None:
+        print(load_estate(read_directory(cedar)).schema, end="")
+        return
+    if kind and kind not in KINDS:
+        raise typer.BadParameter(f"{kind!r} is none of {', '.join(KINDS)}", param_hint="--kind")
+    print_json(json_schema(kind or None))
+
+
+def plan(directory: Directory, data: MaybeDataDir = None, *, as_json: AsJson = False) -> None:
+    """Check an estate, say what it amounts to, and with --data what it would change."""
+    made = _plan(directory, data)
+    _show(made, directory, as_json=as_json)
+    if not made.ok:
+        raise typer.Exit(EXIT_ERRORS)
+
+
+def apply(directory: Directory, data: DataDir, *, as_json: AsJson = False) -> None:
+    """Put an estate in force on the server of --data; refused when it has errors or another one came first."""
+    from eastwest.cli.admin import AdminClient
+    from eastwest.policy.plan import plan_files
+
+    files = read_directory(directory)
+
+    async def work() -> tuple[Plan, str]:
+        async with AdminClient.connect(data) as admin:
+            status = await admin.estate_status()
+            made = plan_files(files, _today(), status["files"] if status else None)
+            if not made.ok:
+                return made, ""
+            reply = await admin.apply_estate(files, status["version"] if status else "")
+            return made, str(reply["version"])
+
+    made, version = run(work)
+    if as_json:
+        print_json(made.to_dict() | {"applied_version": version})
+    else:
+        _show(made, directory, as_json=False)
+        if version:
+            print(f"applied: version {version}")
+    if not made.ok:
+        raise typer.Exit(EXIT_ERRORS)
+
+
+def read_directory(directory: Path) -> dict[str, bytes]:
+    """The files of an estate by relative path; what could not belong to one is left out unread.
+
+    Raises ``Exhausted`` when the directory is too big to be an estate.
+    """
+    from eastwest.errors import Exhausted
+    from eastwest.policy.load import MAX_FILES, MAX_TOTAL
+
+    files: dict[str, bytes] = {}
+    size = 0
+    for path in _walk(directory):
+        size += path.stat().st_size
+        if len(files) >= MAX_FILES or size > MAX_TOTAL:
+            raise Exhausted(
+                f"{directory} holds more than {MAX_FILES} files or {MAX_TOTAL >> 20} MiB",
+                fix="give the directory that holds estate.yaml, and nothing beside the estate in it",
+            )
+        files[path.relative_to(directory).as_posix()] = path.read_bytes()
+    return files
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    from eastwest.policy.load import is_estate_file
+
+    for folder, folders, names in os.walk(directory):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(names):
+            path = Path(folder, name)
+            if is_estate_file(path.relative_to(directory).as_posix()) and path.is_file():
+                yield path
+
+
+def _plan(directory: Path, data: Path | None) -> Plan:
+    from eastwest.policy.plan import plan_files
+
+    files = read_directory(directory)
+    if data is None:
+        return plan_files(files, _today())
+
+    from eastwest.cli.admin import AdminClient
+
+    async def applied() -> dict[str, bytes] | None:
+        async with AdminClient.connect(data) as admin:
+            status = await admin.estate_status()
+            return status["files"] if status else None
+
+    return plan_files(files, _today(), run(applied))
+
+
+def _show(made: Plan, directory: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json(made.to_dict())
+        return
+    from eastwest.cli.estate_table import print_plan
+
+    print_plan(made, directory)
+
+
+def _today() -> date:
+    return SystemClock().now().astimezone(UTC).date()

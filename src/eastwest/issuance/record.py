@@ -1,0 +1,79 @@
+"""The log entries of issuance: enough to find, prove and judge every credential, and nothing that is one.
+
+Kinds: ``x509_svid.issued`` carries the certificate itself; ``jwt_svid.issued`` carries header, claims and the hash
+of the signature, never the token.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+from eastwest.issuance.request import Instance, JwtRequest, X509Request
+from eastwest.log.entry import Entry, encode
+from eastwest.pki.jwt import MintedJwt
+
+X509_ISSUED = "x509_svid.issued"
+JWT_ISSUED = "jwt_svid.issued"
+
+
+class Recording:
+    """Encodes the entries of one batch, whose time, trust domain and authority are the same throughout."""
+
+    __slots__ = ("_instance", "_time", "_trust_domain")
+
+    def __init__(self, time: str, trust_domain: str, instance: Instance) -> None:
+        self._time = time
+        self._trust_domain = trust_domain
+        self._instance = instance
+
+    def x509(
+        self,
+        request: X509Request,
+        *,
+        certificate: bytes,
+        serial: int,
+        spki: bytes,
+        issuer_key_id: str,
+        not_before: str,
+        not_after: str,
+    ) -> bytes:
+        """The entry of one certificate. ``serial`` is written in hex, as it does not fit a JSON number."""
+        body = self._body(request)
+        body["certificate"] = b64encode(certificate).decode("ascii")
+        body["certificate_sha256"] = sha256(certificate).hexdigest()
+        body["serial"] = f"{serial:x}"
+        body["spki_sha256"] = sha256(spki).hexdigest()
+        body["issuer_key_id"] = issuer_key_id
+        body["not_before"] = not_before
+        body["not_after"] = not_after
+        body["dns_names"] = request.dns_names
+        return encode(Entry(X509_ISSUED, body))
+
+    def jwt(self, request: JwtRequest, minted: MintedJwt, expires_at: datetime) -> bytes:
+        """The entry of one token, without the token."""
+        body = self._body(request)
+        body["header"] = minted.header
+        body["claims"] = minted.claims
+        body["signature_sha256"] = minted.signature_sha256
+        body["issuer_key_id"] = minted.header["kid"]
+        body["not_after"] = expires_at
+        return encode(Entry(JWT_ISSUED, body))
+
+    def _body(self, request: X509Request | JwtRequest) -> dict[str, Any]:
+        return {
+            "time": self._time,
+            "actor": request.caller,
+            "subject": str(request.spiffe_id),
+            "trust_domain": self._trust_domain,
+            "authority": self._instance.name,
+            "authority_build": self._instance.build,
+            "door": str(request.door),
+            "profile": request.profile,
+            "node": request.node,
+            "entry_id": request.entry_id,
+            "entry_revision": request.entry_revision,
+            "evidence": request.evidence,
+        }

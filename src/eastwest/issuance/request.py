@@ -1,0 +1,52 @@
+"""What callers hand to the ``Issuer``: a request whose right to the identity has been decided already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from eastwest.spiffe.id import SpiffeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What every request says: for whom, under which profile, where it came from, why it was admitted. All is logged.
+
+    ``door`` is one of ``eastwest.pki.profile.Door``; ``caller`` the SPIFFE ID that asked, or a local name such as
+    ``unix:uid:0``; ``node`` the agent's SPIFFE ID, empty when there is none; ``evidence`` JSON-like facts such as
+    selectors. Never put a token or secret into evidence. ``ttl`` is in seconds; None means the default.
+    """
+
+    spiffe_id: SpiffeId
+    door: str
+    caller: str
+    profile: str = "workload"
+    node: str = ""
+    entry_id: str = ""
+    entry_revision: int = 0
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    ttl: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class X509Request(Request):
+    """One X.509-SVID to be issued for the key of ``csr_der`` (PKCS #10 in DER, not yet verified)."""
+
+    csr_der: bytes = field(repr=False)
+    dns_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JwtRequest(Request):
+    """One JWT-SVID to be issued for ``audience``; its default lifetime is five minutes."""
+
+    audience: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """Which authority process issued: its name within the trust domain, and its build."""
+
+    name: str
+    build: str

@@ -1,0 +1,57 @@
+"""Checkpoints (C2SP tlog-checkpoint): a log's name, size and root in a signed note."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from eastwest.log.note import MalformedNote, NoteKey, Signer, open_note, sign_note, strict_base64
+from eastwest.log.tree import HASH_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A tree head: the log's origin line, the number of entries, the RFC 6962 root."""
+
+    origin: str
+    size: int
+    root: bytes
+
+    @classmethod
+    def parse(cls, text: str) -> Checkpoint:
+        """Read a note's text; raises ``MalformedNote``. Extension lines are passed over."""
+        lines = text.split("\n")
+        if len(lines) < 4 or lines[-1] or not all(lines[:-1]):
+            raise MalformedNote("a checkpoint has three lines or more, none of them empty")
+        origin, size, root = lines[:3]
+        if not (size.isascii() and size.isdigit()) or (size[0] == "0" and size != "0"):
+            raise MalformedNote("the size in a checkpoint is a whole number without leading zeros")
+        checkpoint = cls(origin, int(size), strict_base64(root))
+        if len(checkpoint.root) != HASH_SIZE:
+            raise MalformedNote(f"the root in a checkpoint has {HASH_SIZE} bytes")
+        return checkpoint
+
+    @property
+    def text(self) -> str:
+        """The lines that are signed."""
+        return f"{self.origin}\n{self.size}\n{base64.b64encode(self.root).decode()}\n"
+
+
+def sign_checkpoint(checkpoint: Checkpoint, signer: Signer) -> str:
+    """The signed note; the key's name is the origin."""
+    return sign_note(checkpoint.text, checkpoint.origin, signer)
+
+
+def open_checkpoint(raw: bytes, key: NoteKey) -> Checkpoint:
+    """A checkpoint of the log that ``key`` belongs to; raises ``MalformedNote`` or ``UntrustedNote``."""
+    return open_any_checkpoint(raw, [key])
+
+
+def open_any_checkpoint(raw: bytes, keys: Iterable[NoteKey]) -> Checkpoint:
+    """A checkpoint signed by one of ``keys``, whose name must be its origin."""
+    trusted = list(keys)
+    checkpoint = Checkpoint.parse(open_note(raw, trusted))
+    if checkpoint.origin not in {key.name for key in trusted}:
+        raise MalformedNote(f"the checkpoint is of the log {checkpoint.origin!r}, which is not the one that is trusted")
+    return checkpoint

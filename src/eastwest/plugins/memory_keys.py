@@ -1,0 +1,32 @@
+"""A key store that forgets everything at exit: for tests, demonstrations and throw-away authorities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eastwest.errors import AlreadyExists, NotFound
+from eastwest.pki.signer import KeyAlgorithm, Signer, SoftwareSigner, generate_private_key
+from eastwest.plugins.disk_keys import check_key_name
+
+
+class MemoryKeyStore:
+    """Keeps the ``KeyStore`` promises for as long as the object lives."""
+
+    def __init__(self) -> None:
+        self._signers: dict[str, SoftwareSigner] = {}
+
+    def create(self, name: str, algorithm: KeyAlgorithm) -> Signer:
+        check_key_name(name)
+        if name in self._signers:
+            raise AlreadyExists(f"a key named {name} exists already", fix="choose another name")
+        signer = self._signers[name] = SoftwareSigner(generate_private_key(algorithm))
+        return signer
+
+    def load(self, name: str) -> Signer:
+        check_key_name(name)
+        if name not in self._signers:
+            raise NotFound(f"there is no key named {name}")
+        return self._signers[name]
+
+    def names(self) -> Sequence[str]:
+        return sorted(self._signers)

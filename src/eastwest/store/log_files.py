@@ -1,0 +1,128 @@
+"""The log's public directory: ``checkpoint`` and ``tile/...``, as any static web server can hand it out.
+
+A file appears whole or not at all, and a tile never changes once it is there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from eastwest.errors import Corrupt, NotFound, Unavailable
+from eastwest.log.tiles import CHECKPOINT_PATH, Tile, bundle_path
+
+_NEW = ".new"
+
+
+class LogDirectory:
+    """Reads and writes the files under ``root``; serves ``eastwest.log.ports.LogFiles``. One writer at most."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._unsynced: set[Path] = set()
+
+    def read(self, path: str) -> bytes:
+        try:
+            return (self.root / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise NotFound(f"the log has no file {path}", where=str(self.root)) from None
+        except OSError as error:
+            raise Unavailable(f"{self.root / path} cannot be read: {error.strerror}") from error
+
+    def paths(self) -> Iterator[str]:
+        """Every file of the log, relative to the directory; unfinished ones are left out."""
+        if (self.root / CHECKPOINT_PATH).exists():
+            yield CHECKPOINT_PATH
+        for folder, _, names in os.walk(self.root / "tile"):
+            for name in names:
+                yield (Path(folder) / name).relative_to(self.root).as_posix()
+
+    def write_checkpoint(self, note: bytes) -> None:
+        """Replace the checkpoint, durably."""
+        with _disk_trouble(self.root / CHECKPOINT_PATH):
+            self._write(CHECKPOINT_PATH, note)
+            self._sync_folders()
+
+    def write_tile(self, path: str, content: bytes) -> bool:
+        """Write a tile or bundle unless it is there; durable after ``sync``. Returns whether it was missing.
+
+        Raises ``Corrupt`` if it is there with other contents.
+        """
+        with suppress(NotFound):
+            if self.read(path) == content:
+                return False
+            raise Corrupt(
+                f"{path} exists and differs from what the database holds",
+                where=str(self.root),
+                fix="find out who changed it; put the original back, or remove it to have it written again",
+            )
+        with _disk_trouble(self.root / path):
+            self._write(path, content)
+        return True
+
+    def sync(self) -> None:
+        """Make the names of all files written so far durable."""
+        with _disk_trouble(self.root):
+            self._sync_folders()
+
+    def drop_partials(self, tile: Tile) -> None:
+        """Remove the partial forms of a tile (and its bundle) whose full form is there."""
+        places = [tile.full.path]
+        if tile.level == 0:
+            places.append(bundle_path(tile.index))
+        for place in places:
+            if (self.root / place).exists():
+                shutil.rmtree(self.root / f"{place}.p", ignore_errors=True)
+
+    def widths(self, place: str) -> list[int]:
+        """The partial widths there are of the tile or bundle at the (full) path ``place``; 256 for the full one."""
+        found = [256] if (self.root / place).exists() else []
+        with suppress(FileNotFoundError, NotADirectoryError):
+            found += [int(file.name) for file in (self.root / f"{place}.p").iterdir() if file.name.isdigit()]
+        return sorted(found)
+
+    def _write(self, path: str, content: bytes) -> None:
+        target = self.root / path
+        self._make_folder(target.parent)
+        new = self.root / _NEW
+        with new.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(target)
+        self._unsynced.add(target.parent)
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        self._make_folder(folder.parent)
+        folder.mkdir(mode=0o755, exist_ok=True)
+        self._unsynced.add(folder.parent)
+
+    def _sync_folders(self) -> None:
+        while self._unsynced:
+            folder = self._unsynced.pop()
+            try:
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                continue
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+class _disk_trouble:  # noqa: N801 - reads as a phrase after with
+    """Turns what the disk refuses into ``Unavailable``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError):
+            raise Unavailable(f"{self._path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,98 @@
+"""What every key store must do, as a test class: subclass it, give ``make_store``, and let pytest collect it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+from cryptography.exceptions import InvalidSignature
+
+from eastwest.errors import AlreadyExists, Error, InvalidInput, NotFound
+from eastwest.pki.signer import KeyAlgorithm, KeyStore, Signer, key_id_of, verify_signature
+
+
+class KeyStoreContract:
+    """The promises of ``eastwest.pki.signer.KeyStore``, each one a test."""
+
+    def make_store(self) -> KeyStore:
+        """An empty store, new for each test."""
+        raise NotImplementedError
+
+    def reopen(self, store: KeyStore) -> KeyStore:
+        """The same store as another process would open it; stores without persistence return ``store``."""
+        return store
+
+    def test_a_new_store_is_empty(self) -> None:
+        assert list(self.make_store().names()) == []
+
+    def test_a_created_key_signs_with_its_algorithm(self) -> None:
+        store = self.make_store()
+        for algorithm in KeyAlgorithm:
+            signer = store.create(f"key-{algorithm}", algorithm)
+            assert signer.algorithm is algorithm
+            assert signer.key_id == key_id_of(signer.public_key)
+            _check_signs(signer)
+
+    def test_a_loaded_key_is_the_created_one(self) -> None:
+        store = self.make_store()
+        for algorithm in KeyAlgorithm:
+            created = store.create(f"key-{algorithm}", algorithm)
+            loaded = self.reopen(store).load(f"key-{algorithm}")
+            assert (loaded.key_id, loaded.algorithm) == (created.key_id, algorithm)
+            _check_signs(loaded)
+            verify_signature(created.public_key, loaded.sign(b"data"), b"data")
+
+    def test_every_key_is_new(self) -> None:
+        store = self.make_store()
+        assert store.create("a", KeyAlgorithm.EC_P256).key_id != store.create("b", KeyAlgorithm.EC_P256).key_id
+
+    def test_names_are_listed_in_order(self) -> None:
+        store = self.make_store()
+        for name in ("b", "a", "root-2", "ca.1_x"):
+            store.create(name, KeyAlgorithm.EC_P256)
+        assert list(self.reopen(store).names()) == ["a", "b", "ca.1_x", "root-2"]
+
+    def test_an_existing_key_is_never_overwritten(self) -> None:
+        store = self.make_store()
+        first = store.create("root", KeyAlgorithm.EC_P256)
+        _expect(AlreadyExists, lambda: store.create("root", KeyAlgorithm.EC_P256))
+        assert self.reopen(store).load("root").key_id == first.key_id
+
+    def test_a_missing_key_is_not_found(self) -> None:
+        store = self.make_store()
+        _expect(NotFound, lambda: store.load("root"))
+        store.create("other", KeyAlgorithm.EC_P256)
+        _expect(NotFound, lambda: store.load("root"))
+
+    def test_names_that_could_leave_the_store_are_refused(self) -> None:
+        store = self.make_store()
+        for name in ("", ".", "..", "../root", "a/b", "/etc/x", "-a", ".a", "A", "a b", "a\n", "a\0", "ä", "a" * 101):
+            _expect(InvalidInput, lambda name=name: store.create(name, KeyAlgorithm.EC_P256))  # type: ignore[misc]
+            _expect(InvalidInput, lambda name=name: store.load(name))  # type: ignore[misc]
+        assert list(store.names()) == []
+
+    def test_a_signer_does_not_show_or_hand_out_its_key(self) -> None:
+        signer = self.make_store().create("root", KeyAlgorithm.EC_P256)
+        assert "PRIVATE" not in repr(signer)
+        assert "0x" not in repr(signer)
+        for hand_out in (pickle.dumps, copy.copy, copy.deepcopy):
+            _expect(TypeError, lambda hand_out=hand_out: hand_out(signer))  # type: ignore[misc]
+
+
+def _check_signs(signer: Signer) -> None:
+    signature = signer.sign(b"data")
+    verify_signature(signer.public_key, signature, b"data")
+    try:
+        verify_signature(signer.public_key, signature, b"datum")
+    except InvalidSignature:
+        return
+    raise AssertionError("a signature verified for other data")
+
+
+def _expect(error: type[Error | TypeError], call: Callable[[], object]) -> None:
+    try:
+        call()
+    except error:
+        return
+    raise AssertionError(f"{error.__name__} was not raised")
