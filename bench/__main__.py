@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -37,6 +39,7 @@ def main() -> int:
     if unknown := wanted - known:
         print(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}", file=sys.stderr)
         return 2
+    _hurry()
     results: list[Result] = []
     failed = False
     for name, subject in subjects.items():
@@ -54,6 +57,12 @@ def main() -> int:
     _print(results)
     options.out.write_text(json.dumps([result.as_dict() for result in results], indent=2) + "\n")
     return int(failed)
+
+
+def _hurry() -> None:
+    """Take precedence over neighbours, where we may: they cost more precision than anything else."""
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
 
 
 def _options() -> argparse.Namespace:

@@ -1,18 +1,14 @@
-"""CPU of the pure issuance path: signing request in, certificate in DER and log entry out. No log, no transport.
-
-Run it as ``python bench/issuance_core.py``; a signature of the issuing key is timed beside it, as the yardstick.
-"""
+"""CPU of the pure issuance path: signing request in, certificate in DER and log entry out. No log, no transport."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
 
+from bench.measure import Result, calibration
 from eastwest.clock import SystemClock
 from eastwest.entropy import SystemEntropy
 from eastwest.issuance.issuer import Issuer
@@ -22,6 +18,7 @@ from eastwest.pki.profile import Door
 from eastwest.pki.signer import KeyAlgorithm, generate_private_key
 from eastwest.testing import TestCA
 
+NAMES = ("issuance_core_cpu_us_batch500", "issuance_core_cpu_us_single")
 ROUNDS = 15
 
 
@@ -32,27 +29,15 @@ class NullRecorder:
         return range(len(entries))
 
 
-def run(rounds: int = ROUNDS) -> list[dict[str, Any]]:
+def run(*, quick: bool = False) -> list[Result]:
     """Medians in microseconds of process CPU per SVID."""
+    rounds = 3 if quick else ROUNDS
     batch = asyncio.run(_measure(500, 1, rounds))
     single = asyncio.run(_measure(1, 500, rounds))
-    sign = _signature_us(rounds)
-    note = f"one P-256 signature took {sign:.0f} us in the same run"
+    note = "no log, no transport; " + calibration()
     return [
-        {
-            "name": "issuance_core_cpu_us_batch500",
-            "value": round(batch, 1),
-            "unit": "us",
-            "n": 500 * rounds,
-            "note": note,
-        },
-        {
-            "name": "issuance_core_cpu_us_single",
-            "value": round(single, 1),
-            "unit": "us",
-            "n": 500 * rounds,
-            "note": note,
-        },
+        Result("issuance_core_cpu_us_batch500", round(batch, 1), "us", 500 * rounds, note),
+        Result("issuance_core_cpu_us_single", round(single, 1), "us", 500 * rounds, note),
     ]
 
 
@@ -88,19 +73,3 @@ def _requests(ca: TestCA, count: int) -> list[X509Request]:
             )
         )
     return requests
-
-
-def _signature_us(rounds: int) -> float:
-    signer = TestCA().authority.signer
-    data = bytes(400)
-    samples = []
-    for _ in range(rounds):
-        start = time.process_time()
-        for _ in range(200):
-            signer.sign(data)
-        samples.append((time.process_time() - start) / 200 * 1e6)
-    return statistics.median(samples)
-
-
-if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))

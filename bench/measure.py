@@ -38,6 +38,12 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def thread_seconds(pid: int) -> float:
+    """As ``cpu_seconds`` in nanosecond steps, for a process whose threads do not come and go."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_bytes().split()[0]) for task in tasks) / 1e9
+
+
 def rss_mb(pid: int) -> float:
     """Resident memory of a process in MB (10^6 bytes)."""
     return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE / 1e6

@@ -125,6 +125,30 @@ class Server(Process):
         return self.admin(lambda client: client.create_join_token(group=group)).value
 
 
+class Agent(Process):
+    """``eastwest agent run``, joined to a server with a fresh token."""
+
+    def __init__(self, server: Server, group: str = "") -> None:
+        self.data = server.data
+        token = server.token(group)
+        self.path = f"/spire/agent/join_token/{token}"
+        super().__init__(
+            [EASTWEST, "agent", "run", "--data", self.data, "--server", server.address]
+            + ["--join-token", token, "--bundle", server.bundle()],
+            self.data.parent / "agent.log",
+        )
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.wait_for("its socket", lambda: answers(self.socket))
+        return self
+
+    @property
+    def socket(self) -> Path:
+        """The Workload API's."""
+        return self.data / "agent" / "agent.sock"
+
+
 class Helper:
     """One of our own modules as a process that answers one JSON line for each JSON line."""
 

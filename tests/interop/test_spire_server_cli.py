@@ -43,11 +43,11 @@ def test_token_generate(authority: Authority) -> None:
     assert len(tokens) == 3
 
 
-def test_token_for_an_id_makes_an_entry_for_it(authority: Authority) -> None:
+def test_a_token_for_an_id_shows_in_no_entry_before_it_is_used(authority: Authority) -> None:
+    # SPIRE makes the entry at once, and with it shows the token to whoever may list entries; here it comes at use.
     token = authority.token("-spiffeID", workload_id("edge"))
-    (entry,) = authority.ask("entry", "show", "-spiffeID", workload_id("edge"))["entries"]
-    assert _id(entry["parent_id"]) == agent_id(token)
-    assert entry["selectors"] == [{"type": "spiffe_id", "value": agent_id(token)}]
+    assert authority.ask("entry", "show", "-spiffeID", workload_id("edge"))["entries"] == []
+    assert token not in authority.cli("entry", "show", "-output", "json")
 
 
 def test_an_entrys_life(authority: Authority) -> None:

@@ -85,7 +85,7 @@ def check(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Look for what would keep the agent from starting or workloads from reaching it; exit 1 when something is found."""
+    """Look for what keeps the agent from starting or workloads from reaching it; exit 1 when something is found."""
     from eastwest.agent import config as settings_of
     from eastwest.agent.check import check_agent
     from eastwest.clock import SystemClock

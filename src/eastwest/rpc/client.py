@@ -15,6 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from eastwest import errors
+from eastwest.rpc.joined import JoinedProtocol
 from eastwest.rpc.service import cardinality
 from eastwest.rpc.status import from_grpc
 
@@ -53,6 +54,17 @@ class Channel(grpclib.client.Channel):
         else:
             super().__init__(host, port, ssl=tls)
         self.target = path or f"{host}:{port}"
+
+    def _protocol_factory(self) -> JoinedProtocol:
+        return JoinedProtocol.instead_of(super()._protocol_factory())
+
+    def close(self) -> None:
+        """Close at once: nothing is owed to a server whose answers have arrived."""
+        # A connection that was lost has no transport any more.
+        transport = getattr(self._protocol.connection, "_transport", None) if self._protocol is not None else None
+        super().close()
+        if transport is not None:
+            transport.abort()
 
     async def _create_connection(self) -> Any:
         protocol = await super()._create_connection()

@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import stat
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -27,6 +28,7 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from eastwest import errors
+from eastwest.rpc.joined import JoinedProtocol
 from eastwest.rpc.status import to_grpc
 
 MAX_MESSAGE = 16 * 1024 * 1024
@@ -156,7 +158,7 @@ class Listener:
     """A listening gRPC port or unix socket."""
 
     def __init__(self, services: Sequence[Servable]) -> None:
-        self._server = grpclib.server.Server(list(services))
+        self._server = _Server(list(services))
         self._server._mapping = _Methods(self._server._mapping)
         self._path: Path | None = None
         self.port = 0
@@ -195,11 +197,28 @@ class Listener:
         await self._server.start(sock=sock, backlog=BACKLOG)
 
     async def close(self) -> None:
-        """Stop listening and end all calls."""
+        """Stop listening, end all calls and close their connections: a peer must not wait on a server that left."""
         self._server.close()
         await self._server.wait_closed()
+        self._server.close_connections()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+class _Server(grpclib.server.Server):  # type: ignore[misc]
+    def __init__(self, services: Sequence[Servable]) -> None:
+        super().__init__(services)
+        self._protocols: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def _protocol_factory(self) -> JoinedProtocol:
+        protocol = JoinedProtocol.instead_of(super()._protocol_factory())
+        self._protocols.add(protocol)
+        return protocol
+
+    def close_connections(self) -> None:
+        for protocol in list(self._protocols):
+            if hasattr(protocol, "processor"):  # else its connection was never made
+                protocol.processor.close("the server has left")
 
 
 class _Methods(dict[str, Handler]):

@@ -203,8 +203,11 @@ class _Writer:
         connection = self._connection
         try:
             connection.execute("BEGIN IMMEDIATE")
-            for job in group:
-                self._apply(job)
+            if len(group) == 1:
+                self._apply_alone(group[0])
+            else:
+                for job in group:
+                    self._apply(job)
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - whatever it is, each waiting caller must hear of it
             self._roll_back()
@@ -225,6 +228,14 @@ class _Writer:
                 raise
             connection.execute("ROLLBACK TO job")
         connection.execute("RELEASE job")
+
+    def _apply_alone(self, job: _Job) -> None:
+        """Run the only job of a transaction: with no neighbour to protect, that is savepoint enough."""
+        try:
+            job.result = _call(job.operation, self._connection)
+        except Exception as error:
+            job.error = _translate(error, self._path)
+            raise
 
     def _roll_back(self) -> None:
         with suppress(sqlite3.Error):

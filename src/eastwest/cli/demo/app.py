@@ -9,6 +9,7 @@ given up, because the new uid may not be able to read the interpreter's files.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import encodings.idna  # noqa: F401 - connect() would import it, after root is gone
 import json
 import os
@@ -34,6 +35,7 @@ from eastwest.cli.demo.privilege import become, die_with_parent
 READY = "ready"
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter, str]  # and the peer's certificate, PEM
 _PATIENCE = 10.0  # seconds for one call
+_ALERT_TIME = 2.0  # seconds in which a server refuses a handshake, if it does
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ class _Worker:
                 if certificate:
                     result["peer_certificate"] = certificate
                 try:
+                    if command["via"] == "tls":
+                        await _hear_alert(reader)
                     result |= await self._exchange(reader, writer, command)
                 except BaseException:
                     writer.close()
@@ -217,6 +221,14 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, han
         pass  # the peer went away or does not speak HTTP; there is nobody to tell
     finally:
         writer.close()
+
+
+async def _hear_alert(reader: asyncio.StreamReader) -> None:
+    """Give the server time to refuse: in TLS 1.3 it can do so only after our side has finished its handshake."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_ALERT_TIME):
+            await reader.read(1)
+            raise ConnectionResetError("closed after the handshake")
 
 
 def _without_certificate() -> ssl.SSLContext:

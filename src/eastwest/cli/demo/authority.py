@@ -41,6 +41,7 @@ class Authority:
             "server-init",
             [*EASTWEST, "server", "init", "--data", str(data), "--trust-domain", str(TRUST_DOMAIN), "--port", "0"],
         )
+        create.may_end = True
         await create.exited.wait()
         if create.popen.returncode != 0:
             raise create.failure(f"ended with status {create.popen.returncode}")
@@ -133,7 +134,13 @@ class Authority:
             *EASTWEST,
             *("sidecar", "run", "--data", str(self._place.data)),
             *("--egress-socket", str(self._place.egress_socket(workload))),
+            *("--admin-socket", str(self._place.admin_socket(workload))),
+            *("--envoy", str(self._place.envoy(workload)), "--node-id", workload.name),
         ]
+        uid = self._place.uids.of(workload)
+        if uid is not None:
+            # The command needs the interpreter's files, which the workload may not read, so it changes uid itself.
+            command += ["--uid", str(uid), "--gid", str(uid)]
         return self._processes.start(f"{workload.name}-sidecar", command)
 
 

@@ -12,6 +12,7 @@ from eastwest.cli.demo.processes import Lines
 
 CODE_HEADER = "x-eastwest-code"
 REFERENCE_HEADER = "x-request-id"
+HANDSHAKE_REFUSED = "handshake refused"
 
 Via = Literal["sidecar", "plaintext", "tls", "app-socket", "borrowed-sidecar"]
 
@@ -70,9 +71,10 @@ class Made:
 
     @property
     def observed(self) -> str:
-        """The answer that came; the code of a refused handshake is the ledger's, its caller sees only an alert."""
-        code = self.code or (str((self.record or {}).get("code", "")) if self.call.via == "tls" else "")
-        return _answer(self.status, code, self.error)
+        """The answer that came. Of a refused handshake its caller sees only an alert; the code is the ledger's."""
+        if self.call.via == "tls" and self.error and self.certificate:
+            return _answer(0, str((self.record or {}).get("code", "")), HANDSHAKE_REFUSED)
+        return _answer(self.status, self.code, self.error)
 
     @property
     def verdict(self) -> str:

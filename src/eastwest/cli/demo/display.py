@@ -5,17 +5,20 @@ from __future__ import annotations
 import shutil
 import sys
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from eastwest.cli.demo.calls import Made
-from eastwest.cli.demo.place import TRUST_DOMAIN
+from eastwest.cli.demo.place import WORKLOADS
 from eastwest.cli.demo.report import Report
 from eastwest.cli.demo.weak import KEY_NAME
 
 _NOTHING = "-"
 _WIDE = 170  # columns when nobody's terminal says otherwise
+_TABLE_NEEDS = 150  # columns; below, each call is a paragraph
+_IDS = [workload.spiffe_id for workload in WORKLOADS]
 _COLOURS = {"allow": "green", "deny": "red", "report": "yellow"}
 
 
@@ -35,7 +38,7 @@ def _weak(console: Console, report: Report) -> None:
     weak = report.weak
     _title(console, "A. Weak: one shared key, callers trusted by network, no policy")
     table = Table(
-        "what the compromised notification service does", "call", "answer", "caller's identity", "key it used"
+        "what the compromised notification does", "call", "answer", "identity", "key it used", box=SIMPLE_HEAD
     )
     for made in weak.calls:
         record = made.record or {}
@@ -58,7 +61,7 @@ def _weak(console: Console, report: Report) -> None:
 def _switch(console: Console, report: Report) -> None:
     switch = report.switch
     _title(console, "B. Strong: from permissive to strict")
-    console.print(_calls([switch.permissive, switch.strict]))
+    _show_calls(console, [switch.permissive, switch.strict])
     same = "on the same connection" if switch.strict.reused else "on a new connection"
     console.print(
         f"billing went from permissive to strict in {switch.enforced_ms:.0f} ms, no Envoy restarted: the plaintext "
@@ -69,7 +72,7 @@ def _switch(console: Console, report: Report) -> None:
 
 def _strong(console: Console, report: Report) -> None:
     _title(console, "B. Strong: the same attack, and the company's own work")
-    console.print(_calls(report.strong))
+    _show_calls(console, report.strong)
     ledger = report.ledger
     console.print(
         f"Verdict, code and policy are from the decision ledger; {ledger.agreed} of {ledger.total} calls agree with "
@@ -92,7 +95,7 @@ def _rotation(console: Console, report: Report) -> None:
     console.print(f"billing presented serial {rotation.before or '?'}, then {rotation.after or '?'}.", soft_wrap=True)
     console.print(
         f"{rotation.calls} calls over {rotation.connections} connections meanwhile: {len(rotation.failures)} failed, "
-        f"{rotation.lost_connections} connections between the sidecars were lost.",
+        f"{rotation.broken_connections} connections between the sidecars broke.",
         soft_wrap=True,
     )
     for failure in rotation.failures[:5]:
@@ -102,14 +105,13 @@ def _rotation(console: Console, report: Report) -> None:
 def _records(console: Console, report: Report) -> None:
     log = report.log
     _title(console, "Issuance records, verified from the log's public files")
-    table = Table("entry", "issued to", "serial", "expires", "on the word of", "proof")
+    table = Table("entry", "issued to", "serial", "expires", "proof", box=SIMPLE_HEAD)
     for record in log.records:
         table.add_row(
             str(record.index),
             record.subject,
             record.serial,
             record.not_after,
-            record.node or record.actor,
             Text(f"{record.proof_hashes} hashes, holds" if record.verified else "fails", style="green"),
         )
     console.print(table)
@@ -135,25 +137,48 @@ def _end(console: Console, report: Report) -> None:
     if report.kept:
         console.print("\nLeft running", style="bold")
         for process in report.processes:
-            console.print(f"  {process['pid']:>8}  {process['name']}")
+            console.print(f"  pid {process['pid']:<8} {process['name']}", markup=False)
+        for name, port in report.ports.items():
+            console.print(f"  port {port:<7} {name}", markup=False)
+        for name, socket in report.sockets.items():
+            console.print(f"  {socket}   {name}", soft_wrap=True, markup=False)
 
 
-def _calls(calls: list[Made]) -> Table:
-    table = Table("what happens", "caller", "operation", "tenant", "verdict", "code", "policy", "caller saw")
-    table.caption = f"callers are under {TRUST_DOMAIN.uri}; a caller without one proved nothing"
+def _show_calls(console: Console, calls: list[Made]) -> None:
+    if console.width < _TABLE_NEEDS:
+        for made in calls:
+            caller, operation, tenant, verdict, code, policy = _facts(made)
+            console.print(Text.assemble(verdict, "  ", code))
+            console.print(Text.assemble("    ", made.call.story), style="dim", soft_wrap=True)
+            console.print(
+                f"    {caller}\n    {operation}   tenant {tenant}   policy {policy}", soft_wrap=True, markup=False
+            )
+        return
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("caller, and what it does", min_width=max(len(spiffe_id) for spiffe_id in _IDS), overflow="fold")
+    table.add_column("operation", max_width=32, overflow="fold")
+    for name in ("tenant", "verdict", "code"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("policy", overflow="fold")
     for made in calls:
-        record = made.record or {}
-        table.add_row(
-            Text(made.call.story, style="" if not made.call.attack else "bold"),
-            record.get("caller", "").removeprefix(TRUST_DOMAIN.uri) or _NOTHING,
-            record.get("operation") or _request(made),
-            record.get("tenant") or made.call.tenant or _NOTHING,
-            Text(made.verdict or _NOTHING, style=_COLOURS.get(made.verdict, "")),
-            record.get("code", _NOTHING),
-            record.get("policy") or _NOTHING,
-            Text(made.observed, style="" if made.ok else "red"),
-        )
-    return table
+        caller, operation, tenant, verdict, code, policy = _facts(made)
+        who = Text.assemble(caller, "\n", (f"  {made.call.story}", "dim"))
+        table.add_row(who, operation, tenant, verdict, code, policy)
+    console.print(table)
+
+
+def _facts(made: Made) -> tuple[str, str, str, Text, Text, str]:
+    """Caller, operation, tenant, verdict, code, policy: from the ledger, where anything can be recorded."""
+    record = made.record or {}
+    code = str(record.get("code") or made.observed)
+    return (
+        record.get("caller") or f"no identity ({made.call.caller})",
+        record.get("operation") or f"{made.call.method} {made.call.path}",
+        record.get("tenant") or made.call.tenant or _NOTHING,
+        Text(made.verdict or "refused", style=_COLOURS.get(made.verdict, "red")),
+        Text(code) if made.ok else Text(f"{code}; its caller saw {made.observed}", style="red"),
+        record.get("policy") or _NOTHING,
+    )
 
 
 def _request(made: Made) -> str:

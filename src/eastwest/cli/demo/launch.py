@@ -65,6 +65,15 @@ class Launcher:
         return app
 
 
+async def broken_connections(admin: Path, service: str) -> int:
+    """How many connections to ``service`` the Envoy behind ``admin`` has lost with a call on them, or never got."""
+    prefix = f"cluster.remote/{service}."
+    wanted = ("upstream_cx_destroy_with_active_rq", "upstream_cx_connect_fail", "upstream_rq_pending_failure_eject")
+    _, body = await envoy_admin(admin, "/stats?format=json")
+    stats = {each["name"]: each["value"] for each in json.loads(body)["stats"] if "value" in each}
+    return sum(int(stats.get(prefix + name, 0)) for name in wanted)
+
+
 async def envoy_admin(socket: Path, path: str) -> tuple[int, bytes]:
     """Status and body of a GET at Envoy's administration socket; ``OSError`` when it does not answer."""
     reader, writer = await asyncio.open_unix_connection(str(socket))

@@ -194,11 +194,13 @@ def choose_uids(data: Path) -> Uids:
         return Uids(None, "this root may not change its uid (capabilities are missing)")
     if (closed := _closed_directory(data)) is not None:
         return Uids(None, f"other users cannot enter {closed}")
+    ranges = [wanted for base in _UID_RANGE if _mapped(wanted := range(base, base + len(WORKLOADS)))]
+    if not ranges:
+        return Uids(None, "this user namespace has no other uids")
     used = _uids_in_use()
-    for base in _UID_RANGE:
-        wanted = range(base, base + len(WORKLOADS))
-        if used.isdisjoint(wanted) and _mapped(wanted) and (hold := _reserve(base)) is not None:
-            return Uids(base, _hold=hold)
+    for wanted in ranges:
+        if used.isdisjoint(wanted) and (hold := _reserve(wanted[0])) is not None:
+            return Uids(wanted[0], _hold=hold)
     raise Exhausted("no free uids for the workloads", fix="end other demos: eastwest demo --stop DIR")
 
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
@@ -32,10 +32,14 @@ class ProcessFailed(Internal):
 
 
 class Process:
-    """One child. ``exited`` is set when it has ended, for whatever reason."""
+    """One child. ``exited`` is set when it has ended; ``may_end`` says that this is as it should be."""
 
-    def __init__(self, name: str, popen: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(
+        self, name: str, popen: subprocess.Popen[bytes], log: Path, on_exit: Callable[[Process], None]
+    ) -> None:
         self.name = name
+        self.may_end = False
+        self._tell = on_exit
         self.popen = popen
         self.log = log
         self.exited = asyncio.Event()
@@ -68,6 +72,7 @@ class Process:
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
         self.exited.set()
+        self._tell(self)
 
 
 async def wait_for(check: Check[T], what: str, timeout: float, *watched: Process) -> T:  # noqa: ASYNC109
@@ -103,6 +108,7 @@ class Processes:
         self._tied = tied
         self._running: list[Process] = []
         self._kept = False
+        self._lost: asyncio.Future[Process] = asyncio.get_running_loop().create_future()
 
     @property
     def running(self) -> Sequence[Process]:
@@ -131,7 +137,7 @@ class Processes:
                 # Nothing but two system calls happens there; no flag of Popen can ask for a death signal.
                 preexec_fn=in_child(os.getpid(), uid, tied=self._tied),  # noqa: PLW1509
             )
-        process = Process(name, popen, log)
+        process = Process(name, popen, log, self._ended)
         self._running.append(process)
         self._write_record()
         return process
@@ -140,6 +146,7 @@ class Processes:
         """End ``processes`` (None: all) kindly, then by force."""
         chosen = [process for process in (processes or self._running) if not process.exited.is_set()]
         for process in reversed(chosen):
+            process.may_end = True
             process.signal_group(signal.SIGTERM)
         waits = [asyncio.create_task(process.exited.wait()) for process in chosen]
         if waits:
@@ -152,6 +159,20 @@ class Processes:
         self._running = self.running  # type: ignore[assignment]
         self._write_record()
 
+    async def guard(self, work: Coroutine[Any, Any, T]) -> T:
+        """``work``, given up with ``ProcessFailed`` as soon as any child ends that may not."""
+        task = asyncio.create_task(work)
+        try:
+            either: tuple[asyncio.Future[Any], ...] = (task, self._lost)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            lost = self._lost.result()
+            raise lost.failure(f"ended with status {lost.popen.returncode} though it was needed")
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
     def keep(self) -> None:
         """Let what runs go on after us."""
         self._kept = True
@@ -162,6 +183,10 @@ class Processes:
     async def __aexit__(self, *_exception: object) -> None:
         if not self._kept:
             await self.stop()
+
+    def _ended(self, process: Process) -> None:
+        if not process.may_end and not self._lost.done():
+            self._lost.set_result(process)
 
     def _write_record(self) -> None:
         alive = [{"name": p.name, "pid": p.pid, "started": start_time(p.pid)} for p in self.running]

@@ -47,7 +47,7 @@ class Rotation:
     calls: int
     failures: tuple[str, ...]
     connections: int
-    lost_connections: int
+    broken_connections: int
 
 
 @dataclass(slots=True)
@@ -66,6 +66,8 @@ class Report:
     policy_version: str
     expectations: list[Expectation] = field(default_factory=list)
     next: list[str] = field(default_factory=list)
+    ports: dict[str, int] = field(default_factory=dict)
+    sockets: dict[str, str] = field(default_factory=dict)
     processes: list[dict[str, Any]] = field(default_factory=list)
     kept: bool = False
     seconds: float = 0.0
@@ -106,6 +108,8 @@ class Report:
             "rotation": asdict(self.rotation),
             "ledger": asdict(self.ledger) | {"ok": self.ledger.ok},
             "log": asdict(self.log),
+            "ports": self.ports,
+            "sockets": self.sockets,
             "processes": self.processes,
             "next": self.next,
         }
@@ -186,7 +190,7 @@ def expect_all(report: Report) -> list[Expectation]:
             "rotation.new-certificate-presented", True, bool(rotation.before) and rotation.after != rotation.before
         ),
         Expectation("rotation.failed-calls", 0, len(rotation.failures)),
-        Expectation("rotation.connections-lost", 0, rotation.lost_connections),
+        Expectation("rotation.broken-connections", 0, rotation.broken_connections),
         Expectation("rotation.calls-were-made", True, rotation.calls > 0),
         Expectation("ledger.agrees-with-callers", report.ledger.total, report.ledger.agreed),
         Expectation("ledger.differences", [], report.ledger.missing),

@@ -18,10 +18,11 @@ from eastwest.cli.demo import strong, weak
 from eastwest.cli.demo.authority import Authority
 from eastwest.cli.demo.calls import Call, Load, Made, command, make
 from eastwest.cli.demo.estate import Intent
-from eastwest.cli.demo.launch import Launcher
+from eastwest.cli.demo.janitor import janitor
+from eastwest.cli.demo.launch import Launcher, broken_connections
 from eastwest.cli.demo.ledger import join
-from eastwest.cli.demo.place import SERVICES, WORKLOADS, Place, Ports, Workload, choose_uids
-from eastwest.cli.demo.processes import Lines, Processes, wait_for
+from eastwest.cli.demo.place import LOOPBACK, SERVICES, WORKLOADS, Place, Ports, Workload, choose_uids
+from eastwest.cli.demo.processes import Lines, Processes, tail, wait_for
 from eastwest.cli.demo.records import PublicLog, digest_of, serial_of
 from eastwest.cli.demo.report import ModeSwitch, Report, Rotation, expect_all
 from eastwest.clock import SystemClock
@@ -57,15 +58,23 @@ async def run(options: Options, progress: Callable[[str], None]) -> Report:
     with contextlib.ExitStack() as undo:
         if options.data is None:
             undo.callback(shutil.rmtree, data, ignore_errors=True)
+        else:
+            undo.callback(_remove_if_empty, data)
         ports = Ports(options.port_base)
         undo.callback(ports.close)
         uids = choose_uids(data)
         undo.callback(uids.release)
         place = Place(data, uids)
+        if not options.keep:
+            undo.enter_context(janitor(place.record, None if options.data else data))
         place.make(envoy_binary())
         async with Processes(place.logs, place.record, os.environ, tied=not options.keep) as processes:
-            report = await _Story(options, place, processes, ports, progress).tell()
+            report = await processes.guard(_Story(options, place, processes, ports, progress).tell())
             report.seconds = round(clock.monotonic() - started, 2)
+            if not report.ok:
+                for process in processes.running:
+                    if process.log.stat().st_size:
+                        progress(f"the end of the log of {process.name}:\n{tail(process.log)}")
             if options.keep:
                 report.kept = True
                 report.processes = [{"name": p.name, "pid": p.pid} for p in processes.running]
@@ -93,6 +102,7 @@ class _Story:
         self._key = f"ik-{random_hex(SystemEntropy(), 12)}"
         self._apps: dict[str, Lines] = {}
         self._load_calls = 0
+        self._loads: list[asyncio.Task[dict[str, Any]]] = []
         self._unseen: list[Made] = []  # made besides, to be joined with the ledger but not told
 
     async def tell(self) -> Report:
@@ -118,6 +128,9 @@ class _Story:
         except BaseExceptionGroup as group_error:
             raise _first(group_error) from None
         finally:
+            for task in self._loads:
+                task.cancel()
+            await asyncio.gather(*self._loads, return_exceptions=True)
             await self._authority.close()
 
     async def _strong(self, outcome: weak.WeakOutcome) -> Report:
@@ -125,6 +138,7 @@ class _Story:
         switch = await self._switch()
         load = self._start_load()
         began = clock.monotonic()
+        broken = await self._broken()
         calls = strong.attack(self._key, own_uids=self._place.uids.base is not None)
         made = [await self._make(call) for call in (*calls, *strong.work())]
         self._progress(
@@ -132,6 +146,8 @@ class _Story:
         )
         before = next(each for each in made if each.certificate).certificate
         after = await self._rotated(before)
+        # The load's connections began under the old certificate; this one cannot.
+        made.append(await self._make(strong.FIRST_AFTER_ROTATION))
         await clock.sleep(max(0.0, self._options.seconds - (clock.monotonic() - began)))
         during = await self._end_load(load)
         rotation = Rotation(
@@ -140,7 +156,7 @@ class _Story:
             calls=during.calls,
             failures=during.failures,
             connections=during.connections,
-            lost_connections=during.connections - _LOAD_CONNECTIONS,
+            broken_connections=await self._broken() - broken,
         )
         self._progress(f"billing's certificate rotated under {rotation.calls} calls, {len(rotation.failures)} failed")
         every = [switch.permissive, switch.strict, *made, *self._unseen]
@@ -158,6 +174,8 @@ class _Story:
             ledger=ledger,
             log=log,
             policy_version=self._authority.version,
+            ports=self._ports,
+            sockets=self._sockets(),
         )
         report.expectations = expect_all(report)
         report.next = self._next(log.records[-1].index if log.records else 0)
@@ -207,16 +225,27 @@ class _Story:
             socket = str(self._place.egress_socket(_workload(call.borrowed)))
         return await make(self._apps, call, self._ports[call.service], socket=socket, keep=keep)
 
+    async def _broken(self) -> int:
+        return await broken_connections(self._place.admin_socket(_STOREFRONT), _BILLING.name)
+
     def _start_load(self) -> asyncio.Task[dict[str, Any]]:
         order = command(strong.LOAD, self._ports[strong.LOAD.service])
         order |= {"do": "load", "rate": _LOAD_RATE, "connections": _LOAD_CONNECTIONS}
-        return asyncio.create_task(self._apps[strong.LOAD.caller].ask(order))
+        task = asyncio.create_task(self._apps[strong.LOAD.caller].ask(order))
+        self._loads.append(task)
+        return task
 
     async def _end_load(self, load: asyncio.Task[dict[str, Any]]) -> Load:
         await self._apps[strong.LOAD.caller].ask({"do": "stop"})
         result = await load
         self._load_calls += result["calls"]
         return Load(result["calls"], result["connections"], tuple(result["failures"]))
+
+    def _sockets(self) -> dict[str, str]:
+        data = self._place.data
+        own = {"server (administration)": data / "server" / "api.sock", "agent": data / "agent" / "agent.sock"}
+        outs = {f"{workload.name} (way out)": self._place.egress_socket(workload) for workload in WORKLOADS}
+        return {name: str(path) for name, path in (own | outs).items()}
 
     def _next(self, entry: int) -> list[str]:
         eastwest = Path(sys.executable).parent / "eastwest"
@@ -229,11 +258,13 @@ class _Story:
             f"{eastwest} mesh status --data {data}",
             f"{eastwest} log verify --data {data}",
             f"{eastwest} log prove {entry} --data {data}",
+            f"{eastwest} log show --data {data}",
             f"{eastwest} plan {data}/demo/estate --data {data}    after a change to the files there; then: apply",
             f"curl --unix-socket {data}/run/{_STOREFRONT.name}/out.sock http://billing/api/v2/tenants/acme/invoices",
             f"ls {data}/demo/logs",
         ]
         if self._options.keep:
+            lines.append(f"openssl s_client -tls1_3 -connect {LOOPBACK}:{self._ports[_BILLING.name]} </dev/null")
             lines.append(f"{eastwest} demo --stop {data}     ends it")
         return lines
 
@@ -250,6 +281,11 @@ def _make_data(wanted: Path | None, *, keep: bool) -> Path:
     if any(data.iterdir()):
         raise FailedPrecondition(f"{wanted} is not empty", fix="give a new directory, or end an old demo and remove it")
     return data
+
+
+def _remove_if_empty(data: Path) -> None:
+    with contextlib.suppress(OSError):
+        data.rmdir()
 
 
 def _workload(name: str) -> Workload:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from eastwest.cli.demo.calls import Call
+from eastwest.cli.demo.calls import HANDSHAKE_REFUSED, Call
 from eastwest.cli.demo.handlers import KEY_HEADER
 
 _MTLS_REQUIRED = "MTLS_REQUIRED"
 _NOT_PERMITTED = "OPERATION_NOT_PERMITTED"
 _WRONG_TENANT = "TENANT_NOT_PERMITTED"
-_NO_CERTIFICATE_ALERT = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
 
 LEGACY = Call(
     name="legacy-job",
@@ -39,6 +38,15 @@ LOAD = Call(
     service="billing",
     path="/api/v2/tenants/acme/invoices",
     tenant="acme",
+    status=200,
+)
+
+FIRST_AFTER_ROTATION = Call(
+    name="first-call-after-rotation",
+    story="after the rotation: a first call, on a new mTLS connection",
+    caller="admin",
+    service="billing",
+    path="/healthz",
     status=200,
 )
 
@@ -186,7 +194,7 @@ def attack(key: str, *, own_uids: bool) -> list[Call]:
             via="tls",
             headers=stolen,
             status=0,
-            error=_NO_CERTIFICATE_ALERT,
+            error=HANDSHAKE_REFUSED,
             code=_MTLS_REQUIRED,
         ),
     ]
@@ -232,7 +240,7 @@ def probe() -> Call:
         path="/api/v2/tenants/globex/invoices",
         via="tls",
         status=0,
-        error=_NO_CERTIFICATE_ALERT,
+        error=HANDSHAKE_REFUSED,
         code=_MTLS_REQUIRED,
         attack=True,
     )

@@ -19,7 +19,7 @@ from eastwest.cli.demo.calls import Call, Made, make
 from eastwest.cli.demo.handlers import ACCEPTED_KEY_HEADER, KEY_HEADER, fingerprint
 from eastwest.cli.demo.launch import Launcher
 from eastwest.cli.demo.place import LOOPBACK, SERVICES, WORKLOADS, Place, Workload
-from eastwest.cli.demo.processes import Processes
+from eastwest.cli.demo.processes import Process, Processes
 
 NETWORK = "127.0.0.0/8"
 KEY_NAME = "INTERNAL_KEY"
@@ -119,18 +119,16 @@ async def run(
     return WeakOutcome(made, fingerprint(key))
 
 
-def _start_envoy(place: Place, processes: Processes, workload: Workload, ports: Mapping[str, int]) -> Any:
-    config = place.home / f"weak-{workload.name}.json"
-    config.write_bytes(json.dumps(bootstrap(place, workload, ports), indent=1).encode())
-    if place.uids.base is not None:
-        config.chmod(0o644)
-    config_text = config.read_text()
+def _start_envoy(place: Place, processes: Processes, workload: Workload, ports: Mapping[str, int]) -> Process:
+    config = json.dumps(bootstrap(place, workload, ports), indent=1)
+    # The file is for people to look at: it lies where the workload may not, so Envoy is given the text.
+    (place.home / f"weak-{workload.name}.json").write_text(config)
     return processes.start(
         f"weak-{workload.name}-envoy",
         [
             str(place.envoy(workload)),
-            "--config-yaml",  # the file itself lies where the workload may not look
-            config_text,
+            "--config-yaml",
+            config,
             "--concurrency",
             "1",
             "--disable-hot-restart",

@@ -1,0 +1,239 @@
+"""Envoy's access logs (gRPC ALS) as decisions: the proxy tells what it decided, this makes it rows.
+
+A log stream is believed only about services that the workload which sends it serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from envoy.data.accesslog.v3 import accesslog_pb2
+from envoy.service.accesslog.v3 import als_pb2
+
+from eastwest.agent.xds import Identify, Principal
+from eastwest.ledger.handshake import cause_of
+from eastwest.ledger.record import Decision
+from eastwest.mesh import names, rbac
+from eastwest.mesh.action import ActionName, InForce
+from eastwest.mesh.tree import http_match
+from eastwest.policy.enforcement import DecisionCode, MtlsMode, TcpMatch, Verdict
+from eastwest.rpc.service import Call, Service
+from eastwest.spiffe.id import MalformedSpiffeId, SpiffeId
+
+_MAX_TEXT = 256
+_REFUSED_AS_MALFORMED = 400
+
+
+class Rules(Protocol):
+    """What services enforce, now and lately (decisions of a change's last moment still name the version before)."""
+
+    def current(self, principal: Principal, service: str) -> InForce | None:
+        """What ``service`` of this workload enforces now; None where it has no such service."""
+        ...
+
+    def version(self, version: str) -> InForce | None:
+        """What a service's version stands for."""
+        ...
+
+
+@dataclass(slots=True)
+class Counters:
+    """Entries received, and those that became no decision: foreign logs, and requests cut before one."""
+
+    entries: int = 0
+    foreign: int = 0
+    undecided: int = 0
+
+
+class AccessLogs:
+    """The access log service of one agent; ``record`` takes each decision and must not block."""
+
+    def __init__(self, identify: Identify, rules: Rules, record: Callable[[Decision], None]) -> None:
+        self._identify = identify
+        self._rules = rules
+        self._record = record
+        self.counters = Counters()
+
+    def services(self) -> list[Service]:
+        """To be added to the agent's listener."""
+        descriptor = als_pb2.DESCRIPTOR.services_by_name["AccessLogService"]
+        return [Service(descriptor, {"StreamAccessLogs": self._stream})]
+
+    async def _stream(self, _: None, call: Call) -> Any:
+        principal = await self._identify(call)
+        node = log_name = ""
+        async for message in call:
+            if message.HasField("identifier"):
+                node, log_name = message.identifier.node.id[:_MAX_TEXT], message.identifier.log_name
+            for decision in self._decisions(message, principal, log_name, node):
+                self._record(decision)
+        return als_pb2.StreamAccessLogsResponse()
+
+    def _decisions(self, message: Any, principal: Principal, log_name: str, node: str) -> Iterator[Decision]:
+        entries = [*message.http_logs.log_entry, *message.tcp_logs.log_entry]
+        self.counters.entries += len(entries)
+        kind, service = names.service_of_log(log_name)
+        current = self._rules.current(principal, service) if kind else None
+        if current is None:
+            self.counters.foreign += len(entries)
+            return
+        if kind == "connections":
+            for entry in message.tcp_logs.log_entry:
+                refused = refused_handshake(entry, current, node)
+                if refused is not None:
+                    yield refused
+            return
+        for entry in entries:
+            if _told_before(entry):
+                continue
+            decision = decided(entry, current, self._rules.version, node)
+            if decision is None:
+                self.counters.undecided += 1
+            else:
+                yield decision
+
+
+def refused_handshake(entry: Any, current: InForce, node: str) -> Decision | None:
+    """The decision in a listener's entry, where the connection ended in its TLS handshake; else None."""
+    common = entry.common_properties
+    if not common.downstream_transport_failure_reason:
+        return None
+    caller, _ = _caller(common)
+    cause = cause_of(common.downstream_transport_failure_reason, certificate=bool(caller))
+    if cause.plaintext:  # the look into the first bytes leaves this mark; the plaintext chain makes its own entry
+        return None
+    return Decision(
+        time=_time(common),
+        service=current.service,
+        verdict=Verdict.DENY,
+        code=cause.code,
+        mode=current.mode,
+        enforced=True,
+        caller=caller[:_MAX_TEXT],
+        claimed=bool(caller),
+        policy_version=current.policy_version,
+        rules_version=current.version,
+        node=node,
+        reference=common.stream_id[:_MAX_TEXT],
+        cause=cause.name,
+        source=_source(common),
+    )
+
+
+def decided(entry: Any, current: InForce, version: Callable[[str], InForce | None], node: str) -> Decision | None:
+    """The decision in an entry of a request or of an admitted connection; None where none was made."""
+    common = entry.common_properties
+    is_http = hasattr(entry, "request")
+    found = _action(common.metadata.filter_metadata, is_http=is_http)
+    cause = ""
+    if found is not None:
+        action, enforced = found
+    elif is_http and entry.response.response_code.value == _REFUSED_AS_MALFORMED:
+        # Refused before any filter: a path or header that could be read two ways.
+        bare = not _caller(common)[0] and current.mode != MtlsMode.PERMISSIVE
+        code = DecisionCode.MTLS_REQUIRED if bare else DecisionCode.UNLISTED_OPERATION
+        action, enforced = ActionName(code), True
+        cause = entry.response.response_code_details[:_MAX_TEXT]
+    else:
+        return None
+    rules = version(action.version) or current
+    if not is_http:  # the network filter names its policy in the shadow form only, which it has in both modes
+        enforced = rules.mode != MtlsMode.PERMISSIVE
+    caller, single = _caller(common)
+    verdict = Verdict.ALLOW if action.code is DecisionCode.ALLOWED else Verdict.DENY
+    return Decision(
+        time=_time(common),
+        service=current.service,
+        verdict=verdict,
+        code=action.code,
+        mode=rules.mode,
+        enforced=enforced,
+        caller=caller[:_MAX_TEXT],
+        claimed=bool(caller) and not single,
+        operation=action.operation,
+        tenant=_tenant(entry, action.operation, rules)[:_MAX_TEXT] if is_http else "",
+        method=_METHODS.get(entry.request.request_method, "") if is_http else "",
+        policy=action.policy,
+        policy_version=rules.policy_version,
+        rules_version=action.version or rules.version,
+        node=node,
+        reference=(entry.request.request_id if is_http else common.stream_id)[:_MAX_TEXT],
+        cause=cause,
+        source=_source(common) if verdict is Verdict.DENY else "",
+    )
+
+
+def _told_before(entry: Any) -> bool:
+    """Whether this ends a TCP session whose beginning was told (one that never reached the service was not)."""
+    common = entry.common_properties
+    ends = common.access_log_type == accesslog_pb2.TcpConnectionEnd
+    return bool(ends and common.HasField("upstream_local_address"))
+
+
+def _action(metadata: Any, *, is_http: bool) -> tuple[ActionName, bool] | None:
+    """The action that decided, and whether it was enforced: the first refusal of the chain, else its last word."""
+    namespace = rbac.HTTP_METADATA if is_http else rbac.NETWORK_METADATA
+    if namespace not in metadata:
+        return None
+    fields = metadata[namespace].fields
+    for enforced, key in ((True, rbac.ENFORCED_POLICY), (False, rbac.SHADOW_POLICY)):
+        last: ActionName | None = None
+        for prefix in (rbac.PLAINTEXT, rbac.CALLERS, rbac.OPERATIONS):
+            if prefix + key not in fields:
+                continue
+            action = ActionName.parse(fields[prefix + key].string_value)
+            if action is None:
+                continue
+            last = action
+            if action.code is not DecisionCode.ALLOWED:
+                return action, enforced
+        if last is not None:
+            return last, enforced
+    return None
+
+
+def _tenant(entry: Any, operation: str, rules: InForce) -> str:
+    for candidate in rules.inbound.operations:
+        if candidate.name != operation or candidate.tenant is None or isinstance(candidate.match, TcpMatch):
+            continue
+        if candidate.tenant.header:
+            return str(entry.request.request_headers.get(candidate.tenant.header, ""))
+        found = http_match(candidate)[1].match(entry.request.path) or {}
+        return found.get(candidate.tenant.path, "")
+    return ""
+
+
+def _caller(common: Any) -> tuple[str, bool]:
+    """The peer's URI SANs, joined as Envoy joins them, and whether they are one SPIFFE ID."""
+    text = ",".join(san.uri for san in common.tls_properties.peer_certificate_properties.subject_alt_name if san.uri)
+    try:
+        SpiffeId.parse(text)
+    except MalformedSpiffeId:
+        return text, False
+    return text, True
+
+
+def _source(common: Any) -> str:
+    return str(common.downstream_direct_remote_address.socket_address.address)
+
+
+def _time(common: Any) -> datetime:
+    start = common.start_time
+    return datetime.fromtimestamp(start.seconds, UTC).replace(microsecond=start.nanos // 1000)
+
+
+# envoy.config.core.v3.RequestMethod
+_METHODS = {
+    1: "GET",
+    2: "HEAD",
+    3: "POST",
+    4: "PUT",
+    5: "DELETE",
+    6: "CONNECT",
+    7: "OPTIONS",
+    8: "TRACE",
+    9: "PATCH",
+}

@@ -1,0 +1,369 @@
+"""The agent process put together: who knows what, who waits for whom, and the order of start and end.
+
+control ──► knowledge ──► identities ──► Workload API, SDS, ADS     on DIR/agent/agent.sock
+                │             │
+                └──► cache ◄──┘           own identity: renewed at half life
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import resource
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from eastwest import errors
+from eastwest.agent.als import AccessLogs
+from eastwest.agent.bootstrap import Bootstrap, explain, read_bundle
+from eastwest.agent.cache import Cache
+from eastwest.agent.callers import ProcessAttestor, identify
+from eastwest.agent.config import Settings
+from eastwest.agent.connection import Dismissed, ServerConnection
+from eastwest.agent.control import ControlClient
+from eastwest.agent.decisions import Decisions
+from eastwest.agent.files import replace_file
+from eastwest.agent.health import HealthServer
+from eastwest.agent.identities import Identities
+from eastwest.agent.jwts import JwtCache
+from eastwest.agent.keyring import KeyringUnavailable, node_key
+from eastwest.agent.knowledge import Knowledge
+from eastwest.agent.locked import locked
+from eastwest.agent.notify import notify
+from eastwest.agent.own import OwnIdentity, OwnSvid
+from eastwest.agent.renewal import Renewal
+from eastwest.agent.sidecars import Sidecars
+from eastwest.agent.state import State
+from eastwest.agent.workload_api import WorkloadApi
+from eastwest.agent.xds import ConfigStreams
+from eastwest.attest.workload import WorkloadAttestor
+from eastwest.clock import Clock, SystemClock
+from eastwest.entropy import Entropy, SystemEntropy
+from eastwest.mesh.settings import Settings as MeshSettings
+from eastwest.plugins.disk_keys import DiskKeyStore
+from eastwest.rpc.client import Untrusted
+from eastwest.rpc.health import HealthService
+from eastwest.rpc.service import Listener
+from eastwest.spiffe.bundle import Bundle
+
+SOCKET_MODE = 0o666
+"""Anyone may connect: what a caller gets is decided by what it is."""
+EGRESS_SOCKET = "egress.sock"
+"""Relative, so that each sidecar's way out lies in the directory which that sidecar was started in."""
+_SAVE_AFTER = 0.1  # seconds in which changes are gathered into one write of the cache
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What tests replace: time, randomness, and who says what a process is."""
+
+    clock: Clock
+    entropy: Entropy
+    jitter: random.Random
+    attestors: tuple[WorkloadAttestor, ...]
+
+    @classmethod
+    def system(cls) -> Ports:
+        """The machine's own, with the attestors that are installed."""
+        return cls(SystemClock(), SystemEntropy(), random.SystemRandom(), tuple(installed_attestors()))
+
+
+def installed_attestors() -> list[WorkloadAttestor]:
+    """One of each entry point in ``eastwest.workload_attestors``."""
+    from importlib.metadata import entry_points
+
+    return [point.load()() for point in entry_points(group="eastwest.workload_attestors")]
+
+
+async def run(settings: Settings, ports: Ports | None = None, ready: Callable[[str], None] = lambda _: None) -> None:
+    """Run an agent until it is told to stop (SIGTERM, SIGINT, cancellation).
+
+    ``ready`` is called once with the line that says where it serves. Raises the error that kept it from starting or
+    made it end; an agent that the server dismissed has removed its identity and cache by then.
+    """
+    ports = ports or Ports.system()
+    settings.paths.home.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with locked(settings.paths.lock):
+        _raise_file_limit()
+        await _Agent(settings, ports, ready).run()
+
+
+class _Agent:
+    def __init__(self, settings: Settings, ports: Ports, ready: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._paths = settings.paths
+        self._ports = ports
+        self._ready = ready
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(ValueError, RuntimeError):  # not in the main thread: whoever runs us stops us
+                loop.add_signal_handler(number, self._stop.set)
+        serving = asyncio.ensure_future(self._serve())
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            if not serving.done():
+                serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+            _log.info("agent.stopped")
+
+    async def _serve(self) -> None:
+        ports, settings = self._ports, self._settings
+        own_identity = OwnIdentity(self._paths, DiskKeyStore(self._paths.keys), ports.entropy)
+        given = self._given_bundle(own_identity)
+        bootstrap = Bootstrap(settings, own_identity, ports.clock, ports.jitter)
+        own = bootstrap.stored(given.trust_domain)
+        connection = ServerConnection(settings.host, settings.port, given.trust_domain, timeout=settings.server_timeout)
+        try:
+            if own is None:
+                own = await bootstrap.attest(connection, given)
+                _log.info("agent.attested", id=str(own.id))
+            cache = self._cache(own)
+            kept = cache.load_state()
+            knowledge = Knowledge(kept or State(own.id.trust_domain))
+            roots = (kept.bundle if kept is not None else given).x509_authorities
+            if not roots:
+                raise errors.InvalidInput("no trust bundle is given or cached", fix="give --bundle FILE")
+            connection.use([authority.der for authority in roots], own)
+            try:
+                await self._work(connection, own_identity, own, cache, knowledge, cached=kept is not None)
+            except Dismissed:
+                own_identity.forget()
+                cache.forget()
+                raise
+        except errors.Error as error:
+            raise explain(error, connection.target) from None
+        finally:
+            connection.close()
+
+    async def _work(
+        self,
+        connection: ServerConnection,
+        own_identity: OwnIdentity,
+        own: OwnSvid,
+        cache: Cache,
+        knowledge: Knowledge,
+        *,
+        cached: bool,
+    ) -> None:
+        ports, settings = self._ports, self._settings
+        clock, jitter = ports.clock, ports.jitter
+        identities = Identities(connection, knowledge, clock, jitter, limit=settings.max_identities)
+        sidecars = Sidecars(knowledge, identities, self._mesh_settings(), clock)
+        jwts = JwtCache(connection, clock)
+        decisions = Decisions(connection, clock, jitter)
+        renewal = Renewal(connection, own_identity, own, knowledge, clock, jitter)
+
+        def on_state(state: State) -> None:
+            if state.bundle.x509_authorities != knowledge.state.bundle.x509_authorities:
+                connection.use([authority.der for authority in state.bundle.x509_authorities], renewal.own)
+            if state.bundle.jwt_authorities != knowledge.state.bundle.jwt_authorities:
+                jwts.forget()
+            knowledge.set(state)
+            sidecars.on_state()
+            identities.on_state(state)
+
+        control = ControlClient(connection, knowledge.state, sidecars, clock, jitter, on_state)
+        if cached:
+            restored = identities.restore(cache.load_svids())
+            sidecars.on_state()
+            _log.info("agent.cache.restored", entries=len(knowledge.state.entries), svids=restored)
+
+        def problems() -> list[str]:
+            found = [] if knowledge.state.epoch else ["no state has come from the server yet"]
+            if not renewal.own.is_live(clock.now()):
+                found.append("the agent's own certificate has ended")
+            return found
+
+        attestor = ProcessAttestor(ports.attestors)
+        identified = identify(attestor.attest, knowledge, clock)
+        listener = Listener(
+            [
+                WorkloadApi(knowledge, identities, jwts, attestor.attest, clock).service(),
+                *ConfigStreams(sidecars, identified, sidecars.report).services(),
+                *AccessLogs(identified, sidecars, decisions.record).services(),
+                HealthService(problems).service(),
+            ]
+        )
+        readings = _readings(control, identities, decisions, renewal, knowledge, clock)
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(_raise_dismissal(connection))
+                    group.create_task(control.run())
+                    group.create_task(identities.run())
+                    group.create_task(renewal.run())
+                    group.create_task(decisions.run())
+                    group.create_task(self._keep_cache(cache, knowledge, identities))
+                    if not cached:
+                        await self._first_state(control, connection.target)
+                    await listener.listen_unix(self._paths.socket, SOCKET_MODE)
+                    stack.push_async_callback(listener.close)
+                    await self._serve_health(stack, HealthServer(problems, readings))
+                    self._announce(renewal.own, control)
+            except* errors.Error as group_of_errors:
+                raise _first_error(group_of_errors) from None
+            finally:
+                notify("STOPPING=1")
+                with suppress(errors.Error, TimeoutError):
+                    async with asyncio.timeout(2.0):
+                        await decisions.flush()
+                await asyncio.shield(asyncio.to_thread(_save, cache, knowledge, identities))
+
+    def _given_bundle(self, own_identity: OwnIdentity) -> Bundle:
+        """The bundle from the file; an agent that was here before can do without one."""
+        settings = self._settings
+        if settings.bundle_file is not None:
+            return read_bundle(settings.bundle_file, settings.trust_domain)
+        own = own_identity.load()
+        if own is not None:
+            return Bundle(settings.trust_domain or own.id.trust_domain)
+        raise errors.InvalidInput(
+            "no trust bundle is given", fix="write it with `eastwest bundle show` on the server and give --bundle FILE"
+        )
+
+    def _cache(self, own: OwnSvid) -> Cache:
+        key: bytes | None = None
+        try:
+            key = node_key(self._ports.entropy)
+        except KeyringUnavailable as error:
+            _log.warning(
+                "agent.cache.keyless",
+                why=error.message,
+                means="certificates and keys are not kept: after a restart they come when the server answers",
+            )
+        return Cache(self._paths.cache, own.id, key, self._ports.entropy)
+
+    def _mesh_settings(self) -> MeshSettings:
+        return MeshSettings(egress_socket=EGRESS_SOCKET)
+
+    async def _first_state(self, control: ControlClient, target: str) -> None:
+        """Wait for the first word of the server, and give up where waiting is of no use."""
+        try:
+            async with asyncio.timeout(self._settings.wait):
+                turns = 0
+                while not control.updates:
+                    turns = await control.turns.beyond(turns)
+                    if isinstance(control.last_error, Untrusted | errors.FailedPrecondition | errors.PermissionDenied):
+                        raise control.last_error
+        except TimeoutError:
+            why = control.last_error.message if control.last_error is not None else "no update came"
+            raise errors.Unavailable(
+                f"nothing from {target} in {self._settings.wait:.0f} s, and nothing is cached: {why}",
+                fix="start the server, or check --server and the network between",
+            ) from None
+
+    async def _serve_health(self, stack: AsyncExitStack, server: HealthServer) -> None:
+        if self._settings.health_port is None:
+            return
+        await server.listen(self._settings.health_port)
+        stack.push_async_callback(server.close)
+        replace_file(self._paths.health_port, f"{server.port}\n".encode(), 0o644)
+        stack.callback(self._paths.health_port.unlink, missing_ok=True)
+
+    def _announce(self, own: OwnSvid, control: ControlClient) -> None:
+        closed = [str(path) for path in self._paths.home.parents if not path.stat().st_mode & 0o001]
+        if closed:
+            _log.warning("agent.socket.unreachable", for_others_closed=closed, fix=f"chmod o+x {' '.join(closed)}")
+        how = "" if control.connected else ", from cache (the server does not answer)"
+        self._ready(f"agent ready: socket {self._paths.socket}, id {own.id}{how}")
+        notify("READY=1")
+
+    async def _keep_cache(self, cache: Cache, knowledge: Knowledge, identities: Identities) -> None:
+        """Write what changed, a moment after it did; each part only when it changed."""
+        states, svids = knowledge.states.count, identities.changes.count
+        while True:
+            seen = knowledge.changes.count
+            if knowledge.states.count != states and knowledge.state.epoch:
+                states = knowledge.states.count
+                await _to_disk(partial(cache.save_state, knowledge.state))
+            if identities.changes.count != svids:
+                svids = identities.changes.count
+                await _to_disk(partial(cache.save_svids, identities.everything()))
+            await knowledge.changes.beyond(seen)
+            await asyncio.sleep(_SAVE_AFTER)
+
+
+async def _to_disk(save: Callable[[], None]) -> None:
+    try:
+        await asyncio.to_thread(save)
+    except OSError as error:
+        _log.error("agent.cache.unwritable", error=str(error))
+
+
+def _save(cache: Cache, knowledge: Knowledge, identities: Identities) -> None:
+    if not knowledge.state.epoch:
+        return
+    with suppress(OSError):
+        cache.save_state(knowledge.state)
+        cache.save_svids(identities.everything())
+
+
+async def _raise_dismissal(connection: ServerConnection) -> None:
+    raise await asyncio.shield(connection.dismissal)
+
+
+def _first_error(group: BaseExceptionGroup[errors.Error]) -> errors.Error:
+    """The one error to tell: a dismissal before all others."""
+    leaves: list[errors.Error] = []
+
+    def collect(part: BaseException) -> None:
+        if isinstance(part, BaseExceptionGroup):
+            for inner in part.exceptions:
+                collect(inner)
+        elif isinstance(part, errors.Error):
+            leaves.append(part)
+
+    collect(group)
+    return next((error for error in leaves if isinstance(error, Dismissed)), leaves[0])
+
+
+def _readings(
+    control: ControlClient,
+    identities: Identities,
+    decisions: Decisions,
+    renewal: Renewal,
+    knowledge: Knowledge,
+    clock: Clock,
+) -> Callable[[], Sequence[tuple[str, str, bool, float]]]:
+    def read() -> Sequence[tuple[str, str, bool, float]]:
+        return [
+            ("connected", "1 while the server's subscription is up.", False, float(control.connected)),
+            ("updates", "Updates applied.", True, float(control.updates)),
+            ("state_number", "Number of the state held.", False, float(knowledge.state.number)),
+            ("entries", "Entries held.", False, float(len(knowledge.state.entries))),
+            ("x509_svids", "X.509-SVIDs held.", False, float(len(identities))),
+            ("x509_rotations", "X.509-SVIDs replaced by newer ones.", True, float(identities.rotations)),
+            ("x509_failures", "Attempts to sign one entry that failed.", True, float(identities.failures)),
+            ("decisions", "Decision rows stored by the server.", True, float(decisions.reported)),
+            ("decisions_lost", "Decisions dropped and not yet told.", False, float(decisions.lost)),
+            (
+                "own_svid_seconds",
+                "Seconds that the agent's certificate still lives.",
+                False,
+                (renewal.own.not_after - clock.now()).total_seconds(),
+            ),
+        ]
+
+    return read
+
+
+def _raise_file_limit() -> None:
+    """Every caller holds a socket and a pidfd; the usual soft limit of 1,024 is too few for a busy node."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

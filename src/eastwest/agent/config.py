@@ -1,0 +1,163 @@
+"""The agent's settings: a TOML file, flags over it, and the paths that follow from the data directory."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from eastwest import errors
+from eastwest.spiffe.id import TrustDomain
+
+MAX_SOCKET_PATH = 107
+"""Bytes of a unix socket's path that Linux takes."""
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings as written. Every flag of ``eastwest agent run`` has its name here, with ``_`` for ``-``."""
+
+    server: str = ""  # HOST:PORT
+    bundle: str = ""  # path of the trust bundle: PEM, or SPIFFE JSON
+    join_token_file: str = ""
+    trust_domain: str = ""
+    log_level: str = "info"
+    wait: float = 60.0  # seconds to wait for the server at the start
+    health_port: int | None = None  # loopback; 0 takes a free one
+    max_identities: int = 1000  # X.509-SVIDs kept ready; more are made on demand
+    server_timeout: float = 30.0  # seconds for one call to the server
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Checked settings. ``join_token`` is a secret and has no place in a log."""
+
+    data: Path
+    host: str
+    port: int
+    bundle_file: Path | None
+    trust_domain: TrustDomain | None
+    join_token: str = field(default="", repr=False)
+    wait: float = 60.0
+    health_port: int | None = None
+    max_identities: int = 1000
+    server_timeout: float = 30.0
+
+    @property
+    def paths(self) -> Paths:
+        """Where the agent keeps its files."""
+        return Paths(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Files of one agent under its data directory."""
+
+    data: Path
+
+    @property
+    def home(self) -> Path:
+        """Open to every local user for passing through: the socket lies in it."""
+        return self.data / "agent"
+
+    @property
+    def socket(self) -> Path:
+        return self.home / "agent.sock"
+
+    @property
+    def lock(self) -> Path:
+        return self.home / "lock"
+
+    @property
+    def keys(self) -> Path:
+        return self.home / "keys"
+
+    @property
+    def svid(self) -> Path:
+        return self.home / "svid.pem"
+
+    @property
+    def cache(self) -> Path:
+        return self.home / "cache"
+
+    @property
+    def health_port(self) -> Path:
+        return self.home / "health.port"
+
+
+def read_config(path: Path | None) -> AgentConfig:
+    """The settings of a TOML file; the defaults without one."""
+    if path is None:
+        return AgentConfig()
+    try:
+        table = tomllib.loads(path.read_text())
+        # A file that the server shares keeps the agent's part in a table of its own.
+        return msgspec.convert(table.get("agent", table), AgentConfig)
+    except OSError as error:
+        raise errors.InvalidInput(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise errors.InvalidInput(
+            str(error), where=str(path), fix="see the reference of the agent's settings"
+        ) from None
+
+
+def override(config: AgentConfig, **flags: Any) -> AgentConfig:
+    """``config`` with those flags that were given (not None)."""
+    return msgspec.structs.replace(config, **{name: value for name, value in flags.items() if value is not None})
+
+
+def check(config: AgentConfig, data: Path, join_token: str = "") -> Settings:
+    """Turn settings as written into checked ones; raises ``InvalidInput`` with what to write instead."""
+    if not config.server:
+        raise errors.InvalidInput("no server is named", fix="give --server HOST:PORT")
+    host, port = _host_and_port(config.server)
+    if not 0 < config.wait <= 86400 or not 0 < config.server_timeout <= 3600:
+        raise errors.InvalidInput("wait and server_timeout are seconds above 0")
+    if config.max_identities < 1:
+        raise errors.InvalidInput("max_identities is at least 1")
+    if config.health_port is not None and not 0 <= config.health_port <= 65535:
+        raise errors.InvalidInput(f"health_port {config.health_port} is no port", fix="choose 1 to 65535, or 0 for any")
+    settings = Settings(
+        data=data.absolute(),
+        host=host,
+        port=port,
+        bundle_file=Path(config.bundle) if config.bundle else None,
+        trust_domain=TrustDomain.parse(config.trust_domain) if config.trust_domain else None,
+        join_token=join_token or _token_from(config.join_token_file),
+        wait=config.wait,
+        health_port=config.health_port,
+        max_identities=config.max_identities,
+        server_timeout=config.server_timeout,
+    )
+    check_socket_path(settings.paths.socket)
+    return settings
+
+
+def check_socket_path(path: Path) -> None:
+    """Refuse a path that Linux cannot bind."""
+    length = len(str(path).encode())
+    if length > MAX_SOCKET_PATH:
+        raise errors.InvalidInput(
+            f"the socket's path has {length} bytes; Linux takes at most {MAX_SOCKET_PATH}",
+            fix="choose a shorter --data",
+            where=str(path),
+        )
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise errors.InvalidInput(f"{text[:80]!r} is not HOST:PORT", fix="write --server 127.0.0.1:8081")
+    return host, int(port)
+
+
+def _token_from(path: str) -> str:
+    if not path:
+        return ""
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.InvalidInput(f"the join token cannot be read: {error}", where=path) from None

@@ -1,0 +1,245 @@
+"""What each local Envoy is told, made from the known state and the SVIDs at hand, and what became of it.
+
+Serves the three ports of the config and log streams: snapshots and secrets by attested caller, the rules in force
+for reading decisions, and the statuses that go back to the server.
+"""
+
+from __future__ import annotations
+
+from base64 import standard_b64encode
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from textwrap import wrap
+from typing import Any, TypeVar
+
+import structlog
+
+from eastwest import errors
+from eastwest.agent.callers import Attested, NoIdentity, live_entries
+from eastwest.agent.changes import Changes
+from eastwest.agent.identities import Held, Identities
+from eastwest.agent.knowledge import Knowledge
+from eastwest.agent.xds import Principal, SidecarStatus
+from eastwest.api.eastwest.control.v1 import control_pb2 as control
+from eastwest.clock import Clock
+from eastwest.mesh.action import InForce, inbound_version
+from eastwest.mesh.resources import config_resources, sidecar_secrets, versions_in_force
+from eastwest.mesh.secrets import Identity, SecretSet
+from eastwest.mesh.settings import Settings
+from eastwest.mesh.snapshot import Resource, Snapshot
+from eastwest.policy.enforcement import Sidecar
+from eastwest.registry.entry import Entry
+from eastwest.spiffe.bundle import Bundle
+from eastwest.spiffe.id import SpiffeId, TrustDomain
+
+MAX_VERSIONS = 10_000
+MAX_SIDECARS = 1_000
+"""Sidecars of one node that are remembered."""
+T = TypeVar("T")
+_MadeOf = tuple[Sidecar, Held, Mapping[TrustDomain, Bundle]]
+_log = structlog.get_logger()
+
+
+class Sidecars:
+    """Config and secrets for local Envoys. ``changes`` counts what the server should hear about them."""
+
+    def __init__(self, knowledge: Knowledge, identities: Identities, settings: Settings, clock: Clock) -> None:
+        self.changes = Changes()
+        self._knowledge = knowledge
+        self._identities = identities
+        self._settings = settings
+        self._clock = clock
+        self._config: OrderedDict[tuple[str, str], tuple[Sidecar, list[Resource]]] = OrderedDict()
+        self._snapshots: OrderedDict[tuple[str, str], tuple[_MadeOf, Snapshot]] = OrderedDict()
+        self._noted: dict[SpiffeId, Sidecar] = {}
+        self._pem: dict[str, tuple[Held, Identity]] = {}
+        self._roots: dict[str, tuple[Bundle, bytes]] = {}
+        self._in_force: OrderedDict[str, InForce] = OrderedDict()
+        self._problems: dict[str, str] = {}
+        self._statuses: OrderedDict[tuple[str, int], control.SidecarStatus] = OrderedDict()
+        self._connected_at: dict[tuple[str, int], datetime] = {}
+
+    def on_state(self) -> None:
+        """Remember what each service's rules stand for, before any Envoy can report by them."""
+        sidecars = self._knowledge.state.sidecars
+        for spiffe_id, sidecar in sidecars.items():
+            if self._noted.get(spiffe_id) is not sidecar:
+                for version, rules in versions_in_force(sidecar).items():
+                    self._in_force[version] = rules
+                    self._in_force.move_to_end(version)
+        self._noted = dict(sidecars)
+        while len(self._in_force) > MAX_VERSIONS:
+            self._in_force.popitem(last=False)
+
+    async def snapshots(self, principal: Principal) -> AsyncIterator[Snapshot]:
+        """Config of the caller's workload; ends with its last entry."""
+        egress = principal.egress_socket if isinstance(principal, Attested) else ""
+        settings = replace(self._settings, egress_socket=egress) if egress else self._settings
+        async for snapshot in self._watch(principal, lambda entries: self._snapshot(entries, settings)):
+            yield snapshot
+
+    async def secrets(self, principal: Principal) -> AsyncIterator[SecretSet]:
+        """All SVIDs and bundles of the caller, for any Envoy."""
+        async for secrets in self._watch(principal, self._secrets):
+            yield secrets
+
+    def current(self, principal: Principal, service: str) -> InForce | None:
+        """What ``service`` of the caller's workload enforces now."""
+        for sidecar in self._sidecars(principal.spiffe_ids):
+            for inbound in sidecar.inbound:
+                if inbound.service == service:
+                    return self._in_force.get(inbound_version(inbound))
+        return None
+
+    def version(self, version: str) -> InForce | None:
+        """What a version of a service's rules stands for."""
+        return self._in_force.get(version)
+
+    def report(self, status: SidecarStatus) -> None:
+        """Take how far one sidecar has come."""
+        session = status.session
+        key = (session.node_id, status.principal.pid)
+        if not session.node_id:
+            return
+        sidecar = next(self._sidecars(status.principal.spiffe_ids), None)
+        spiffe_id = sidecar.spiffe_id if sidecar is not None else status.principal.spiffe_ids[0]
+        refusal = session.refusals[-1] if session.refusals else None
+        now = self._clock.now()
+        connected_at = self._connected_at.setdefault(key, now)
+        told = control.SidecarStatus(
+            node_id=session.node_id,
+            spiffe_id=spiffe_id,
+            acknowledged_version=session.version_acked,
+            error=f"{', '.join(refusal.names)}: {refusal.message}" if refusal else "",
+            connected_at=int(connected_at.timestamp()),
+            connected=status.connected,
+        )
+        if not status.connected:
+            self._connected_at.pop(key, None)
+        if self._statuses.get(key) == told:
+            return
+        if told.connected and key not in self._statuses:
+            for other in [k for k, s in self._statuses.items() if k[0] == key[0] and not s.connected]:
+                del self._statuses[other]
+        self._statuses[key] = told
+        self._statuses.move_to_end(key)
+        _bound(self._statuses)
+        self.changes.bump()
+
+    def statuses(self) -> Sequence[control.SidecarStatus]:
+        """What the server is told of the sidecars of this node."""
+        intended = {str(spiffe_id): s.version for spiffe_id, s in self._knowledge.state.sidecars.items()}
+        told: list[control.SidecarStatus] = []
+        for kept in self._statuses.values():
+            status = control.SidecarStatus()
+            status.CopyFrom(kept)
+            status.intended_version = intended.get(kept.spiffe_id, "")
+            status.error = kept.error or self._problems.get(kept.spiffe_id, "")
+            told.append(status)
+        return told
+
+    async def _watch(self, principal: Principal, view: Callable[[tuple[Entry, ...]], T | None]) -> AsyncIterator[T]:
+        assert isinstance(principal, Attested)
+        last: T | None = None
+        while True:
+            seen = self._knowledge.changes.count
+            try:
+                newest = view(live_entries(self._knowledge, principal.selectors, self._clock))
+            except NoIdentity:
+                return
+            if newest is not None and newest != last:
+                last = newest
+                yield newest
+                continue
+            await self._knowledge.changes.beyond(seen)
+
+    def _snapshot(self, entries: tuple[Entry, ...], settings: Settings) -> Snapshot | None:
+        """The config for the first entry that has one; an empty one where no service is registered; None: not yet."""
+        state = self._knowledge.state
+        for entry in entries:
+            sidecar = state.sidecars.get(entry.spiffe_id)
+            if sidecar is None:
+                continue
+            held = self._identities.held(entry)
+            if held is None:
+                return None
+            made_of = (sidecar, held, state.bundles)
+            key = (sidecar.spiffe_id, settings.egress_socket)
+            kept = self._snapshots.get(key)
+            if kept is not None and all(now is then for now, then in zip(made_of, kept[0], strict=True)):
+                return kept[1]
+            try:
+                secrets = sidecar_secrets(sidecar, self._identity(held), self._bundles())
+                snapshot = Snapshot.of(sidecar.version, [*self._resources(sidecar, settings), *secrets.resources()])
+                snapshot.check()
+            except errors.Error as error:
+                # The Envoy keeps the last good config, and the server hears why.
+                if self._problems.get(sidecar.spiffe_id) != str(error):
+                    self._problems[sidecar.spiffe_id] = str(error)
+                    self.changes.bump()
+                    _log.error("agent.sidecar.unbuildable", spiffe_id=sidecar.spiffe_id, error=str(error))
+                return None
+            if self._problems.pop(sidecar.spiffe_id, None) is not None:
+                self.changes.bump()
+            self._snapshots[key] = (made_of, snapshot)
+            _bound(self._snapshots)
+            return snapshot
+        return Snapshot.of("", ())
+
+    def _secrets(self, entries: tuple[Entry, ...]) -> SecretSet | None:
+        held = [one for entry in entries if (one := self._identities.held(entry)) is not None]
+        if not held:
+            return None
+        state = self._knowledge.state
+        roots = self._bundles()
+        return SecretSet(
+            identities=tuple(self._identity(one) for one in held),
+            trust_domain=state.trust_domain.name,
+            bundles={domain.name: roots[domain.name] for domain in state.bundles_for(entries)},
+        )
+
+    def _sidecars(self, spiffe_ids: Sequence[str]) -> Iterator[Sidecar]:
+        sidecars = self._knowledge.state.sidecars
+        for spiffe_id in spiffe_ids:
+            sidecar = sidecars.get(SpiffeId.parse(spiffe_id))
+            if sidecar is not None:
+                yield sidecar
+
+    def _resources(self, sidecar: Sidecar, settings: Settings) -> list[Resource]:
+        key = (sidecar.spiffe_id, settings.egress_socket)
+        kept = self._config.get(key)
+        if kept is None or kept[0] is not sidecar:
+            kept = (sidecar, config_resources(sidecar, settings))
+            self._config[key] = kept
+            _bound(self._config)
+        return kept[1]
+
+    def _identity(self, held: Held) -> Identity:
+        kept = self._pem.get(held.entry_id)
+        if kept is None or kept[0] is not held:
+            chain = b"".join(_pem("CERTIFICATE", der) for der in held.svid.chain)
+            kept = (held, Identity(str(held.svid.id), chain, _pem("PRIVATE KEY", held.key.pkcs8)))
+            self._pem[held.entry_id] = kept
+        return kept[1]
+
+    def _bundles(self) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        for domain, bundle in self._knowledge.state.bundles.items():
+            kept = self._roots.get(domain.name)
+            if kept is None or kept[0] is not bundle:
+                kept = (bundle, b"".join(_pem("CERTIFICATE", root.der) for root in bundle.x509_authorities))
+                self._roots[domain.name] = kept
+            found[domain.name] = kept[1]
+        return found
+
+
+def _bound(kept: OrderedDict[Any, Any]) -> None:
+    while len(kept) > MAX_SIDECARS:
+        kept.popitem(last=False)
+
+
+def _pem(label: str, der: bytes) -> bytes:
+    body = "\n".join(wrap(standard_b64encode(der).decode(), 64))
+    return f"-----BEGIN {label}-----\n{body}\n-----END {label}-----\n".encode()

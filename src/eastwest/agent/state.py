@@ -1,0 +1,188 @@
+"""What an agent knows: entries, bundles and sidecars, as one immutable value that whole updates replace.
+
+The rules that keep a node on its last good state live here, without I/O: an update is parsed completely before
+anything changes, deltas must follow each other without a gap, and a state without the own trust domain's roots
+is no state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TypeVar
+
+import msgspec
+from cryptography import x509
+
+from eastwest import errors
+from eastwest.api.eastwest.control.v1 import control_pb2 as control
+from eastwest.api.spire.api.types import types_pb2 as types
+from eastwest.attest import match
+from eastwest.policy.enforcement import Sidecar, decode_sidecar, encode_sidecar
+from eastwest.registry.entry import Entry
+from eastwest.rpc import spire
+from eastwest.spiffe.bundle import Bundle
+from eastwest.spiffe.id import SpiffeId, TrustDomain
+from eastwest.spiffe.selector import Selector
+
+MAX_REMEMBERED = 10_000
+"""Kinds of callers (sets of selectors) whose entries are remembered until the next state."""
+_ENTRY = control.ResourceName.KIND_ENTRY
+_BUNDLE = control.ResourceName.KIND_BUNDLE
+_SIDECAR = control.ResourceName.KIND_SIDECAR
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class BadUpdate(errors.Unavailable):
+    """An update cannot be applied; what is held stays, and the full state must be asked for."""
+
+
+@dataclass(frozen=True)
+class State:
+    """One complete, consistent picture. ``epoch`` and ``number`` say which update led to it."""
+
+    trust_domain: TrustDomain
+    epoch: str = ""
+    number: int = 0
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    bundles: Mapping[TrustDomain, Bundle] = field(default_factory=dict)
+    sidecars: Mapping[SpiffeId, Sidecar] = field(default_factory=dict)
+
+    @property
+    def bundle(self) -> Bundle:
+        """The own trust domain's bundle; empty while nothing is known."""
+        return self.bundles.get(self.trust_domain, Bundle(self.trust_domain))
+
+    def apply(self, update: control.Update, *, resumed: bool = False) -> State:
+        """The state after ``update``; raises ``BadUpdate`` and leaves this one as it is.
+
+        ``resumed``: the server answers our position with it, so it may stand for several numbers at once.
+        """
+        if not update.epoch:
+            raise BadUpdate("the update has no epoch")
+        if not update.full:
+            follows = update.number > self.number if resumed else update.number == self.number + 1
+            if update.epoch != self.epoch or not follows:
+                raise BadUpdate(f"update {update.number} does not follow {self.number}")
+        entries, bundles, sidecars = _parse(update, self.trust_domain)
+        held = State(self.trust_domain) if update.full else self
+        after = replace(
+            held,
+            epoch=update.epoch,
+            number=update.number,
+            entries=_merge(held.entries, entries, _removed(update, _ENTRY)),
+            bundles=_merge(held.bundles, bundles, {TrustDomain(name) for name in _removed(update, _BUNDLE)}),
+            sidecars=_merge(held.sidecars, sidecars, _removed_ids(update)),
+        )
+        if not after.bundle.x509_authorities:
+            raise BadUpdate(f"the update leaves no root of {self.trust_domain}")
+        return after
+
+    def matching(self, selectors: frozenset[Selector]) -> tuple[Entry, ...]:
+        """The entries that a caller's selectors earn, by id (``eastwest.attest.match``), found by index."""
+        if (known := self._matches.get(selectors)) is not None:
+            return known
+        candidates = (entry for selector in selectors for entry in self._by_pivot.get(selector, ()))
+        result = tuple(match.matching(candidates, selectors))
+        if len(self._matches) >= MAX_REMEMBERED:
+            self._matches.clear()
+        self._matches[selectors] = result
+        return result
+
+    def bundles_for(self, entries: Iterable[Entry]) -> dict[TrustDomain, Bundle]:
+        """The own bundle and those that ``entries`` federate with."""
+        wanted = {self.trust_domain}.union(*(entry.federates_with for entry in entries))
+        return {domain: self.bundles[domain] for domain in sorted(wanted) if domain in self.bundles}
+
+    def to_update(self) -> control.Update:
+        """The one full update that leads to this state; what the cache stores."""
+        update = control.Update(epoch=self.epoch, number=self.number, full=True)
+        for entry in self.entries.values():
+            update.upserts.add(name=control.ResourceName(kind=_ENTRY, name=entry.id), entry=spire.entry_to_proto(entry))
+        for domain, bundle in self.bundles.items():
+            name = control.ResourceName(kind=_BUNDLE, name=domain.name)
+            update.upserts.add(name=name, bundle=spire.bundle_to_proto(bundle))
+        for spiffe_id, sidecar in self.sidecars.items():
+            name = control.ResourceName(kind=_SIDECAR, name=str(spiffe_id))
+            update.upserts.add(name=name, sidecar=encode_sidecar(sidecar))
+        return update
+
+    @cached_property
+    def _by_pivot(self) -> dict[Selector, list[Entry]]:
+        """Entries under one of their selectors each: the one that fewest entries have."""
+        counts: dict[Selector, int] = {}
+        for entry in self.entries.values():
+            for selector in entry.selectors:
+                counts[selector] = counts.get(selector, 0) + 1
+        index: dict[Selector, list[Entry]] = {}
+        for entry in self.entries.values():
+            index.setdefault(min(entry.selectors, key=counts.__getitem__), []).append(entry)
+        return index
+
+    @cached_property
+    def _matches(self) -> dict[frozenset[Selector], tuple[Entry, ...]]:
+        return {}
+
+
+_Parsed = tuple[dict[str, Entry], dict[TrustDomain, Bundle], dict[SpiffeId, Sidecar]]
+
+
+def _parse(update: control.Update, trust_domain: TrustDomain) -> _Parsed:
+    entries: dict[str, Entry] = {}
+    bundles: dict[TrustDomain, Bundle] = {}
+    sidecars: dict[SpiffeId, Sidecar] = {}
+    for resource in update.upserts:
+        try:
+            match resource.WhichOneof("body"):
+                case "entry":
+                    entry = spire.entry_from_proto(resource.entry)
+                    _check_entry(entry, trust_domain)
+                    entries[entry.id] = entry
+                case "bundle":
+                    bundle = _bundle(resource.bundle)
+                    bundles[bundle.trust_domain] = bundle
+                case "sidecar":
+                    sidecar = decode_sidecar(resource.sidecar)
+                    sidecars[SpiffeId.parse(sidecar.spiffe_id)] = sidecar
+                case kind:
+                    raise BadUpdate(f"resource {resource.name.name!r} has a body of an unknown kind ({kind})")
+        except (errors.InvalidInput, msgspec.MsgspecError) as error:
+            raise BadUpdate(f"resource {resource.name.name!r} is malformed: {error}") from None
+    return entries, bundles, sidecars
+
+
+def _check_entry(entry: Entry, trust_domain: TrustDomain) -> None:
+    if not entry.id or not entry.selectors:
+        raise BadUpdate(f"the entry for {entry.spiffe_id} lacks an id or selectors")
+    if not entry.spiffe_id.is_member_of(trust_domain):
+        raise BadUpdate(f"entry {entry.id} is for {entry.spiffe_id}, outside {trust_domain}")
+
+
+def _bundle(message: types.Bundle) -> Bundle:
+    for authority in message.x509_authorities:
+        try:
+            x509.load_der_x509_certificate(authority.asn1)
+        except ValueError:
+            raise BadUpdate(f"a root of {message.trust_domain!r} is no certificate") from None
+    return spire.bundle_from_proto(message)
+
+
+def _removed(update: control.Update, kind: int) -> set[str]:
+    return {name.name for name in update.removals if name.kind == kind}
+
+
+def _removed_ids(update: control.Update) -> set[SpiffeId]:
+    try:
+        return {SpiffeId.parse(name) for name in _removed(update, _SIDECAR)}
+    except errors.InvalidInput as error:
+        raise BadUpdate(f"a sidecar to remove is misnamed: {error}") from None
+
+
+def _merge(held: Mapping[_K, _V], upserts: Mapping[_K, _V], removals: set[_K]) -> Mapping[_K, _V]:
+    if not upserts and not removals:
+        return held
+    merged = {key: value for key, value in held.items() if key not in removals}
+    merged.update(upserts)
+    return merged

@@ -1,0 +1,215 @@
+"""Config and secrets to Envoys over streams: ADS (incremental) for our sidecars, SDS for anybody's Envoy.
+
+Who is asking is the kernel's word, through ``identify``; what it gets is that workload's snapshot and nothing
+else. A stream is pushed each newer snapshot; one that lags skips to the newest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from envoy.service.discovery.v3 import ads_pb2
+from envoy.service.secret.v3 import sds_pb2
+
+from eastwest.errors import PermissionDenied
+from eastwest.mesh.secrets import SecretSet
+from eastwest.mesh.snapshot import Snapshot
+from eastwest.mesh.subscription import (
+    DeltaSession,
+    Refusal,
+    Resources,
+    SecretSession,
+    SessionStatus,
+    find_secrets,
+    secrets_response,
+)
+from eastwest.rpc.service import Call, Service
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A caller of the agent's socket, as attested: the SPIFFE IDs it may use, its default one first."""
+
+    spiffe_ids: tuple[str, ...]
+    pid: int = 0
+
+
+class SnapshotSource(Protocol):
+    """What each workload is to be told. Iterators give the present state at once, then each newer one; a slow
+    reader may miss some, never the newest. The end of an iterator means that the workload lost its identity.
+    """
+
+    def snapshots(self, principal: Principal) -> AsyncIterator[Snapshot]: ...
+
+    def secrets(self, principal: Principal) -> AsyncIterator[SecretSet]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarStatus:
+    """One connected sidecar. ``session`` tells versions and refusals; ``connected`` is False in its last report."""
+
+    principal: Principal
+    session: SessionStatus
+    connected: bool
+
+
+Identify = Callable[[Call], Awaitable[Principal]]
+
+
+class ConfigStreams:
+    """The ADS and SDS services of one agent.
+
+    ``identify`` raises ``PermissionDenied`` for a process without an identity. ``report`` is called after
+    every request and push of an ADS stream and must not block.
+    """
+
+    def __init__(self, source: SnapshotSource, identify: Identify, report: Callable[[SidecarStatus], None]) -> None:
+        self._source = source
+        self._identify = identify
+        self._report = report
+
+    def services(self) -> list[Service]:
+        """To be added to the agent's listener."""
+        ads = ads_pb2.DESCRIPTOR.services_by_name["AggregatedDiscoveryService"]
+        sds = sds_pb2.DESCRIPTOR.services_by_name["SecretDiscoveryService"]
+        return [
+            Service(ads, {"DeltaAggregatedResources": self._aggregated}),
+            Service(
+                sds,
+                {
+                    "DeltaSecrets": self._delta_secrets,
+                    "StreamSecrets": self._stream_secrets,
+                    "FetchSecrets": self._fetch_secrets,
+                },
+            ),
+        ]
+
+    async def _aggregated(self, _: None, call: Call) -> None:
+        principal = await self._identify(call)
+        session = DeltaSession()
+
+        def report(*, connected: bool = True) -> None:
+            self._report(SidecarStatus(principal, session.status(), connected))
+
+        try:
+            await _serve_delta(call, session, self._source.snapshots(principal), report)
+        finally:
+            report(connected=False)
+
+    async def _delta_secrets(self, _: None, call: Call) -> None:
+        principal = await self._identify(call)
+        secrets = self._source.secrets(principal)
+        snapshots = (secret_set.snapshot() async for secret_set in secrets)
+        await _serve_delta(call, DeltaSession(), snapshots, lambda: None)
+
+    async def _stream_secrets(self, _: None, call: Call) -> None:
+        principal = await self._identify(call)
+        session = SecretSession()
+        async for update, request in _merged(call, self._source.secrets(principal)):
+            response = session.on_request(request) if update is None else session.on_secrets(update)
+            if response is not None:
+                await call.send(response)
+
+    async def _fetch_secrets(self, request: Any, call: Call) -> Any:
+        principal = await self._identify(call)
+        secrets = self._source.secrets(principal)
+        try:
+            current = await anext(secrets, None)
+        finally:
+            await _close(secrets)
+        if current is None:
+            raise PermissionDenied("no identity issued")
+        return secrets_response(find_secrets(current, request.resource_names), "1")
+
+
+class Latest(Generic[T]):
+    """A value that many streams watch: each sees the newest, none sees a backlog."""
+
+    def __init__(self, value: T | None = None) -> None:
+        self._value = value
+        self._changed = asyncio.Event()
+        self._ended = False
+
+    @property
+    def value(self) -> T | None:
+        """The newest value, None before the first."""
+        return self._value
+
+    def set(self, value: T) -> None:
+        """Publish; wakes every watcher."""
+        self._value = value
+        self._wake()
+
+    def end(self) -> None:
+        """No value any more: watchers end."""
+        self._ended = True
+        self._wake()
+
+    async def watch(self) -> AsyncIterator[T]:
+        """The present value, if there is one, then each newer."""
+        seen: T | None = None
+        while not self._ended:
+            changed = self._changed
+            if self._value is not None and self._value is not seen:
+                seen = self._value
+                yield seen
+                continue
+            await changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+async def _serve_delta(
+    call: Call, session: DeltaSession, updates: AsyncIterator[Resources], report: Callable[[], None]
+) -> None:
+    async for update, request in _merged(call, updates):
+        responses = session.on_request(request) if update is None else session.on_snapshot(update)
+        report()
+        for response in responses:
+            await call.send(response)
+
+
+async def _merged(call: Call, updates: AsyncIterator[T]) -> AsyncIterator[tuple[T | None, Any]]:
+    """Requests as (None, request) and updates as (update, None), as they come; ends when the caller does."""
+
+    async def update() -> T | None:
+        return await anext(updates, None)
+
+    receiving = asyncio.ensure_future(call.receive())
+    updating = asyncio.ensure_future(update())
+    try:
+        while True:
+            await asyncio.wait({receiving, updating}, return_when=asyncio.FIRST_COMPLETED)
+            if receiving.done():
+                request = receiving.result()
+                if request is None:
+                    return
+                receiving = asyncio.ensure_future(call.receive())
+                yield None, request
+            if updating.done():
+                newest = updating.result()
+                if newest is None:
+                    raise PermissionDenied("no identity issued")
+                updating = asyncio.ensure_future(update())
+                yield newest, None
+    finally:
+        receiving.cancel()
+        updating.cancel()
+        await asyncio.gather(receiving, updating, return_exceptions=True)
+        await _close(updates)
+
+
+async def _close(updates: AsyncIterator[Any]) -> None:
+    close = getattr(updates, "aclose", None)
+    if close is not None:
+        await cast("Awaitable[None]", close())
+
+
+__all__ = ["ConfigStreams", "Identify", "Latest", "Principal", "Refusal", "SidecarStatus", "SnapshotSource"]

@@ -1,0 +1,67 @@
+"""What is true of a process that asks for an identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from eastwest.errors import Unavailable
+from eastwest.spiffe.selector import Selector
+
+
+class AttestationFailed(Unavailable):
+    """Nothing certain can be said of the caller now."""
+
+
+class ProcessGone(AttestationFailed):
+    """The caller ended, or became another program or user, while it was looked at."""
+
+
+class Process(Protocol):
+    """A caller, held in such a way that its pid cannot come to mean another process unnoticed.
+
+    ``uid`` and ``gid`` are the effective ones at the time it connected.
+    """
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def uid(self) -> int: ...
+
+    @property
+    def gid(self) -> int: ...
+
+    def is_alive(self) -> bool:
+        """Whether the pid still is this process. What was read of the pid before counts only if this holds after."""
+        ...
+
+
+class WorkloadAttestor(Protocol):
+    """Says what is true of a process, in selectors of one type."""
+
+    @property
+    def name(self) -> str:
+        """The type of its selectors, such as ``unix``."""
+        ...
+
+    async def attest(self, process: Process) -> frozenset[Selector]:
+        """All that can be vouched for; a fact that cannot be had is left out.
+
+        Raises ``ProcessGone`` when the process changed meanwhile, ``AttestationFailed`` when facts should be
+        there and cannot be read. It need not ask ``is_alive``: ``attest_process`` does, after it.
+        """
+        ...
+
+
+async def attest_process(process: Process, attestors: Iterable[WorkloadAttestor]) -> frozenset[Selector]:
+    """What all attestors together say of ``process``; everything or an error, never a part.
+
+    A part would take identities away from a caller that has a right to them, and clients do not retry that.
+    """
+    selectors: set[Selector] = set()
+    for attestor in attestors:
+        selectors |= await attestor.attest(process)
+    if not process.is_alive():
+        raise ProcessGone(f"process {process.pid} ended while it was attested")
+    return frozenset(selectors)

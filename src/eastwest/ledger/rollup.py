@@ -1,0 +1,58 @@
+"""From a stream of decisions to rows worth keeping: allowed ones counted per minute, refusals each in full."""
+
+from __future__ import annotations
+
+from collections import deque
+from datetime import datetime, timedelta
+
+import msgspec
+
+from eastwest.ledger.record import Decision
+from eastwest.policy.enforcement import Verdict
+
+_MINUTE = timedelta(minutes=1)
+
+
+class Rollup:
+    """Counts equal allows by minute and queues refusals. Memory is bounded; what did not fit is counted in ``lost``.
+
+    Nothing is dropped while ``take`` is called often enough: at ``max_open`` distinct allows the oldest row is
+    closed early, which splits its count over two rows.
+    """
+
+    def __init__(self, *, max_open: int = 10_000, max_ready: int = 100_000) -> None:
+        self._open: dict[Decision, int] = {}
+        self._ready: deque[Decision] = deque()
+        self._max_open = max_open
+        self._max_ready = max_ready
+        self.lost = 0
+
+    def add(self, decision: Decision) -> None:
+        """Take one decision."""
+        if decision.verdict is not Verdict.ALLOW:
+            self._finish(decision)
+            return
+        key = msgspec.structs.replace(
+            decision, time=decision.time.replace(second=0, microsecond=0), reference="", source="", count=1
+        )
+        if key not in self._open and len(self._open) >= self._max_open:
+            oldest = next(iter(self._open))
+            self._finish(_counted(oldest, self._open.pop(oldest)))
+        self._open[key] = self._open.get(key, 0) + decision.count
+
+    def take(self, now: datetime, *, everything: bool = False) -> list[Decision]:
+        """Rows that are ready: all refusals, and allows of minutes that are over (or of all, at the end)."""
+        over = [key for key in self._open if everything or key.time + _MINUTE <= now]
+        rows = [*self._ready, *(_counted(key, self._open.pop(key)) for key in over)]
+        self._ready.clear()
+        return rows
+
+    def _finish(self, decision: Decision) -> None:
+        if len(self._ready) >= self._max_ready:
+            self.lost += decision.count
+            return
+        self._ready.append(decision)
+
+
+def _counted(key: Decision, count: int) -> Decision:
+    return key if count == 1 else msgspec.structs.replace(key, count=count)

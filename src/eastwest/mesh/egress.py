@@ -1,0 +1,120 @@
+"""The application's way out: services by name over one unix socket, mTLS by the sidecar.
+
+A request's host chooses the service (``billing`` or ``billing.saas.example``, any port); an unknown one is
+answered 404 with ``UNKNOWN_SERVICE``. TCP services have a socket each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
+
+from eastwest.mesh import clusters, http, names, replies
+from eastwest.mesh.settings import Settings
+from eastwest.mesh.snapshot import Resource
+from eastwest.mesh.tree import pack
+from eastwest.policy.enforcement import Outbound
+from eastwest.spiffe.id import SpiffeId
+
+_SOCKET_MODE = 0o600
+
+
+def egress_resources(outbound: Sequence[Outbound], spiffe_id: str, settings: Settings) -> list[Resource]:
+    """Listeners, the one route table, and a cluster per service."""
+    found: list[Resource] = []
+    for service in outbound:
+        bundle = SpiffeId.parse(service.spiffe_id).trust_domain.uri
+        cluster = clusters.remote(service, spiffe_id, settings)
+        needs = [(names.SECRET, spiffe_id), (names.SECRET, bundle)]
+        found.append(Resource.of(cluster.name, names.CLUSTER, cluster, needs))
+        if service.protocol == "tcp" and settings.tcp_egress_directory:
+            found.append(_tcp_listener(service.service, settings))
+    web = [service for service in outbound if service.protocol == "http"]
+    routes = _routes(web)
+    needs = [(names.CLUSTER, names.remote_cluster(service.service)) for service in web]
+    found.append(Resource.of(names.EGRESS, names.ROUTES, routes, needs))
+    found.append(Resource.of(names.EGRESS, names.LISTENER, _listener(settings), [(names.ROUTES, names.EGRESS)]))
+    return found
+
+
+def _listener(settings: Settings) -> Any:
+    manager = http.connection_manager(
+        stat_prefix=names.EGRESS,
+        routes=names.EGRESS,
+        filters=(),
+        replies=replies.egress_replies(),
+        logs=(),
+        settings=settings,
+        inbound=False,
+        certificate=False,
+    )
+    listener = listener_pb2.Listener(
+        name=names.EGRESS,
+        address=_pipe(settings.egress_socket),
+        filter_chains=[_chain("envoy.filters.network.http_connection_manager", manager)],
+    )
+    if settings.egress_port is not None:
+        loopback = {"socket_address": {"address": "127.0.0.1", "port_value": settings.egress_port}}
+        listener.additional_addresses.add(address=loopback)
+    return listener
+
+
+def _tcp_listener(service: str, settings: Settings) -> Resource:
+    name = f"{names.EGRESS}/{service}"
+    proxy = tcp_proxy_pb2.TcpProxy(
+        stat_prefix=name,
+        cluster=names.remote_cluster(service),
+        max_downstream_connection_duration=settings.max_stream_age,
+    )
+    listener = listener_pb2.Listener(
+        name=name,
+        address=_pipe(f"{settings.tcp_egress_directory}/{service}.sock"),
+        filter_chains=[_chain("envoy.filters.network.tcp_proxy", proxy)],
+    )
+    return Resource.of(name, names.LISTENER, listener, [(names.CLUSTER, names.remote_cluster(service))])
+
+
+def _routes(outbound: Sequence[Outbound]) -> Any:
+    hosts = [_host(service) for service in outbound]
+    unknown = route_components_pb2.VirtualHost(
+        name="unknown",
+        domains=["*"],
+        routes=[{"match": {"prefix": "/"}, "direct_response": {"status": 404}}],
+    )
+    return route_pb2.RouteConfiguration(
+        name=names.EGRESS,
+        virtual_hosts=[*hosts, unknown],
+        ignore_port_in_host_matching=True,
+        validate_clusters={"value": False},
+    )
+
+
+def _host(outbound: Outbound) -> Any:
+    trust_domain = SpiffeId.parse(outbound.spiffe_id).trust_domain.name
+    return route_components_pb2.VirtualHost(
+        name=outbound.service,
+        domains=[outbound.service, f"{outbound.service}.{trust_domain}"],
+        routes=[
+            {
+                "match": {"prefix": "/"},
+                "route": {
+                    "cluster": names.remote_cluster(outbound.service),
+                    "timeout": {"seconds": 0},
+                    # Only what the server never saw: a connection that was just being closed for its age.
+                    "retry_policy": {"retry_on": "refused-stream,connect-failure", "num_retries": {"value": 2}},
+                },
+            }
+        ],
+    )
+
+
+def _pipe(path: str) -> dict[str, Any]:
+    return {"pipe": {"path": path, "mode": _SOCKET_MODE}}
+
+
+def _chain(name: str, message: Any) -> dict[str, Any]:
+    return {"filters": [{"name": name, "typed_config": pack(message)}]}

@@ -1,0 +1,105 @@
+"""What a caller is told when its request is refused: a stable code, a sentence and a reference; no policy.
+
+``{"error": {"code": ..., "message": ..., "reference": ...}}`` and the header ``x-eastwest-code``. All codes are
+mapped once and for ever, so that a new policy does not change a listener.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from envoy.config.accesslog.v3 import accesslog_pb2
+from envoy.config.core.v3 import base_pb2
+from envoy.extensions.access_loggers.filters.cel.v3 import cel_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
+
+from eastwest.mesh.tree import pack
+from eastwest.policy.enforcement import DecisionCode
+
+CODE_HEADER = "x-eastwest-code"
+UNKNOWN_SERVICE = "UNKNOWN_SERVICE"
+REQUEST_REFUSED = "REQUEST_REFUSED"
+UPSTREAM_UNAVAILABLE = "UPSTREAM_UNAVAILABLE"
+
+_MESSAGES = {
+    DecisionCode.MTLS_REQUIRED: "this service takes calls only over mutual TLS",
+    DecisionCode.UNKNOWN_CALLER: "the caller's identity is not registered here",
+    DecisionCode.UNLISTED_OPERATION: "this service has no such operation",
+    DecisionCode.OPERATION_NOT_PERMITTED: "the caller may not do this operation",
+    DecisionCode.FORBIDDEN_BY_POLICY: "a policy forbids the caller this operation",
+    DecisionCode.TENANT_MISSING: "the request does not name exactly one tenant",
+    DecisionCode.TENANT_NOT_PERMITTED: "the caller may not do this for that tenant",
+    DecisionCode.STEP_UP_REQUIRED: "this operation needs a step-up token",
+    DecisionCode.APPROVAL_REQUIRED: "this operation needs an approval",
+    DecisionCode.POLICY_ERROR: "the policy could not be evaluated",
+}
+_DETAILS = "rbac_access_denied_matched_policy"
+
+
+def inbound_replies() -> Any:
+    """For a service's listener."""
+    mappers = [_mapper(_refused_with(code), code, message) for code, message in _MESSAGES.items()]
+    mappers.append(_mapper(_status_at_least(500), UPSTREAM_UNAVAILABLE, "the service does not answer"))
+    mappers.append(_mapper(_status_at_least(400), REQUEST_REFUSED, "the request is not in a form that is accepted"))
+    return hcm_pb2.LocalReplyConfig(mappers=mappers)
+
+
+def egress_replies() -> Any:
+    """For the application's way out; it may see why a connection failed, as the failure is its own side's."""
+    mappers = [
+        _mapper(_status(404), UNKNOWN_SERVICE, "no service of this name can be reached from here"),
+        _mapper(
+            _status_at_least(500),
+            UPSTREAM_UNAVAILABLE,
+            "%LOCAL_REPLY_BODY%",
+            flags="%RESPONSE_FLAGS%",
+            cause="%UPSTREAM_TRANSPORT_FAILURE_REASON%",
+        ),
+        _mapper(_status_at_least(400), REQUEST_REFUSED, "the request is not in a form that is accepted"),
+    ]
+    return hcm_pb2.LocalReplyConfig(mappers=mappers)
+
+
+def _mapper(when: Any, code: str, message: str, **more: str) -> Any:
+    body = {"error": {"code": code, "message": message, "reference": "%REQ(X-REQUEST-ID)%", **more}}
+    return hcm_pb2.ResponseMapper(
+        filter=when,
+        body_format_override={"json_format": body},
+        headers_to_add=[
+            base_pb2.HeaderValueOption(
+                header={"key": CODE_HEADER, "value": code},
+                append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
+            )
+        ],
+    )
+
+
+def _refused_with(code: str) -> Any:
+    """The action that refused begins with ``code``.
+
+    The filter's metadata comes too late for this: it is written after the reply is made. The details are there.
+    """
+    expression = f"response.code == 403 && response.code_details.startsWith('{_DETAILS}[{code}|')"
+    by_details = cel_pb2.ExpressionFilter(expression=expression)
+    return accesslog_pb2.AccessLogFilter(
+        extension_filter={"name": "envoy.access_loggers.extension_filters.cel", "typed_config": pack(by_details)}
+    )
+
+
+def _status(status: int) -> Any:
+    return _compare(accesslog_pb2.ComparisonFilter.EQ, status)
+
+
+def _status_at_least(status: int) -> Any:
+    return _compare(accesslog_pb2.ComparisonFilter.GE, status)
+
+
+def _compare(operation: int, status: int) -> Any:
+    return accesslog_pb2.AccessLogFilter(
+        status_code_filter={
+            "comparison": {
+                "op": operation,
+                "value": {"default_value": status, "runtime_key": "eastwest.unset"},
+            }
+        }
+    )

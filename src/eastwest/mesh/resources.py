@@ -1,0 +1,68 @@
+"""From a workload's table to everything its Envoys are told, in one call each for config and for secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from envoy.config.core.v3 import extension_pb2
+
+from eastwest.mesh import names, rbac
+from eastwest.mesh.action import InForce, inbound_version
+from eastwest.mesh.egress import egress_resources
+from eastwest.mesh.inbound import inbound_resources
+from eastwest.mesh.secrets import Identity, SecretSet, trust_domains_of
+from eastwest.mesh.settings import Settings
+from eastwest.mesh.snapshot import Resource, Snapshot
+from eastwest.mesh.tree import pack
+from eastwest.policy.enforcement import Inbound, Sidecar
+from eastwest.spiffe.id import SpiffeId
+
+
+def sidecar_snapshot(sidecar: Sidecar, settings: Settings, secrets: SecretSet) -> Snapshot:
+    """The complete, checked snapshot of one workload.
+
+    Raises ``DanglingReference`` where a secret is missing (a server's trust domain without a bundle),
+    ``UnsupportedRules`` or ``MalformedTemplate`` where the table cannot be expressed.
+    """
+    snapshot = Snapshot.of(sidecar.version, [*config_resources(sidecar, settings), *secrets.resources()])
+    snapshot.check()
+    return snapshot
+
+
+def config_resources(sidecar: Sidecar, settings: Settings) -> list[Resource]:
+    """Everything but secrets. The result depends on nothing else, so it may be kept while secrets rotate."""
+    found = egress_resources(sidecar.outbound, sidecar.spiffe_id, settings)
+    for inbound in sidecar.inbound:
+        found += inbound_resources(inbound, sidecar.spiffe_id, settings)
+        found += filter_resources(inbound, sidecar.known_callers)
+    return found
+
+
+def filter_resources(inbound: Inbound, known_callers: Sequence[str]) -> list[Resource]:
+    """The deciding filters of one service: all that a policy or mode change replaces."""
+    return [
+        Resource.of(name, names.EXTENSION, extension_pb2.TypedExtensionConfig(name=name, typed_config=pack(config)))
+        for name, config in rbac.filters(inbound, known_callers).items()
+    ]
+
+
+def sidecar_secrets(sidecar: Sidecar, identity: Identity, bundles: Mapping[str, bytes]) -> SecretSet:
+    """The secrets of one workload: its own identity, and only the bundles that its calls need."""
+    callers = trust_domains_of([sidecar.spiffe_id, *sidecar.known_callers])
+    servers = trust_domains_of(outbound.spiffe_id for outbound in sidecar.outbound)
+    needed = {*callers, *servers}
+    return SecretSet(
+        identities=(identity,),
+        trust_domain=SpiffeId.parse(sidecar.spiffe_id).trust_domain.name,
+        bundles={name: pem for name, pem in bundles.items() if name in needed},
+        callers=callers,
+    )
+
+
+def versions_in_force(sidecar: Sidecar) -> dict[str, InForce]:
+    """What each service's version (as decisions carry it) stands for."""
+    found: dict[str, InForce] = {}
+    for inbound in sidecar.inbound:
+        version = inbound_version(inbound)
+        found[version] = InForce(inbound.service, version, sidecar.version, inbound.mode, inbound)
+    return found

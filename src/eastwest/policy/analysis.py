@@ -1,0 +1,212 @@
+"""What a policy looks at, read from its syntax tree: the ground on which its answers may be shared and tabled.
+
+A table can hold an answer only if the question can be listed in advance. Callers, operations and tenants can;
+paths and patterns over tenants cannot. Cedar compares texts only for equality (apart from ``like``), so every
+tenant that no policy, caller or service mentions gets the same answer, and one such tenant stands for them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
+from typing import Any
+
+import cedarpy
+from cedarpy import pst
+
+from eastwest.policy.estate import Policy
+from eastwest.policy.schema import ACTION, SERVICE, WORKLOAD
+
+_KNOWN_CONTEXT = frozenset({"tenant", "method", "step_up", "approval"})
+_PARSERS = frozenset({"datetime", "decimal", "duration", "ip"})
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a policy cannot be compiled; ``tokens`` are the words in its text that are to blame."""
+
+    message: str
+    fix: str
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One line of a policy's head: entities (type and id) or groups of them; None is anything."""
+
+    among: frozenset[tuple[str, str]] | None = None
+    never: bool = False  # `is` of another type
+
+    def covers(self, names: frozenset[tuple[str, str]]) -> bool:
+        """Whether an entity, given as its own name and those of its groups, is in the scope."""
+        return not self.never and (self.among is None or not self.among.isdisjoint(names))
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """A policy and what its answer may depend on beyond the attributes of the caller and the service."""
+
+    policy: Policy
+    tree: pst.Template
+    principal: Scope
+    action: Scope
+    resource: Scope
+    uses_tenant: bool
+    uses_method: bool
+    uses_step_up: bool
+    uses_approval: bool
+    uses_action: bool  # in a condition
+    names_services: bool  # in a condition
+    reads_others: bool  # reads an attribute of an entity that it names
+    texts: frozenset[str]  # string literals
+    patterns: frozenset[str]  # for each `like`, a text that fits
+    callers: frozenset[str]  # workloads that it names, scope included
+    refusals: tuple[Refusal, ...]
+
+    @property
+    def uses_demands(self) -> bool:
+        """Whether a step-up token or an approval can change the answer."""
+        return self.uses_step_up or self.uses_approval
+
+
+@lru_cache(maxsize=4096)
+def analyse(policy: Policy) -> Analysis:
+    """Read a policy that has been validated."""
+    tree = next(iter(cedarpy.policies_to_pst(policy.text).static_policies.values()))
+    nodes = [node for clause in tree.clauses for node in _walk(clause.expr)]
+    paths = {_context_path(n) for n in nodes} - {()}
+    action_variable = any(n == pst.Var("action") for n in nodes)
+    named = {n.value for n in nodes if isinstance(n, pst.EntityLit)}
+    # `resource == Service::"x"` and `resource == context...` alike make the service itself matter.
+    whole_resource = any(_compares(n, "resource") for n in nodes)
+    return Analysis(
+        policy=policy,
+        tree=tree,
+        principal=_scope(tree.principal, WORKLOAD),
+        action=_action_scope(tree.action),
+        resource=_scope(tree.resource, SERVICE),
+        uses_tenant=any(p[0] == "tenant" for p in paths),
+        uses_method=any(p[0] == "method" for p in paths),
+        uses_step_up=any(p[0] == "step_up" for p in paths),
+        uses_approval=any(p[0] == "approval" for p in paths),
+        uses_action=action_variable,
+        names_services=whole_resource or any(str(u.type) == SERVICE for u in named),
+        reads_others=any(isinstance(n, pst.GetAttr | pst.HasAttr) and not isinstance(_root(n), pst.Var) for n in nodes),
+        texts=frozenset(n.value for n in nodes if isinstance(n, pst.StringLit)),
+        patterns=frozenset(_example(n.pattern) for n in nodes if isinstance(n, pst.Like)),
+        callers=frozenset(u.id for u in pst.entity_uids(tree) if str(u.type) == WORKLOAD),
+        refusals=tuple(dict.fromkeys(_refusals(tree))),
+    )
+
+
+def _walk(node: Any) -> Iterator[Any]:
+    """The expression and every expression in it."""
+    stack = [node]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, tuple):
+            stack.extend(item)
+        elif is_dataclass(item):
+            yield item
+            stack.extend(getattr(item, f.name) for f in fields(item))
+
+
+def _root(node: Any) -> Any:
+    while isinstance(node, pst.GetAttr | pst.HasAttr):
+        node = node.base
+    return node
+
+
+def _context_path(node: Any) -> tuple[str, ...]:
+    """``("step_up", "tenant")`` for ``context.step_up.tenant``, and for ``has`` the same; else empty."""
+    names: list[str] = []
+    while isinstance(node, pst.GetAttr | pst.HasAttr):
+        names[:0] = node.attrs if isinstance(node, pst.HasAttr) else (node.attr,)
+        node = node.base
+    return tuple(names) if node == pst.Var("context") else ()
+
+
+def _compares(node: Any, variable: str) -> bool:
+    """Whether the variable itself, not an attribute of it, is an operand."""
+    if isinstance(node, pst.GetAttr | pst.HasAttr | pst.Is):
+        return isinstance(node, pst.Is) and node.in_expr is not None and _is_variable(node.base, variable)
+    return is_dataclass(node) and any(_holds(getattr(node, f.name), variable) for f in fields(node))
+
+
+def _holds(value: Any, variable: str) -> bool:
+    if isinstance(value, tuple):
+        return any(_is_variable(v, variable) for v in value)
+    if isinstance(value, dict):
+        return any(_is_variable(v, variable) for v in value.values())
+    return _is_variable(value, variable)
+
+
+def _is_variable(node: Any, variable: str) -> bool:
+    return isinstance(node, pst.Var) and node.name == variable
+
+
+def _refusals(tree: pst.Template) -> Iterator[Refusal]:
+    for clause in tree.clauses:
+        for node in _walk(clause.expr):
+            path = _context_path(node)
+            if path and path[0] not in _KNOWN_CONTEXT:
+                yield Refusal(
+                    f"context.{path[0]} cannot be compiled yet",
+                    "make it an operation of its own, with its own path template",
+                    (".", path[0]),
+                )
+            elif isinstance(node, pst.Like) and _touches_tenant(node.base):
+                yield Refusal(
+                    "a pattern over context.tenant cannot be compiled yet",
+                    "compare tenants with == or contains",
+                    ("like",),
+                )
+            elif isinstance(node, pst.UnaryOp) and node.op in _PARSERS and _touches_tenant(node.arg):
+                yield Refusal(
+                    f"{node.op}() of context.tenant cannot be compiled yet",
+                    "compare tenants with == or contains",
+                    (node.op,),
+                )
+            elif not isinstance(node, pst.GetAttr | pst.HasAttr) and _compares_context(node):
+                yield Refusal(
+                    "context as a whole cannot be compiled yet", "name the field, such as context.tenant", ("context",)
+                )
+        if clause.expr == pst.Var("context"):
+            yield Refusal("context as a whole cannot be compiled yet", "name the field", ("context",))
+
+
+def _example(pattern: tuple[Any, ...]) -> str:
+    return "".join(part.value if isinstance(part, pst.Char) else "x" for part in pattern)
+
+
+def _compares_context(node: Any) -> bool:
+    return any(_holds(getattr(node, f.name), "context") for f in fields(node))
+
+
+def _touches_tenant(node: Any) -> bool:
+    return any(_context_path(n)[:1] == ("tenant",) for n in _walk(node))
+
+
+def _scope(constraint: Any, own: str) -> Scope:
+    match constraint:
+        case pst.ScopeEq(pst.EntityUid() as entity) | pst.ScopeIn(pst.EntityUid() as entity):
+            return Scope(frozenset({(str(entity.type), entity.id)}))
+        case pst.ScopeIs(kind):
+            return Scope(never=str(kind) != own)
+        case pst.ScopeIsIn(kind, pst.EntityUid() as entity):
+            return Scope(frozenset({(str(entity.type), entity.id)}), never=str(kind) != own)
+        case _:
+            return Scope()
+
+
+def _action_scope(constraint: Any) -> Scope:
+    match constraint:
+        case pst.ActionEq(entity):
+            return Scope(frozenset({(ACTION, entity.id)}))
+        case pst.ActionIn(entities):
+            return Scope(frozenset((ACTION, e.id) for e in entities))
+        case _:
+            return Scope()

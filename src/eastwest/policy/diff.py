@@ -1,0 +1,180 @@
+"""What changes between two compiled versions, in the terms that owners think in: who may newly do what, for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from eastwest.policy.enforcement import (
+    DecisionCode,
+    Inbound,
+    MtlsMode,
+    OperationRules,
+    Rule,
+    Sidecar,
+    TenantRules,
+    Verdict,
+)
+from eastwest.policy.table import CompiledPolicy
+
+ANY_OTHER = "*"
+"""In ``Access.tenant``: every tenant that is not listed beside it."""
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """One caller at one operation for one tenant ("" where the operation is not per tenant), and what now holds."""
+
+    operation: str
+    caller: str
+    tenant: str
+    code: DecisionCode
+    policy: str = ""
+
+
+class ModeChange(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """A service whose port goes from one mTLS mode to the other."""
+
+    service: str
+    before: MtlsMode
+    after: MtlsMode
+
+
+class ServiceChange(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """A service that stays, and which of its facts differ."""
+
+    service: str
+    changed: tuple[str, ...]
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that differs; verdicts are those of strict mode, whatever the mode is."""
+
+    newly_allowed: tuple[Access, ...] = ()
+    newly_denied: tuple[Access, ...] = ()
+    modes: tuple[ModeChange, ...] = ()
+    workloads_added: tuple[str, ...] = ()
+    workloads_removed: tuple[str, ...] = ()
+    services_added: tuple[str, ...] = ()
+    services_removed: tuple[str, ...] = ()
+    services_changed: tuple[ServiceChange, ...] = ()
+    operations_added: tuple[str, ...] = ()
+    operations_removed: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether enforcement stays the same."""
+        return self == Difference()
+
+
+def compare(old: CompiledPolicy, new: CompiledPolicy) -> Difference:
+    """What ``new`` changes against ``old``."""
+    before, after = _Version(old), _Version(new)
+    allowed: list[Access] = []
+    denied: list[Access] = []
+    for name in sorted(before.operations.keys() | after.operations.keys()):
+        changes = _access_changes(name, before.operations.get(name), after.operations.get(name))
+        for access, is_allowed in changes:
+            (allowed if is_allowed else denied).append(access)
+    common = sorted(before.services.keys() & after.services.keys())
+    modes = [
+        ModeChange(service=name, before=before.services[name].mode, after=after.services[name].mode)
+        for name in common
+        if before.services[name].mode is not after.services[name].mode
+    ]
+    changed = [
+        ServiceChange(service=name, changed=fields)
+        for name in common
+        if (fields := tuple(_service_changes(name, before, after)))
+    ]
+    return Difference(
+        newly_allowed=tuple(sorted(allowed)),
+        newly_denied=tuple(sorted(denied)),
+        modes=tuple(modes),
+        workloads_added=_only(after.sidecars, before.sidecars),
+        workloads_removed=_only(before.sidecars, after.sidecars),
+        services_added=_only(after.services, before.services),
+        services_removed=_only(before.services, after.services),
+        services_changed=tuple(changed),
+        operations_added=_only(after.operations, before.operations),
+        operations_removed=_only(before.operations, after.operations),
+    )
+
+
+class _Version:
+    """A compiled version by name."""
+
+    def __init__(self, compiled: CompiledPolicy) -> None:
+        self.sidecars: dict[str, Sidecar] = compiled.sidecars
+        self.services: dict[str, Inbound] = {}
+        self.workloads: dict[str, str] = {}
+        self.endpoints: dict[str, tuple[str, ...]] = {}
+        for sidecar in compiled.sidecars.values():
+            for inbound in sidecar.inbound:
+                self.services[inbound.service] = inbound
+                self.workloads[inbound.service] = sidecar.spiffe_id
+            for outbound in sidecar.outbound:
+                self.endpoints[outbound.service] = outbound.endpoints
+        self.operations: dict[str, OperationRules] = {
+            o.name: o for inbound in self.services.values() for o in inbound.operations
+        }
+
+
+def _access_changes(name: str, old: OperationRules | None, new: OperationRules | None) -> Iterator[tuple[Access, bool]]:
+    """Pairs of access and whether it is newly allowed; others are newly denied."""
+    if old is not None and new is not None and (old.cells, old.tenant) == (new.cells, new.tenant):
+        return
+    before, after = _by_caller(old), _by_caller(new)
+    per_tenant = any(o is not None and o.tenant is not None for o in (old, new))
+    for caller in sorted(before.keys() | after.keys()):
+        was = before.get(caller, _NOBODY if old is None else old.otherwise)
+        now = after.get(caller, _NOBODY if new is None else new.otherwise)
+        if was == now:
+            continue
+        tenants = [""]
+        if per_tenant:
+            tenants = [*sorted(_exceptions(was).keys() | _exceptions(now).keys()), ANY_OTHER]
+        for tenant in tenants:
+            then, rule = _rule(was, tenant), _rule(now, tenant)
+            if then.verdict is not rule.verdict:
+                access = Access(operation=name, caller=caller, tenant=tenant, code=rule.code, policy=rule.policy)
+                yield access, rule.verdict is Verdict.ALLOW
+
+
+_NOBODY = Rule(verdict=Verdict.DENY, code=DecisionCode.UNLISTED_OPERATION)
+
+
+def _by_caller(operation: OperationRules | None) -> dict[str, Rule | TenantRules]:
+    outcomes: dict[str, Rule | TenantRules] = {}
+    for cell in operation.cells if operation is not None else ():
+        outcome = cell.rule if cell.rule is not None else cell.tenants
+        if outcome is not None:
+            outcomes.update(dict.fromkeys(cell.callers, outcome))
+    return outcomes
+
+
+def _exceptions(outcome: Rule | TenantRules) -> dict[str, Rule]:
+    return {} if isinstance(outcome, Rule) else outcome.by_tenant
+
+
+def _rule(outcome: Rule | TenantRules, tenant: str) -> Rule:
+    return outcome if isinstance(outcome, Rule) else outcome.by_tenant.get(tenant, outcome.otherwise)
+
+
+def _service_changes(name: str, before: _Version, after: _Version) -> Iterator[str]:
+    old, new = before.services[name], after.services[name]
+    if before.workloads[name] != after.workloads[name]:
+        yield "workload"
+    for field in ("address", "port", "protocol", "upstream"):
+        if getattr(old, field) != getattr(new, field):
+            yield field
+    if before.endpoints.get(name) != after.endpoints.get(name):
+        yield "endpoints"
+    old_forms = {o.name: (o.match, o.tenant) for o in old.operations}
+    new_forms = {o.name: (o.match, o.tenant) for o in new.operations}
+    if any(old_forms[o] != new_forms[o] for o in old_forms.keys() & new_forms.keys()):
+        yield "operations"
+
+
+def _only(these: Mapping[str, object], those: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(sorted(these.keys() - those.keys()))

@@ -1,0 +1,280 @@
+"""The estate as checked values: what ``estate.yaml``, profiles, workloads, services, policies and waivers say.
+
+Field names are those of the files. ``eastwest.policy.load.load_estate`` makes these; once it has returned an
+``Estate``, names refer to things that exist and texts have their forms, and nobody checks them again.
+The forms of texts (``SpiffeIdText`` and the like) are enforced by ``eastwest.policy.forms``.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from eastwest.policy.enforcement import MtlsMode
+from eastwest.policy.problems import Position, Problem
+
+SpiffeIdText = Annotated[str, Meta(pattern=r"^spiffe://[a-z0-9._-]+(/[a-zA-Z0-9._-]+)*$", extra={"form": "spiffe-id"})]
+TrustDomainText = Annotated[str, Meta(pattern=r"^[a-z0-9._-]+$", max_length=255, extra={"form": "trust-domain"})]
+NameText = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", extra={"form": "name"})]
+OwnerText = Annotated[str, Meta(pattern=r"^[a-z]+:\S+$", extra={"form": "owner"})]
+SelectorText = Annotated[str, Meta(pattern=r"^[^:]+:.+$", extra={"form": "selector"})]
+DurationText = Annotated[str, Meta(pattern=r"^([1-9][0-9]*[smhd])+$", extra={"form": "duration"})]
+OperationText = Annotated[
+    str, Meta(pattern=r"^[a-z0-9][a-z0-9-]*:[a-z0-9][a-z0-9-]*:[a-z0-9][a-z0-9-]*$", extra={"form": "operation"})
+]
+PathText = Annotated[str, Meta(pattern=r"^/[^?#%*]*$", max_length=1024, extra={"form": "path"})]
+MethodText = Annotated[str, Meta(pattern=r"^[A-Z]{1,16}$", extra={"form": "method"})]
+GrpcText = Annotated[
+    str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*/[A-Za-z_][A-Za-z0-9_]*$", extra={"form": "grpc-method"})
+]
+HeaderText = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", extra={"form": "header"})]
+ParameterText = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", extra={"form": "parameter"})]
+AddressText = Annotated[str, Meta(extra={"form": "ip"})]
+EndpointText = Annotated[str, Meta(pattern=r"^.+:[0-9]{1,5}$", extra={"form": "endpoint"})]
+SocketPathText = Annotated[str, Meta(pattern=r"^/", max_length=107, extra={"form": "socket-path"})]
+DnsText = Annotated[str, Meta(max_length=253, extra={"form": "dns"})]
+DnsPatternText = Annotated[str, Meta(max_length=253, extra={"form": "dns-pattern"})]
+NodeText = Annotated[str, Meta(pattern=r"^(group:[a-z0-9][a-z0-9-]*|spiffe://.+)$", extra={"form": "node"})]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+ProseText = Annotated[str, Meta(min_length=1, max_length=4096)]
+AttributeValue = str | tuple[str, ...]
+
+
+class EnvironmentKind(enum.StrEnum):
+    """Where the workloads of an environment run."""
+
+    KUBERNETES = "kubernetes"
+    VM = "vm"
+    EDGE = "edge"
+
+
+class Sensitivity(enum.StrEnum):
+    """What an operation could do; each is also a group of actions in Cedar."""
+
+    OPEN = "open"
+    READ = "read"
+    RESTRICTED_READ = "restricted-read"
+    MUTATE = "mutate"
+    CONTROL = "control"
+
+
+class Demand(enum.StrEnum):
+    """What a call must bring beyond a permitted identity."""
+
+    STEP_UP = "step-up"
+    APPROVAL = "approval"
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A world of its own, such as production: rights do not flow between environments."""
+
+    name: NameText
+    kind: EnvironmentKind
+
+
+class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of the business and who answers for it."""
+
+    name: NameText
+    owners: tuple[OwnerText, ...]
+
+
+class NodeGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Nodes that may run the same workloads, told by the selectors of their attestation."""
+
+    name: NameText
+    environment: NameText
+    selectors: tuple[SelectorText, ...]
+
+
+class Administrator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may change what in the estate; ``domains`` empty means every domain."""
+
+    who: OwnerText
+    may: tuple[Literal["everything", "workloads", "services", "policies", "profiles", "waivers"], ...]
+    domains: tuple[NameText, ...] = ()
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``estate.yaml``: what the other files may refer to."""
+
+    trust_domain: TrustDomainText
+    naming: Annotated[str, Meta(pattern=r"^/", extra={"form": "naming"})] = "/{environment}/{domain}/{service}"
+    environments: tuple[Environment, ...]
+    domains: tuple[Domain, ...]
+    node_groups: tuple[NodeGroup, ...] = ()
+    administrators: tuple[Administrator, ...] = ()
+
+
+class Lifetime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long certificates live, such as ``1h``."""
+
+    default: DurationText
+    max: DurationText
+
+
+class ProfileNames(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which names a certificate of the profile carries."""
+
+    spiffe_id: Literal["exactly-one"] = "exactly-one"
+    dns: tuple[DnsPatternText, ...] = ()
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``profiles/*.yaml``: an issuance profile."""
+
+    profile: NameText
+    doors: tuple[Literal["workload-api", "spire-api", "acme", "est", "csi", "gateway"], ...]
+    environments: tuple[NameText, ...] = ()
+    keys: tuple[Literal["ec-p256", "ec-p384", "ed25519"], ...]
+    lifetime: Lifetime
+    names: ProfileNames = ProfileNames()
+    usage: tuple[Literal["server", "client"], ...] = ("server", "client")
+    revocation: Literal["by-expiry-and-containment", "crl"] = "by-expiry-and-containment"
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An entry of ``workloads/*.yaml``: an identity, who may have it, and what policies know of it."""
+
+    spiffe_id: SpiffeIdText
+    environment: NameText
+    domain: NameText
+    owner: OwnerText
+    node: NodeText
+    selectors: Annotated[tuple[SelectorText, ...], Meta(min_length=1)]
+    profile: NameText
+    attributes: dict[str, AttributeValue] = {}
+    dns_names: tuple[DnsText, ...] = ()
+    ttl: DurationText | None = None
+    hint: Annotated[str, Meta(max_length=1024)] = ""
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """The tenants that the workload serves."""
+        value = self.attributes.get("tenants", ())
+        return (value,) if isinstance(value, str) else value
+
+
+class WorkloadsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``workloads/*.yaml``."""
+
+    workloads: tuple[Workload, ...]
+
+
+class Listen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a service's sidecar listens, and how strictly; ``until`` says when permissive mode should end."""
+
+    port: Port
+    protocol: Literal["http", "tcp"]
+    mtls: MtlsMode
+    until: dt.date | None = None
+    address: AddressText = "127.0.0.1"
+
+
+class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the application itself listens: exactly one of the two."""
+
+    unix: SocketPathText | None = None
+    tcp: EndpointText | None = None
+
+
+class TenantFrom(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a request names its tenant: exactly one of a path parameter and a header."""
+
+    path: ParameterText | None = None
+    header: HeaderText | None = None
+
+
+class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an operation is recognised: ``method`` and ``path``, or ``grpc``, or ``tcp: true``."""
+
+    method: MethodText | None = None
+    path: PathText | None = None
+    grpc: GrpcText | None = None
+    tcp: bool = False
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The unit of authorization, named ``service:resource:verb``."""
+
+    name: OperationText
+    match: Match
+    sensitivity: Sensitivity
+    data: NameText | None = None
+    demands: tuple[Demand, ...] = ()
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``services/*.yaml``: something that is called."""
+
+    service: NameText
+    workload: SpiffeIdText
+    owner: OwnerText
+    domain: NameText
+    listen: Listen
+    upstream: Upstream
+    tenant: TenantFrom | None = None
+    endpoints: tuple[EndpointText, ...] = ()
+    operations: Annotated[tuple[Operation, ...], Meta(min_length=1)]
+
+
+class WaiverScope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a waiver excuses: one rule for one service."""
+
+    service: NameText
+    rule: NameText
+
+
+class Waiver(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``waivers/*.yaml``: an exception with an owner and an end."""
+
+    waiver: NameText
+    owner: OwnerText
+    applies_to: WaiverScope
+    reason: ProseText
+    until: dt.date
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """One Cedar policy: its annotations, its text as written, and its canonical JSON (without comments)."""
+
+    id: str
+    owner: str
+    reason: str
+    effect: Literal["permit", "forbid"]
+    text: str
+    canonical: str
+
+
+class Estate(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is intended, checked; lists are sorted by name.
+
+    ``positions`` says where each thing was written, by kind and name; ``notes`` holds warnings and notes.
+    Neither takes part in ``content``.
+    """
+
+    settings: Settings
+    profiles: tuple[Profile, ...]
+    workloads: tuple[Workload, ...]
+    services: tuple[Service, ...]
+    policies: tuple[Policy, ...]
+    waivers: tuple[Waiver, ...]
+    schema: str  # the generated Cedar schema
+    positions: Mapping[tuple[str, str], Position] = {}
+    notes: tuple[Problem, ...] = ()
+
+    def position(self, kind: str, name: str) -> Position:
+        """Where the ``workload``, ``service``, ``operation``, ``policy``, ``profile`` or ``waiver`` was written."""
+        return self.positions.get((kind, name), Position("estate.yaml"))
+
+
+def content(estate: Estate) -> bytes:
+    """Canonical JSON of what the estate says; files, their order and comments make no difference."""
+    policies = sorted((p.id, p.canonical) for p in estate.policies)
+    parts = (estate.settings, estate.profiles, estate.workloads, estate.services, policies, estate.waivers)
+    return msgspec.json.encode(parts, order="deterministic")

@@ -1,0 +1,180 @@
+"""The plan of an estate: what is wrong with it, what it amounts to, and what it would change."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from eastwest.policy.diff import Difference, compare
+from eastwest.policy.enforcement import MtlsMode
+from eastwest.policy.estate import EnvironmentKind, Estate
+from eastwest.policy.load import load_estate
+from eastwest.policy.problems import EstateInvalid, Position, Problem, Severity, ordered
+from eastwest.policy.table import CompiledPolicy, Summary, compile_estate
+
+OPEN_DOORS = frozenset({"workload-api", "spire-api"})
+"""Doors that this version has; profiles may name others already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The outcome of planning. With errors there is no compiled policy, and nothing may be applied.
+
+    ``previous`` is the version compared with ("" when there was none), ``difference`` None without one.
+    """
+
+    problems: tuple[Problem, ...]
+    estate: Estate | None = None
+    compiled: CompiledPolicy | None = None
+    previous: str = ""
+    difference: Difference | None = None
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """What must be mended first."""
+        return tuple(p for p in self.problems if p.severity is Severity.ERROR)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the estate may be applied."""
+        return not self.errors
+
+    @property
+    def version(self) -> str:
+        """The content hash of the planned policy, hex; "" with errors."""
+        return self.compiled.version if self.compiled is not None and self.ok else ""
+
+    @property
+    def summary(self) -> Summary | None:
+        """Counts of the planned policy."""
+        return self.compiled.summary if self.compiled is not None else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data that JSON can hold."""
+        return {
+            "ok": self.ok,
+            "version": self.version,
+            "previous_version": self.previous,
+            "problems": [
+                {
+                    "severity": p.severity.value,
+                    "file": p.where.file,
+                    "line": p.where.line,
+                    "column": p.where.column,
+                    "message": p.message,
+                    "fix": p.fix,
+                }
+                for p in self.problems
+            ],
+            "summary": msgspec.to_builtins(self.summary),
+            "difference": msgspec.to_builtins(self.difference),
+        }
+
+
+def plan_files(
+    files: Mapping[str, bytes], today: dt.date, previous: Mapping[str, bytes] | CompiledPolicy | None = None
+) -> Plan:
+    """Plan the estate in ``files`` (relative path to content) against what is applied now, if anything is.
+
+    Never raises for a mistake in the files: mistakes are the plan's problems. ``previous`` are the applied
+    estate's files, or its compiled policy.
+    """
+    try:
+        estate = load_estate(files)
+        compiled = compile_estate(estate)
+    except EstateInvalid as error:
+        return Plan(problems=error.problems)
+    problems = [*estate.notes, *compiled.problems, *not_enforced_yet(estate), *_dates(estate, today)]
+    before: CompiledPolicy | None = None
+    if isinstance(previous, CompiledPolicy):
+        before = previous
+    elif previous is not None:
+        try:
+            before = compile_estate(load_estate(previous))
+        except EstateInvalid as error:
+            problems.append(
+                Problem(
+                    Severity.WARNING,
+                    Position("estate.yaml"),
+                    f"the applied estate cannot be read by this version, so nothing is compared: {error.message}",
+                )
+            )
+    return Plan(
+        problems=ordered(problems),
+        estate=estate,
+        compiled=compiled,
+        previous=before.version if before else "",
+        difference=compare(before, compiled) if before else None,
+    )
+
+
+def not_enforced_yet(estate: Estate) -> Iterator[Problem]:
+    """A note for everything that the estate says and this version does not act on."""
+
+    def note(where: Position, message: str, fix: str = "") -> Problem:
+        return Problem(Severity.NOTE, where, message, fix)
+
+    if estate.settings.administrators:
+        yield note(
+            estate.position("settings", "administrators"),
+            "administrators are not enforced yet: whoever may open the admin socket may change everything",
+        )
+    for environment in estate.settings.environments:
+        if environment.kind is not EnvironmentKind.VM:
+            where = estate.position("environment", environment.name)
+            yield note(where, f"environment {environment.name!r}: kind {environment.kind} has no agent of its own yet")
+    for profile in estate.profiles:
+        where = estate.position("profile", profile.profile)
+        closed = [door for door in profile.doors if door not in OPEN_DOORS]
+        if closed:
+            yield note(where, f"profile {profile.profile!r}: not enforced yet, no door {', '.join(closed)}")
+        if profile.revocation == "crl":
+            yield note(where, f"profile {profile.profile!r}: not enforced yet, no CRL is published")
+    for waiver in estate.waivers:
+        yield note(
+            estate.position("waiver", waiver.waiver), f"waiver {waiver.waiver!r} is not enforced yet: no rule reads it"
+        )
+    for service in estate.services:
+        for operation in service.operations:
+            where = estate.position("operation", operation.name)
+            if operation.demands:
+                demands = " and ".join(operation.demands)
+                yield note(
+                    where,
+                    f"{operation.name} demands {demands}, which nothing can give yet: it is refused to everybody",
+                )
+        classes = sorted({o.data for o in service.operations if o.data})
+        if classes:
+            yield note(
+                estate.position("service", service.service),
+                f"service {service.service!r}: data classes ({', '.join(classes)}) are kept; no rule reads them yet",
+            )
+        if service.listen.until is not None:
+            yield note(
+                estate.position("mode", service.service),
+                f"service {service.service!r}: until is a reminder; nothing turns strict by itself yet",
+            )
+
+
+def _dates(estate: Estate, today: dt.date) -> Iterator[Problem]:
+    for service in estate.services:
+        until = service.listen.until
+        if service.listen.mtls is MtlsMode.PERMISSIVE and until is not None and until < today:
+            yield Problem(
+                Severity.WARNING,
+                estate.position("mode", service.service),
+                f"service {service.service!r} was to be permissive until {until}, which has passed",
+                "write mtls: strict, or a later date",
+            )
+    for waiver in estate.waivers:
+        if waiver.until < today:
+            yield Problem(
+                Severity.WARNING,
+                estate.position("waiver", waiver.waiver),
+                f"waiver {waiver.waiver!r} ended on {waiver.until}",
+                "remove it, or have it renewed",
+            )

@@ -1,0 +1,64 @@
+"""One write for one turn of the event loop: grpclib writes an answer's headers, message and trailers one by one.
+
+Over TLS each write is a record and a system call, which cost more than what they carry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from grpclib.protocol import H2Protocol
+
+MAX_HELD = 64 * 1024
+"""Bytes that wait at most for the end of the turn; more is passed on at once, so that back-pressure is felt."""
+
+
+class JoinedProtocol(H2Protocol):  # type: ignore[misc]
+    """grpclib's protocol on a transport that joins its writes."""
+
+    @classmethod
+    def instead_of(cls, plain: H2Protocol) -> JoinedProtocol:
+        """The same protocol, not yet connected."""
+        return cls(plain.handler, plain.config, plain.h2_config)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(_JoinedTransport(transport))
+
+
+class _JoinedTransport:
+    """What grpclib uses of a transport; bytes leave in the order in which they were written."""
+
+    __slots__ = ("_held", "_loop", "_size", "_transport", "get_extra_info", "is_closing")
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._held: list[bytes] = []
+        self._size = 0
+        self.get_extra_info = transport.get_extra_info
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(data)
+        self._size += len(data)
+        if self._size >= MAX_HELD:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._held.clear()
+        self._transport.abort()
+
+    def _flush(self) -> None:
+        if self._held:
+            data = b"".join(self._held)
+            self._held.clear()
+            self._size = 0
+            if not self._transport.is_closing():
+                self._transport.write(data)

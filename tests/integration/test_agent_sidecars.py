@@ -1,0 +1,141 @@
+"""Real sidecars under a real agent: configured by who they are, followed through a change, their decisions reported."""
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+from agent_authority import FakeAuthority, running, settings
+from envoy_mesh import App, Http, free_port
+
+from eastwest.agent.envoy import envoy_binary
+from eastwest.ledger.record import Decision
+from eastwest.policy.enforcement import (
+    Cell,
+    DecisionCode,
+    HttpMatch,
+    Inbound,
+    MtlsMode,
+    OperationRules,
+    Outbound,
+    Rule,
+    Sidecar,
+    Verdict,
+)
+
+CLIENT, BILLING = "spiffe://saas.example/client", "spiffe://saas.example/billing"
+ALLOW = Rule(verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED, policy="callers-read")
+
+
+@pytest.fixture
+def data() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ew-") as directory:
+        yield Path(directory) / "d"
+
+
+@pytest.fixture
+async def authority() -> AsyncIterator[FakeAuthority]:
+    authority = FakeAuthority()
+    await authority.start()
+    yield authority
+    await authority.stop()
+
+
+def sidecars(port: int, app: Path, version: str, *callers: str) -> tuple[Sidecar, Sidecar]:
+    """A client, and billing whose one operation ``callers`` may do."""
+    health = OperationRules(
+        name="billing:health:read",
+        match=HttpMatch(method="GET", path="/healthz"),
+        cells=(Cell(callers=callers, rule=ALLOW),) if callers else (),
+    )
+    inbound = Inbound(
+        service="billing",
+        address="127.0.0.1",
+        port=port,
+        protocol="http",
+        mode=MtlsMode.STRICT,
+        upstream=f"unix:{app}",
+        operations=(health,),
+    )
+    outbound = Outbound(service="billing", spiffe_id=BILLING, endpoints=(f"127.0.0.1:{port}",), protocol="http")
+    known = (BILLING, CLIENT)
+    return (
+        Sidecar(spiffe_id=CLIENT, version=version, known_callers=known, outbound=(outbound,)),
+        Sidecar(spiffe_id=BILLING, version=version, known_callers=known, inbound=(inbound,)),
+    )
+
+
+@asynccontextmanager
+async def sidecar(data: Path, name: str) -> AsyncIterator[Path]:
+    """`eastwest sidecar run` with an Envoy of its own path; yields its way out."""
+    home = data / name
+    home.mkdir()
+    envoy = home / "envoy"
+    try:
+        os.link(envoy_binary(), envoy)
+    except OSError:
+        shutil.copy(envoy_binary(), envoy)
+    command = [sys.executable, "-m", "eastwest.cli.main", "sidecar", "run", "--data", str(data)]
+    command += ["--egress-socket", str(home / "out.sock"), "--envoy", str(envoy), "--node-id", name]
+    with (data / f"{name}.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+    try:
+        yield home / "out.sock"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def acknowledged(authority: FakeAuthority, version: str) -> bool:
+    if not authority.acks:
+        return False
+    found = {status.spiffe_id: status for status in authority.acks[-1].sidecars}
+    return found.keys() == {CLIENT, BILLING} and all(
+        status.connected and status.acknowledged_version == status.intended_version == version and not status.error
+        for status in found.values()
+    )
+
+
+async def test_sidecars_are_told_who_they_are_and_tell_what_they_did(authority: FakeAuthority, data: Path) -> None:
+    config = settings(authority, data)
+    port = free_port()
+    app = App(data / "app.sock")
+    await app.start()
+    for name in ("client", "billing"):
+        authority.put(name, f"unix:path:{data / name / 'envoy'}")
+    for each in sidecars(port, app.path, "v1", CLIENT):
+        authority.put_sidecar(each)
+    async with running(config), sidecar(data, "client") as way_out, sidecar(data, "billing"):
+        async with asyncio.timeout(60):
+            await authority.until(lambda: acknowledged(authority, "v1"))
+        out = await Http.unix(way_out)
+        while (reply := await out.ask("GET", "/healthz", host="billing")).status == 503:
+            await asyncio.sleep(0.02)  # billing's port opens a moment after its acknowledgement
+        assert reply.status == 200
+
+        for each in sidecars(port, app.path, "v2"):
+            authority.put_sidecar(each)
+        async with asyncio.timeout(20):
+            await authority.until(lambda: acknowledged(authority, "v2"))
+        refused = await out.ask("GET", "/healthz", host="billing")
+        assert refused.status == 403
+        assert refused.code == "OPERATION_NOT_PERMITTED"
+        async with asyncio.timeout(20):
+            await authority.until(lambda: any(d.code is DecisionCode.OPERATION_NOT_PERMITTED for d in rows(authority)))
+        await out.close()
+    allowed = [d for d in rows(authority) if d.code is DecisionCode.ALLOWED]
+    assert {(d.caller, d.service, d.operation, d.policy, d.policy_version) for d in allowed} == {
+        (CLIENT, "billing", "billing:health:read", "callers-read", "v1")
+    }
+    await app.stop()
+
+
+def rows(authority: FakeAuthority) -> list[Decision]:
+    return [row for body, _ in authority.decisions for row in msgspec.json.decode(body, type=list[Decision])]

@@ -1,0 +1,231 @@
+"""What goes back to the server: decisions, and how far sidecars have come."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+from agent_parts import CA, ENTRY, SIDECAR, TD, SigningServer, entry, update
+
+from eastwest import errors
+from eastwest.agent.backoff import Backoff, until_answered
+from eastwest.agent.callers import Attested
+from eastwest.agent.decisions import MAX_BUFFERED, Decisions
+from eastwest.agent.identities import Identities
+from eastwest.agent.knowledge import Knowledge
+from eastwest.agent.sidecars import Sidecars
+from eastwest.agent.state import State
+from eastwest.agent.xds import SidecarStatus
+from eastwest.ledger.record import Decision
+from eastwest.mesh.action import inbound_version
+from eastwest.mesh.settings import Settings
+from eastwest.mesh.subscription import Refusal, SessionStatus
+from eastwest.policy.enforcement import DecisionCode, Inbound, MtlsMode, Outbound, Sidecar, Verdict
+from eastwest.spiffe.selector import Selector
+from eastwest.testing.clock import FakeClock
+
+ME = frozenset({Selector("unix", "user:shop")})
+INBOUND = Inbound(
+    service="shop",
+    address="127.0.0.1",
+    port=1234,
+    protocol="http",
+    mode=MtlsMode.STRICT,
+    upstream="unix:/x",
+    operations=(),
+)
+SHOP = Sidecar(
+    spiffe_id="spiffe://saas.example/shop",
+    version="v1",
+    known_callers=("spiffe://saas.example/shop",),
+    inbound=(INBOUND,),
+)
+CALLER = Attested(("spiffe://saas.example/shop",), 42, ME, "/run/shop/out.sock")
+
+
+def decision(code: DecisionCode = DecisionCode.ALLOWED, reference: str = "r") -> Decision:
+    verdict = Verdict.ALLOW if code is DecisionCode.ALLOWED else Verdict.DENY
+    return Decision(
+        time=CA.now, service="s", verdict=verdict, code=code, mode=MtlsMode.STRICT, enforced=True, reference=reference
+    )
+
+
+async def test_decisions_are_counted_batched_and_sent_until_stored() -> None:
+    clock = FakeClock(CA.now)
+    server = SigningServer(clock)
+    decisions = Decisions(server, clock, random.Random(1))
+    for _ in range(3):
+        decisions.record(decision())
+    decisions.record(decision(DecisionCode.UNKNOWN_CALLER))
+    server.down = True
+    running = asyncio.ensure_future(decisions.run())
+    await clock.elapse(2)
+    assert server.reports == []
+    server.down = False
+    await clock.elapse(30)
+    running.cancel()
+    ((body, lost),) = server.reports
+    rows = msgspec.json.decode(body, type=list[Decision])
+    assert sorted((row.code, row.count) for row in rows) == [("ALLOWED", 3), ("UNKNOWN_CALLER", 1)]
+    assert lost == 0
+    assert decisions.reported == 2
+
+
+async def test_what_the_bound_cuts_off_is_confessed_once() -> None:
+    clock = FakeClock(CA.now)
+    server = SigningServer(clock)
+    decisions = Decisions(server, clock, random.Random(1))
+    for number in range(MAX_BUFFERED + 7):
+        decisions.record(decision(DecisionCode.UNKNOWN_CALLER, str(number)))
+    await decisions.flush()
+    assert server.reports[0][1] == 7
+    assert sum(lost for _, lost in server.reports) == 7
+    assert decisions.reported == MAX_BUFFERED
+    assert decisions.lost == 0
+    count = len(server.reports)
+    await decisions.flush()
+    assert len(server.reports) == count
+
+
+def test_backoff_grows_to_its_bound_and_starts_again() -> None:
+    backoff = Backoff(random.Random(1), first=1.0, most=10.0)
+    delays = [backoff.delay() for _ in range(12)]
+    assert 0.75 <= delays[0] <= 1.25
+    assert all(delay <= 12.5 for delay in delays)
+    assert min(delays[6:]) >= 7.5
+    backoff.reset()
+    assert backoff.delay() <= 1.25
+
+
+async def test_only_unavailability_is_waited_out() -> None:
+    clock = FakeClock()
+    answers: list[object] = [errors.Unavailable("a"), errors.Unavailable("b"), 3]
+
+    async def once() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, errors.Error):
+            raise answer
+        assert isinstance(answer, int)
+        return answer
+
+    waiting = asyncio.ensure_future(until_answered(once, "x", 60, clock, random.Random(1)))
+    await clock.elapse(5)
+    assert waiting.result() == 3
+    answers[:] = [errors.InvalidInput("no")]
+    with pytest.raises(errors.InvalidInput):
+        await until_answered(once, "x", 60, clock, random.Random(1))
+    answers[:] = [errors.Unavailable("gone")] * 100
+    waiting = asyncio.ensure_future(until_answered(once, "x", 60, clock, random.Random(1)))
+    await clock.elapse(70)
+    with pytest.raises(errors.Unavailable, match="x, tried for 60 s: gone"):
+        waiting.result()
+
+
+class Node:
+    """Sidecars over identities that a test server signs."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock(CA.now)
+        self.knowledge = Knowledge(State(TD))
+        self.identities = Identities(SigningServer(self.clock), self.knowledge, self.clock, random.Random(1))
+        self.sidecars = Sidecars(self.knowledge, self.identities, Settings(egress_socket="egress.sock"), self.clock)
+
+    def apply(self, **changes: object) -> None:
+        number = self.knowledge.state.number + 1
+        bundles = changes.pop("bundles", (CA.bundle,))
+        self.knowledge.set(self.knowledge.state.apply(update(number, full=number == 1, bundles=bundles, **changes)))
+        self.sidecars.on_state()
+        self.identities.on_state(self.knowledge.state)
+
+
+@asynccontextmanager
+async def node() -> AsyncIterator[Node]:
+    made = Node()
+    signing = asyncio.ensure_future(made.identities.run())
+    yield made
+    signing.cancel()
+    await asyncio.gather(signing, return_exceptions=True)
+
+
+async def test_a_sidecar_is_followed_from_nothing_to_its_end() -> None:
+    async with node() as local:
+        local.apply(entries=(entry("shop"),))
+        snapshots = local.sidecars.snapshots(CALLER)
+        assert (await anext(snapshots)).version == ""
+        local.apply(sidecars=(SHOP,))
+        first = await anext(snapshots)
+        assert first.version == "v1"
+        assert b"/run/shop/out.sock" in b"".join(r.body for named in first.resources.values() for r in named.values())
+        # Somebody else's affairs do not make another snapshot.
+        local.apply(entries=(entry("other"),))
+        local.apply(sidecars=(msgspec.structs.replace(SHOP, version="v2"),))
+        assert (await anext(snapshots)).version == "v2"
+        local.apply(remove=((SIDECAR, SHOP.spiffe_id),))
+        assert (await anext(snapshots)).version == ""
+        local.apply(remove=((ENTRY, "shop"),))
+        with pytest.raises(StopAsyncIteration):
+            await anext(snapshots)
+
+
+async def test_rules_are_known_by_service_and_by_version() -> None:
+    async with node() as local:
+        local.apply(entries=(entry("shop"),), sidecars=(SHOP,))
+        version = inbound_version(INBOUND)
+        assert local.sidecars.current(CALLER, "shop") is local.sidecars.version(version)
+        assert local.sidecars.current(CALLER, "other") is None
+        local.apply(remove=((SIDECAR, SHOP.spiffe_id),))
+        assert local.sidecars.current(CALLER, "shop") is None
+        assert local.sidecars.version(version) is not None
+
+
+async def test_statuses_name_versions_and_refusals() -> None:
+    async with node() as local:
+        local.apply(entries=(entry("shop"),), sidecars=(SHOP,))
+        seen = local.sidecars.changes.count
+        refusal = Refusal("type", ("inbound/shop",), "no good")
+        session = SessionStatus("node-1", "v1", "v0", (), (refusal,))
+        local.sidecars.report(SidecarStatus(CALLER, session, connected=True))
+        local.sidecars.report(SidecarStatus(CALLER, session, connected=True))
+        assert local.sidecars.changes.count == seen + 1
+        (status,) = local.sidecars.statuses()
+        assert (status.acknowledged_version, status.intended_version) == ("v0", "v1")
+        assert status.error == "inbound/shop: no good"
+        local.sidecars.report(SidecarStatus(CALLER, session, connected=False))
+        assert [s.connected for s in local.sidecars.statuses()] == [False]
+        # The same node again, as another process, takes the place of the one that left.
+        again = Attested(CALLER.spiffe_ids, 43, ME)
+        local.sidecars.report(SidecarStatus(again, SessionStatus("node-1", "v1", "v1", (), ()), connected=True))
+        (status,) = local.sidecars.statuses()
+        assert (status.connected, status.acknowledged_version, status.error) == (True, "v1", "")
+
+
+async def test_a_config_that_cannot_be_built_is_told_and_the_last_one_stays() -> None:
+    async with node() as local:
+        local.apply(entries=(entry("shop"),), sidecars=(SHOP,))
+        snapshots = local.sidecars.snapshots(CALLER)
+        assert (await anext(snapshots)).version == "v1"
+        foreign = Outbound(service="far", spiffe_id="spiffe://other.example/far", endpoints=("h:1",), protocol="http")
+        local.apply(sidecars=(msgspec.structs.replace(SHOP, version="v2", outbound=(foreign,)),))
+        waiting = asyncio.ensure_future(anext(snapshots))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        local.sidecars.report(SidecarStatus(CALLER, SessionStatus("n", "v1", "v1", (), ()), connected=True))
+        assert "needs spiffe://other.example" in local.sidecars.statuses()[0].error
+        local.apply(sidecars=(msgspec.structs.replace(SHOP, version="v3"),))
+        assert (await waiting).version == "v3"
+        assert local.sidecars.statuses()[0].error == ""
+
+
+async def test_any_envoy_gets_its_secrets_and_their_rotation() -> None:
+    async with node() as local:
+        local.apply(entries=(entry("shop"),))
+        secrets = local.sidecars.secrets(CALLER)
+        first = await anext(secrets)
+        assert [identity.spiffe_id for identity in first.identities] == ["spiffe://saas.example/shop"]
+        assert first.identities[0].key.startswith(b"-----BEGIN PRIVATE KEY-----\n")
+        assert list(first.bundles) == ["saas.example"]
+        local.apply(entries=(entry("shop", revision=1),))
+        assert (await anext(secrets)).identities[0].chain != first.identities[0].chain

@@ -1,0 +1,179 @@
+"""Access log entries as Envoy writes them, and the rows they become."""
+
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+from envoy.config.core.v3 import base_pb2
+from envoy.data.accesslog.v3 import accesslog_pb2
+from envoy.service.accesslog.v3 import als_pb2
+
+from eastwest.agent.als import AccessLogs, decided, refused_handshake
+from eastwest.agent.xds import Principal
+from eastwest.ledger.record import Decision
+from eastwest.mesh import names, rbac
+from eastwest.mesh.action import ActionName, InForce
+from eastwest.policy.enforcement import (
+    DecisionCode,
+    HttpMatch,
+    Inbound,
+    MtlsMode,
+    OperationRules,
+    TenantSource,
+    Verdict,
+)
+
+CALLER = "spiffe://td.test/a"
+INBOUND = Inbound(
+    service="web",
+    address="127.0.0.1",
+    port=1,
+    protocol="http",
+    mode=MtlsMode.STRICT,
+    upstream="unix:/a",
+    operations=(
+        OperationRules(
+            name="web:items:read",
+            match=HttpMatch(method="GET", path="/t/{tenant}/items"),
+            tenant=TenantSource(path="tenant"),
+        ),
+    ),
+)
+NOW = InForce("web", "aaaaaaaaaaaa", "v2", MtlsMode.STRICT, INBOUND)
+BEFORE = InForce("web", "bbbbbbbbbbbb", "v1", MtlsMode.PERMISSIVE, INBOUND)
+VERSIONS = {NOW.version: NOW, BEFORE.version: BEFORE}
+
+
+def entry(*uris: str, status: int = 200, path: str = "/t/acme/items", **metadata: ActionName):
+    found = accesslog_pb2.HTTPAccessLogEntry(
+        request={"request_method": base_pb2.GET, "path": path, "request_id": "ref"},
+        response={"response_code": {"value": status}},
+    )
+    common = found.common_properties
+    common.start_time.FromDatetime(datetime(2026, 11, 22, 10, 0, tzinfo=UTC))
+    for uri in uris:
+        common.tls_properties.peer_certificate_properties.subject_alt_name.add(uri=uri)
+    for key, action in metadata.items():
+        common.metadata.filter_metadata[rbac.HTTP_METADATA][key] = action.encode()
+    return found
+
+
+def name(code: DecisionCode, rules: InForce = NOW, operation: str = "web:items:read") -> ActionName:
+    return ActionName(code, "p", operation, rules.version)
+
+
+KNOWN = ActionName(DecisionCode.ALLOWED, version=NOW.version)
+
+
+def test_the_last_filter_speaks_when_all_allow():
+    row = decided(
+        entry(
+            CALLER,
+            callers_enforced_effective_policy_id=KNOWN,
+            operations_enforced_effective_policy_id=name(DecisionCode.ALLOWED),
+        ),
+        NOW,
+        VERSIONS.get,
+        "n",
+    )
+    assert row == Decision(
+        time=datetime(2026, 11, 22, 10, 0, tzinfo=UTC),
+        service="web",
+        verdict=Verdict.ALLOW,
+        code=DecisionCode.ALLOWED,
+        mode=MtlsMode.STRICT,
+        enforced=True,
+        caller=CALLER,
+        operation="web:items:read",
+        tenant="acme",
+        method="GET",
+        policy="p",
+        policy_version="v2",
+        rules_version=NOW.version,
+        node="n",
+        reference="ref",
+    )
+
+
+def test_the_first_refusal_speaks_in_shadow_too():
+    row = decided(
+        entry(
+            CALLER,
+            callers_shadow_effective_policy_id=ActionName(DecisionCode.UNKNOWN_CALLER, version=BEFORE.version),
+            operations_shadow_effective_policy_id=name(DecisionCode.ALLOWED, BEFORE),
+        ),
+        NOW,
+        VERSIONS.get,
+        "n",
+    )
+    assert row is not None
+    assert (row.code, row.enforced, row.mode, row.policy_version) == (
+        DecisionCode.UNKNOWN_CALLER,
+        False,
+        MtlsMode.PERMISSIVE,
+        "v1",
+    )
+
+
+def test_a_version_nobody_remembers_is_read_with_the_present_rules():
+    action = ActionName(DecisionCode.ALLOWED, "p", "web:items:read", "cccccccccccc")
+    row = decided(entry(CALLER, operations_enforced_effective_policy_id=action), NOW, VERSIONS.get, "n")
+    assert row is not None
+    assert (row.rules_version, row.policy_version, row.tenant) == ("cccccccccccc", "v2", "acme")
+
+
+@pytest.mark.parametrize(
+    ("uris", "code"), [((CALLER,), DecisionCode.UNLISTED_OPERATION), ((), DecisionCode.MTLS_REQUIRED)]
+)
+def test_a_request_refused_before_any_filter(uris, code):
+    malformed = entry(*uris, status=400)
+    malformed.response.response_code_details = "path_normalization_failed"
+    row = decided(malformed, NOW, VERSIONS.get, "n")
+    assert row is not None
+    assert (row.code, row.cause, row.enforced) == (code, "path_normalization_failed", True)
+
+
+def test_no_decision_is_no_row():
+    assert decided(entry(CALLER, status=503), NOW, VERSIONS.get, "n") is None
+    assert refused_handshake(accesslog_pb2.TCPAccessLogEntry(), NOW, "n") is None
+
+
+def test_several_names_are_a_claim():
+    row = decided(
+        entry(CALLER, "spiffe://td.test/b", operations_enforced_effective_policy_id=name(DecisionCode.ALLOWED)),
+        NOW,
+        VERSIONS.get,
+        "n",
+    )
+    assert row is not None
+    assert (row.caller, row.claimed) == (f"{CALLER},spiffe://td.test/b", True)
+
+
+def test_a_log_of_somebody_elses_service_is_not_believed():
+    class Rules:
+        def current(self, principal: Principal, service: str) -> InForce | None:
+            return NOW if (principal.spiffe_ids, service) == ((CALLER,), "web") else None
+
+        def version(self, version: str) -> InForce | None:
+            return VERSIONS.get(version)
+
+    async def identify(_) -> Principal:
+        return Principal((CALLER,))
+
+    logs = AccessLogs(identify, Rules(), lambda _: None)
+    message = als_pb2.StreamAccessLogsMessage()
+    message.http_logs.log_entry.append(
+        entry(CALLER, operations_enforced_effective_policy_id=name(DecisionCode.ALLOWED))
+    )
+    for log, rows in ((names.request_log("web"), 1), (names.request_log("other"), 0), ("nonsense", 0)):
+        assert len(list(logs._decisions(message, Principal((CALLER,)), log, "n"))) == rows
+    stranger = Principal(("spiffe://td.test/x",))
+    assert not list(logs._decisions(message, stranger, names.request_log("web"), "n"))
+    assert (logs.counters.entries, logs.counters.foreign) == (4, 3)
+
+
+def test_rows_survive_json():
+    row = decided(
+        entry(CALLER, operations_enforced_effective_policy_id=name(DecisionCode.ALLOWED)), NOW, VERSIONS.get, ""
+    )
+    assert msgspec.json.decode(msgspec.json.encode(row), type=Decision) == row

@@ -1,0 +1,115 @@
+"""``eastwest log`` on a directory of public files."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from typer.testing import CliRunner
+
+from eastwest.cli.log import app
+from eastwest.errors import Corrupt, InvalidInput, NotFound
+from eastwest.log.entry import Entry, encode
+from eastwest.log.note import MalformedNote, NoteKey, UntrustedNote
+from eastwest.log.proof import LogProof
+from eastwest.testing.log import ORIGIN, TestSigner, build_files
+
+SIGNER = TestSigner()
+KEY = NoteKey.of(ORIGIN, SIGNER)
+TIME = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+def entry(index):
+    kind = "x509-svid" if index % 3 else "policy"
+    return encode(Entry(kind, {"time": TIME, "actor": "spiffe://a/agent", "subject": f"spiffe://a/w{index}"}))
+
+
+ENTRIES = [entry(i) for i in range(300)]
+
+
+@pytest.fixture
+def data(tmp_path):
+    for path, content in build_files(ENTRIES, ORIGIN, SIGNER).items():
+        file = tmp_path / "server/log" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    (tmp_path / "server/log.vkey").write_text(KEY.vkey + "\n")
+    return tmp_path
+
+
+def call(*args, code=0):
+    result = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_verify_says_what_it_verified(data):
+    assert "is whole: 300 entries" in call("verify", "--data", data)
+    report = json.loads(call("verify", "--data", data, "--json"))
+    assert (report["ok"], report["size"], report["origin"], report["problems"]) == (True, 300, ORIGIN, [])
+
+
+def test_verify_needs_only_files_and_key(data, tmp_path):
+    moved = tmp_path / "elsewhere"
+    (data / "server/log").rename(moved)
+    assert "is whole" in call("verify", "--log-dir", moved, "--vkey", data / "server/log.vkey")
+    assert "is whole" in call("verify", "--log-dir", moved, "--vkey", KEY.vkey)
+
+
+def test_verify_names_the_changed_entry_and_fails(data):
+    bundle = data / "server/log/tile/entries/000"
+    bundle.write_bytes(bundle.read_bytes().replace(b"spiffe://a/w7", b"spiffe://a/w8"))
+    output = call("verify", "--data", data, code=1)
+    assert "tile/entries/000: entry 7 was changed" in output
+    assert "does not verify: " in output
+    report = json.loads(call("verify", "--data", data, "--json", code=1))
+    assert report["ok"] is False
+    assert (report["problems"][0]["where"], report["problems"][0]["entry"]) == ("tile/entries/000", 7)
+
+
+def test_verify_with_another_key_fails(data):
+    other = NoteKey.of(ORIGIN, TestSigner(b"\x01" * 32)).vkey
+    assert "checkpoint: the note is not signed" in call("verify", "--data", data, "--vkey", other, code=1)
+
+
+def test_prove_prints_a_receipt_that_verifies(data):
+    text = call("prove", 299, "--data", data)
+    assert LogProof.parse(text).verify(ENTRIES[299], KEY).size == 300
+    answer = json.loads(call("prove", 0, "--data", data, "--json"))
+    assert answer["entry"]["subject"] == "spiffe://a/w0"
+    LogProof.parse(answer["proof"]).verify(ENTRIES[0], KEY)
+    with pytest.raises(NotFound, match="no entry 300"):
+        call("prove", 300, "--data", data)
+
+
+def test_show_lists_the_latest_entries(data):
+    lines = call("show", "--data", data, "--limit", 3).splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["297", "298", "299"]
+    assert "spiffe://a/w299" in lines[2]
+    assert lines[3].startswith("3 of 300 entries shown")
+    shown = json.loads(call("show", "--data", data, "--kind", "policy", "--limit", 2, "--json"))
+    assert [row["index"] for row in shown["entries"]] == [294, 297]
+    assert shown["entries"][0]["entry"]["kind"] == "policy"
+
+
+def test_nothing_false_is_shown_or_proven(data):
+    bundle = data / "server/log/tile/entries/001.p/44"
+    bundle.write_bytes(bundle.read_bytes().replace(b"spiffe://a/w299", b"spiffe://a/w298"))
+    for command in (("show",), ("prove", 299)):
+        with pytest.raises(Corrupt, match="entry 299"):
+            call(*command, "--data", data)
+    checkpoint = data / "server/log/checkpoint"
+    checkpoint.write_bytes(checkpoint.read_bytes().replace(b"\n300\n", b"\n301\n"))
+    with pytest.raises(UntrustedNote):
+        call("show", "--data", data)
+
+
+def test_what_is_missing_is_said(data, tmp_path):
+    with pytest.raises(InvalidInput, match="which log"):
+        call("verify")
+    with pytest.raises(NotFound, match="there is no log in"):
+        call("verify", "--data", tmp_path / "nowhere")
+    with pytest.raises(MalformedNote):
+        call("verify", "--data", data, "--vkey", "not+a+key")
+    (data / "server/log.vkey").unlink()
+    with pytest.raises(NotFound, match=r"log\.vkey cannot be read"):
+        call("verify", "--data", data)

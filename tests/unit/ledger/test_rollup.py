@@ -1,0 +1,81 @@
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eastwest.ledger.record import Decision
+from eastwest.ledger.rollup import Rollup
+from eastwest.policy.enforcement import DecisionCode, MtlsMode, Verdict
+
+START = datetime(2026, 11, 22, 10, 0, 30, tzinfo=UTC)
+ALLOW = Decision(
+    time=START,
+    service="s",
+    verdict=Verdict.ALLOW,
+    code=DecisionCode.ALLOWED,
+    mode=MtlsMode.STRICT,
+    enforced=True,
+    caller="spiffe://td.test/a",
+    operation="s:a:b",
+    method="GET",
+    reference="r1",
+)
+DENY = msgspec.structs.replace(ALLOW, verdict=Verdict.DENY, code=DecisionCode.UNLISTED_OPERATION)
+
+
+def later(decision: Decision, seconds: float, **more) -> Decision:
+    return msgspec.structs.replace(decision, time=decision.time + timedelta(seconds=seconds), **more)
+
+
+def test_equal_allows_are_counted_by_the_minute():
+    rollup = Rollup()
+    for seconds, reference in ((0, "a"), (1, "b"), (29, "c"), (30, "d")):
+        rollup.add(later(ALLOW, seconds, reference=reference))
+    assert rollup.take(START) == []
+    (first,) = rollup.take(START + timedelta(seconds=30))
+    assert (first.count, first.time, first.reference) == (3, datetime(2026, 11, 22, 10, 0, tzinfo=UTC), "")
+    (second,) = rollup.take(START, everything=True)
+    assert second.count == 1
+    assert rollup.take(START, everything=True) == []
+
+
+def test_refusals_are_kept_in_full_and_at_once():
+    rollup = Rollup()
+    rollup.add(DENY)
+    rollup.add(later(DENY, 1))
+    assert rollup.take(START) == [DENY, later(DENY, 1)]
+
+
+def test_a_full_table_closes_its_oldest_row_early():
+    rollup = Rollup(max_open=2)
+    for operation in ("a", "a", "b", "c", "a"):
+        rollup.add(msgspec.structs.replace(ALLOW, operation=operation))
+    rows = rollup.take(START, everything=True)
+    assert [(row.operation, row.count) for row in rows] == [("a", 2), ("b", 1), ("c", 1), ("a", 1)]
+    assert rollup.lost == 0
+
+
+def test_what_does_not_fit_is_counted():
+    rollup = Rollup(max_ready=2)
+    for _ in range(5):
+        rollup.add(DENY)
+    assert (len(rollup.take(START)), rollup.lost) == (2, 3)
+    rollup.add(DENY)
+    assert len(rollup.take(START)) == 1
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 200), st.sampled_from("abc")), max_size=60), st.integers(1, 5))
+def test_nothing_is_lost_or_made_up(calls, max_open):
+    rollup = Rollup(max_open=max_open)
+    rows = []
+    for allowed, seconds, operation in sorted(calls, key=lambda call: call[1]):
+        rollup.add(later(ALLOW if allowed else DENY, seconds, operation=operation))
+        rows += rollup.take(START + timedelta(seconds=seconds))
+    rows += rollup.take(START, everything=True)
+    for allowed in (True, False):
+        for operation in "abc":
+            want = sum(1 for a, _, o in calls if (a, o) == (allowed, operation))
+            verdict = Verdict.ALLOW if allowed else Verdict.DENY
+            assert want == sum(r.count for r in rows if (r.verdict, r.operation) == (verdict, operation))
+    assert rollup.lost == 0

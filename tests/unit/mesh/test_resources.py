@@ -1,0 +1,173 @@
+"""The whole translation: a fixed table against golden files, and what it refuses."""
+
+import json
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from google.protobuf import json_format
+
+from eastwest.mesh import names
+from eastwest.mesh.bootstrap import bootstrap
+from eastwest.mesh.clusters import MalformedAddress, address
+from eastwest.mesh.resources import config_resources, sidecar_secrets, sidecar_snapshot, versions_in_force
+from eastwest.mesh.secrets import Identity
+from eastwest.mesh.settings import Settings
+from eastwest.mesh.snapshot import DanglingReference
+from eastwest.mesh.tree import UnsupportedRules
+from eastwest.policy.enforcement import (
+    Cell,
+    DecisionCode,
+    GrpcMatch,
+    HttpMatch,
+    Inbound,
+    MtlsMode,
+    OperationRules,
+    Outbound,
+    Rule,
+    Sidecar,
+    TcpMatch,
+    TenantRules,
+    TenantSource,
+    Verdict,
+)
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "mesh"
+A, B, FAR = "spiffe://td.test/a", "spiffe://td.test/b", "spiffe://far.test/c"
+ALLOW = Rule(verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED, policy="p")
+DENY = Rule(verdict=Verdict.DENY, code=DecisionCode.TENANT_NOT_PERMITTED)
+TENANTS = TenantRules(by_tenant={"acme": ALLOW, "globex": ALLOW}, otherwise=DENY)
+SETTINGS = Settings(egress_socket="/run/a/egress.sock", tcp_egress_directory="/run/a")
+WEB = Inbound(
+    service="web",
+    address="127.0.0.1",
+    port=8443,
+    protocol="http",
+    mode=MtlsMode.STRICT,
+    upstream="unix:/run/a/app.sock",
+    operations=(
+        OperationRules(
+            name="web:items:read",
+            match=HttpMatch(method="GET", path="/t/{tenant}/items/{item}"),
+            tenant=TenantSource(path="tenant"),
+            cells=(Cell(callers=(B,), tenants=TENANTS), Cell(callers=(FAR,), rule=ALLOW)),
+        ),
+        OperationRules(
+            name="web:notes:send",
+            match=GrpcMatch(method="web.v1.Notes/Send"),
+            tenant=TenantSource(header="x-tenant"),
+            cells=(Cell(callers=(B,), tenants=TENANTS),),
+        ),
+    ),
+)
+DB = Inbound(
+    service="db",
+    address="127.0.0.1",
+    port=8444,
+    protocol="tcp",
+    mode=MtlsMode.PERMISSIVE,
+    upstream="tcp:127.0.0.1:5432",
+    operations=(OperationRules(name="db:sessions:open", match=TcpMatch(), cells=(Cell(callers=(B,), rule=ALLOW),)),),
+)
+SIDECAR = Sidecar(
+    spiffe_id=A,
+    version="f00d",
+    known_callers=(A, B, FAR),
+    inbound=(WEB, DB),
+    outbound=(
+        Outbound(service="far", spiffe_id=FAR, endpoints=("far.example:443", "10.0.0.1:443"), protocol="http"),
+        Outbound(service="queue", spiffe_id=B, endpoints=("[::1]:99",), protocol="tcp"),
+    ),
+)
+BUNDLES = {"td.test": b"td root", "far.test": b"far root", "unneeded.test": b"x"}
+
+
+def rendered(resource) -> object:
+    return json.loads(json_format.MessageToJson(resource.as_any(), sort_keys=True))
+
+
+def test_golden():
+    found = {f"{r.type_url.rpartition('.')[2]} {r.name}": rendered(r) for r in config_resources(SIDECAR, SETTINGS)}
+    text = json.dumps(found, indent=1, sort_keys=True) + "\n"
+    file = GOLDEN / "sidecar.json"
+    if os.environ.get("EASTWEST_WRITE_GOLDEN"):
+        file.write_text(text)
+    assert text == file.read_text(), "the translation changed; EASTWEST_WRITE_GOLDEN=1 writes the new one"
+
+
+def test_a_policy_or_mode_change_touches_filters_only():
+    secrets = sidecar_secrets(SIDECAR, Identity(A, b"chain", b"key"), BUNDLES)
+    before = sidecar_snapshot(SIDECAR, SETTINGS, secrets)
+    operations = tuple(msgspec.structs.replace(o, cells=()) for o in WEB.operations)
+    for change in ({"mode": MtlsMode.PERMISSIVE}, {"operations": operations}):
+        inbound = (msgspec.structs.replace(WEB, **change), DB)
+        after = sidecar_snapshot(msgspec.structs.replace(SIDECAR, inbound=inbound), SETTINGS, secrets)
+        changed = after.changed_from(before)
+        assert changed.keys() == {names.EXTENSION}
+        assert all(name.endswith("/web") for name in changed[names.EXTENSION])
+
+
+def test_secrets_are_only_those_needed():
+    secrets = sidecar_secrets(SIDECAR, Identity(A, b"chain", b"key"), BUNDLES)
+    assert set(secrets.all_names()) == {A, "spiffe://td.test", "spiffe://far.test"}
+    snapshot = sidecar_snapshot(SIDECAR, SETTINGS, secrets)
+    assert set(snapshot.of_type(names.SECRET)) == {A, "spiffe://td.test", "spiffe://far.test", names.CALLERS_SECRET}
+    no_far = sidecar_secrets(SIDECAR, Identity(A, b"chain", b"key"), {"td.test": b"td root"})
+    with pytest.raises(DanglingReference) as error:
+        sidecar_snapshot(SIDECAR, SETTINGS, no_far)
+    assert "spiffe://far.test" in str(error.value)
+
+
+def test_versions_lead_back_to_their_rules():
+    found = versions_in_force(SIDECAR)
+    assert {rules.service for rules in found.values()} == {"web", "db"}
+    assert all(rules.policy_version == "f00d" and len(version) == 12 for version, rules in found.items())
+
+
+def test_an_unknown_mode_is_enforced():
+    odd = msgspec.structs.replace(WEB, mode="strict")  # a plain text that never went through the decoder
+    same = {r.name: r for r in config_resources(msgspec.structs.replace(SIDECAR, inbound=(odd,)), SETTINGS)}
+    filters = json.dumps(rendered(same[names.operations_filter("web")]))
+    assert '"matcher"' in filters
+    assert "shadowMatcher" not in filters
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"operations": (msgspec.structs.replace(WEB.operations[0], match=TcpMatch()),)}, "TCP operation"),
+        ({"operations": (msgspec.structs.replace(WEB.operations[0], cells=(Cell(callers=(B,)),)),)}, "neither"),
+        ({"operations": (msgspec.structs.replace(WEB.operations[0], tenant=None),)}, "neither"),
+        ({"protocol": "tcp", "operations": DB.operations * 2}, "more than one"),
+        (
+            {
+                "protocol": "tcp",
+                "operations": (
+                    msgspec.structs.replace(DB.operations[0], cells=(Cell(callers=(B,), tenants=TENANTS),)),
+                ),
+            },
+            "no tenant",
+        ),
+    ],
+)
+def test_what_cannot_be_expressed_is_refused(change, reason):
+    sidecar = msgspec.structs.replace(SIDECAR, inbound=(msgspec.structs.replace(WEB, **change),))
+    with pytest.raises(UnsupportedRules) as error:
+        config_resources(sidecar, SETTINGS)
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "localhost", "tcp:host:", "host:0", "host:70000", ":80", "host:x"])
+def test_malformed_addresses(text):
+    with pytest.raises(MalformedAddress):
+        address(text)
+
+
+def test_the_bootstrap_opens_no_port():
+    config = json.loads(
+        bootstrap(node_id="n", spiffe_id=A, agent_socket="/run/agent.sock", admin_socket="/run/admin.sock")
+    )
+    assert config["admin"]["address"]["pipe"] == {"path": "/run/admin.sock", "mode": 0o600}
+    assert config["node"]["id"] == "n"
+    assert "socket_address" not in json.dumps(config)

@@ -1,0 +1,138 @@
+"""What a plan says about a change."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+
+from eastwest.policy.diff import Access, ModeChange, compare
+from eastwest.policy.enforcement import DecisionCode, MtlsMode
+from eastwest.policy.load import load_estate
+from eastwest.policy.plan import plan_files
+from eastwest.policy.problems import Severity
+from eastwest.policy.render import render
+from eastwest.policy.table import compile_estate
+
+TODAY = dt.date(2026, 11, 22)
+BASE = "spiffe://saas.example/prod"
+CONSOLE, NOTIFICATION = f"{BASE}/platform/console", f"{BASE}/messaging/notification"
+STOREFRONT, REPORTING = f"{BASE}/commerce/storefront", f"{BASE}/commerce/reporting"
+
+
+def difference(before: dict[str, bytes], after: dict[str, bytes]):
+    return compare(compile_estate(load_estate(before)), compile_estate(load_estate(after)))
+
+
+def test_nothing_changes(example) -> None:
+    plan = plan_files(example, TODAY, example)
+    assert plan.difference.is_empty
+    assert plan.previous == plan.version
+    assert f"enforcement stays as in version {plan.version}" in render(plan)
+
+
+def test_a_mode_switch(example, edited) -> None:
+    after = edited("services/notification.yaml", "permissive, until: 2027-03-31", "strict")
+    change = difference(example, after)
+    assert change.modes == (ModeChange(service="notification", before=MtlsMode.PERMISSIVE, after=MtlsMode.STRICT),)
+    assert not change.newly_allowed
+    assert "~ mode      notification: permissive -> strict" in render(plan_files(after, TODAY, example))
+
+
+def test_a_tenant_more_and_one_less(example, edited) -> None:
+    change = difference(example, edited("workloads/all.yaml", '["acme", "globex"]', '["acme", "initech"]'))
+    assert {(a.caller, a.operation, a.tenant, a.policy) for a in change.newly_allowed} == {
+        (STOREFRONT, f"billing:invoices:{verb}", "initech", "callers-read-their-tenants-invoices")
+        for verb in ("list", "read")
+    }
+    assert {(a.tenant, a.code) for a in change.newly_denied} == {("globex", DecisionCode.TENANT_NOT_PERMITTED)}
+
+
+def test_all_tenants_at_once(example, edited) -> None:
+    body = (
+        b'@id("x") @owner("a:b") @reason("r") permit (principal, action == Action::"billing:contacts:read", resource);'
+    )
+    change = difference(example, {**example, "policies/x.cedar": body})
+    by_caller = {}
+    for access in change.newly_allowed:
+        by_caller.setdefault(access.caller, []).append(access.tenant)
+    assert by_caller[CONSOLE] == ["*"]
+    assert by_caller[NOTIFICATION] == ["*"]  # acme it had before
+    assert len(by_caller) == 6
+    assert "newly allowed" in render(plan_files({**example, "policies/x.cedar": body}, TODAY, example))
+
+
+def test_a_policy_is_withdrawn(example, edited) -> None:
+    after = {**example, "policies/messaging.cedar": b""}
+    assert {a.caller for a in difference(example, after).newly_denied} == {
+        STOREFRONT,
+        REPORTING,
+        f"{BASE}/commerce/billing",
+    }
+    assert {a.tenant for a in difference(example, after).newly_denied} == {"*"}
+
+
+def test_things_come_and_go(example) -> None:
+    after = {k: v for k, v in example.items() if k != "services/reporting.yaml"}
+    after["policies/commerce.cedar"] = after["policies/commerce.cedar"].split(b'@id("console-reads-totals")')[0]
+    change = difference(example, after)
+    assert change.services_removed == ("reporting",)
+    assert change.operations_removed == ("reporting:health:read", "reporting:totals:read")
+    lost = Access(operation="reporting:totals:read", caller=CONSOLE, tenant="*", code=DecisionCode.UNLISTED_OPERATION)
+    assert lost in change.newly_denied
+    back = difference(after, example)
+    assert back.services_added == ("reporting",)
+    assert back.operations_added == change.operations_removed
+    assert len(back.newly_allowed) == len(change.newly_denied)
+
+
+def test_a_service_moves(example, edited) -> None:
+    after = edited("services/billing.yaml", "port: 8443", "port: 9443")
+    after["services/billing.yaml"] = after["services/billing.yaml"].replace(b"/{tenant}/contacts", b"/{tenant}/people")
+    (change,) = difference(example, after).services_changed
+    assert (change.service, change.changed) == ("billing", ("port", "endpoints", "operations"))
+
+
+def test_a_workload_more(example) -> None:
+    row = b"  - " + example["workloads/all.yaml"].split(b"  - ")[1].replace(b"storefront", b"shop")
+    change = difference(example, {**example, "workloads/all.yaml": example["workloads/all.yaml"] + row})
+    assert change.workloads_added == (f"{BASE}/commerce/shop",)
+    assert {a.caller for a in change.newly_allowed} == {f"{BASE}/commerce/shop"}
+
+
+def test_dates_that_have_passed(example) -> None:
+    warnings = [p for p in plan_files(example, dt.date(2027, 4, 1)).problems if p.severity is Severity.WARNING]
+    assert [str(w.where) for w in warnings] == [
+        "services/notification.yaml:5:44",
+        "waivers/notification-plaintext.yaml:1:9",
+    ]
+    assert not [p for p in plan_files(example, dt.date(2027, 3, 31)).problems if p.severity is Severity.WARNING]
+
+
+def test_errors_leave_nothing_to_apply(edited) -> None:
+    plan = plan_files(edited("estate.yaml", "trust_domain", "trust"), TODAY)
+    assert not plan.ok
+    assert plan.version == ""
+    assert "errors: nothing can be applied" in render(plan)
+    assert plan.to_dict()["summary"] is None
+
+
+def test_an_applied_estate_that_cannot_be_read_any_more(example) -> None:
+    plan = plan_files(example, TODAY, {"estate.yaml": b"from: the future"})
+    assert plan.ok
+    assert plan.difference is None
+    assert any("the applied estate cannot be read" in p.message for p in plan.problems)
+
+
+def test_json(example, edited) -> None:
+    after = edited("workloads/all.yaml", '["acme", "globex"]', '["acme"]')
+    data = json.loads(json.dumps(plan_files(after, TODAY, compile_estate(load_estate(example))).to_dict()))
+    assert data["ok"]
+    assert data["difference"]["newly_denied"][0] == {
+        "operation": "billing:invoices:list",
+        "caller": STOREFRONT,
+        "tenant": "globex",
+        "code": "TENANT_NOT_PERMITTED",
+        "policy": "",
+    }
+    assert {"severity", "file", "line", "column", "message", "fix"} == set(data["problems"][0])
+    assert data["summary"]["operations"] == 15

@@ -1,0 +1,132 @@
+"""Join tokens work once, in time, and are nowhere in clear."""
+
+import asyncio
+import hashlib
+from datetime import timedelta
+
+import pytest
+
+from eastwest.errors import AlreadyExists, Code, InvalidInput
+from eastwest.plugins.join_token import JoinTokenAttestor
+from eastwest.registry.node import Node
+from eastwest.registry.registry import Registry
+from eastwest.registry.tokens import InvalidJoinToken
+from eastwest.spiffe.id import TrustDomain
+from eastwest.spiffe.selector import Selector
+from eastwest.store.database import Database
+from eastwest.store.registry import SqliteRegistryStore
+from eastwest.testing.clock import START, FakeClock
+from eastwest.testing.entropy import SeededEntropy
+from eastwest.testing.registry import MemoryRegistryStore
+
+TD = TrustDomain("saas.example")
+
+
+@pytest.fixture
+async def registry():
+    return await Registry.open(TD, MemoryRegistryStore(), SeededEntropy())
+
+
+async def no_challenge(_question: bytes) -> bytes:
+    raise AssertionError("a join token needs no challenge")
+
+
+async def test_of_many_attempts_one_succeeds(registry):
+    token = await registry.tokens.create(START, group="prod-nodes")
+    attempts = await asyncio.gather(
+        *(registry.tokens.consume(token.value, START) for _ in range(10)), return_exceptions=True
+    )
+    assert [attempt.group for attempt in attempts if not isinstance(attempt, Exception)] == ["prod-nodes"]
+    assert all(isinstance(attempt, InvalidJoinToken) for attempt in attempts if isinstance(attempt, Exception))
+
+
+async def test_used_expired_and_unknown_are_refused_alike(registry):
+    used = await registry.tokens.create(START)
+    late = await registry.tokens.create(START, ttl=5)
+    await registry.tokens.consume(used.value, START)
+    said = set()
+    for value in (used.value, late.value, late.value, "never-made", "", ".", "..", "a/b", "a" * 256, "é"):
+        with pytest.raises(InvalidJoinToken) as refused:
+            await registry.tokens.consume(value, START + timedelta(seconds=5))
+        said.add(str(refused.value))
+        assert refused.value.code is Code.INVALID_INPUT
+    assert len(said) == 1
+    with pytest.raises(InvalidJoinToken):
+        await registry.tokens.consume(late.value, START)  # the late attempt used it up
+
+
+async def test_the_last_second_counts(registry):
+    token = await registry.tokens.create(START, ttl=5)
+    await registry.tokens.consume(token.value, START + timedelta(seconds=4, milliseconds=999))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ttl": -1},
+        {"ttl": 31 * 24 * 3600},
+        {"value": "short"},
+        {"value": "with/a/slash/in/its/text"},
+        {"value": "x" * 256},
+        {"group": "a/b"},
+        {"group": "a b"},
+        {"alias": TD.id("/spire/server")},
+        {"alias": TrustDomain("other.test").id("/x")},
+    ],
+)
+async def test_what_cannot_work_is_refused_when_the_token_is_made(registry, wrong):
+    with pytest.raises(InvalidInput):
+        await registry.tokens.create(START, **wrong)
+
+
+async def test_a_value_of_ones_own_is_used_once(registry):
+    token = await registry.tokens.create(START, value="0123456789abcdef", ttl=60)
+    assert (token.value, token.expires_at) == ("0123456789abcdef", int(START.timestamp()) + 60)
+    with pytest.raises(AlreadyExists):
+        await registry.tokens.create(START, value="0123456789abcdef")
+    await registry.tokens.create(START + timedelta(seconds=60), value="0123456789abcdef")
+
+
+async def test_an_extra_identity_comes_and_goes_with_the_node(registry):
+    token = await registry.tokens.create(START, alias=TD.id("/extra"))
+    assert registry.entries.count() == 0, "the entry would hold the token's text while it still opens"
+    await registry.tokens.consume(token.value, START)
+    agent = TD.id(f"/spire/agent/join_token/{token.value}")
+    await registry.nodes.record_attestation(
+        Node(spiffe_id=agent, attestation_type="join_token", serial_current="1", not_after=1)
+    )
+    [extra] = registry.authorized(agent, START).entries
+    assert extra.spiffe_id == TD.id("/extra")
+    assert extra.selectors == {Selector("spiffe_id", str(agent))}
+    await registry.nodes.evict(agent)
+    assert registry.entries.count() == 0
+
+
+async def test_the_text_of_a_token_is_nowhere(tmp_path):
+    path = tmp_path / "store.db"
+    database = Database.open(path, trust_domain=TD.name, clock=FakeClock())
+    registry = await Registry.open(TD, SqliteRegistryStore(database), SeededEntropy())
+    token = await registry.tokens.create(START, group="prod", alias=TD.id("/extra"))
+    assert token.value not in repr(token)
+    stored = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert hashlib.sha256(token.value.encode()).digest() in stored
+    assert token.value.encode() not in stored
+    await database.close()
+
+
+async def test_the_attestor_gives_the_id_that_agents_expect(registry):
+    clock = FakeClock()
+    attestor = JoinTokenAttestor(registry.tokens, clock)
+    token = await registry.tokens.create(clock.now(), group="prod-nodes")
+    attested = await attestor.attest(token.value.encode(), no_challenge)
+    assert attested.path == f"/spire/agent/join_token/{token.value}"
+    assert attested.selectors == {Selector("join_token", "group:prod-nodes")}
+    assert not attested.can_reattest
+    plain = await registry.tokens.create(clock.now())
+    assert (await attestor.attest(plain.value.encode(), no_challenge)).selectors == frozenset()
+    clock.advance(601)
+    late = await registry.tokens.create(START)
+    for payload in (token.value.encode(), late.value.encode(), b"\xff\xfe", b"", b'{"token": "x"}'):
+        with pytest.raises(InvalidJoinToken) as refused:
+            await attestor.attest(payload, no_challenge)
+        assert late.value not in str(refused.value)
