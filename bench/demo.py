@@ -6,7 +6,8 @@ import json
 import time
 
 from bench.measure import Result, percentile
-from bench.processes import EASTWEST, run as run_command
+from bench.processes import EASTWEST
+from bench.processes import run as run_command
 
 NAMES = ("demo_warm_s",)
 

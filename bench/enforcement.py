@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Self
 
 from bench.load import Connection
 from bench.measure import Result, calibration, percentile
@@ -185,7 +186,7 @@ class _App:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
-    def __enter__(self) -> _App:
+    def __enter__(self) -> Self:
         self._thread.start()
         start = asyncio.start_unix_server(self._serve, str(self.path))
         self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(10)

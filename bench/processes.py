@@ -132,11 +132,9 @@ class Agent(Process):
         self.data = server.data
         token = server.token(group)
         self.path = f"/spire/agent/join_token/{token}"
-        super().__init__(
-            [EASTWEST, "agent", "run", "--data", self.data, "--server", server.address]
-            + ["--join-token", token, "--bundle", server.bundle()],
-            self.data.parent / "agent.log",
-        )
+        where = ["--data", self.data, "--server", server.address]
+        proof = ["--join-token", token, "--bundle", server.bundle()]
+        super().__init__([EASTWEST, "agent", "run", *where, *proof], self.data.parent / "agent.log")
 
     def __enter__(self) -> Self:
         super().__enter__()

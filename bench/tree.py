@@ -96,8 +96,9 @@ def run(*, quick: bool) -> list[Result]:
 def _load(variants: list[Variant], load: Helper, path: Path, rounds: int, seconds: float) -> None:
     """Many short rounds: a neighbour that wakes up for a second disturbs all variants alike."""
     for number in range(rounds + 1):
-        # Turned round each time, so that no variant always runs after the same other.
-        for variant in variants if number % 2 else reversed(variants):
+        # Turned round and on each time, so that no variant always runs after the same other.
+        turn = [*variants[number % len(variants) :], *variants[: number % len(variants)]]
+        for variant in turn if number % 2 else reversed(turn):
             assert variant.envoy is not None
             pid = variant.envoy.process.pid
             before = thread_seconds(pid)

@@ -76,7 +76,11 @@ class Sidecars:
     async def snapshots(self, principal: Principal) -> AsyncIterator[Snapshot]:
         """Config of the caller's workload; ends with its last entry."""
         egress = principal.egress_socket if isinstance(principal, Attested) else ""
-        settings = replace(self._settings, egress_socket=egress) if egress else self._settings
+        # Sockets of TCP services lie beside the one for HTTP.
+        beside = egress.rpartition("/")[0]
+        settings = (
+            replace(self._settings, egress_socket=egress, tcp_egress_directory=beside) if egress else self._settings
+        )
         async for snapshot in self._watch(principal, lambda entries: self._snapshot(entries, settings)):
             yield snapshot
 

@@ -6,7 +6,7 @@ Over TLS each write is a record and a system call, which cost more than what the
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from grpclib.protocol import H2Protocol
 
@@ -14,7 +14,7 @@ MAX_HELD = 64 * 1024
 """Bytes that wait at most for the end of the turn; more is passed on at once, so that back-pressure is felt."""
 
 
-class JoinedProtocol(H2Protocol):  # type: ignore[misc]
+class JoinedProtocol(H2Protocol):
     """grpclib's protocol on a transport that joins its writes."""
 
     @classmethod
@@ -23,7 +23,7 @@ class JoinedProtocol(H2Protocol):  # type: ignore[misc]
         return cls(plain.handler, plain.config, plain.h2_config)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(_JoinedTransport(transport))
+        super().connection_made(cast("asyncio.BaseTransport", _JoinedTransport(transport)))
 
 
 class _JoinedTransport:

@@ -205,7 +205,7 @@ class Listener:
             self._path.unlink(missing_ok=True)
 
 
-class _Server(grpclib.server.Server):  # type: ignore[misc]
+class _Server(grpclib.server.Server):
     def __init__(self, services: Sequence[Servable]) -> None:
         super().__init__(services)
         self._protocols: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -255,7 +255,8 @@ def notify_ready() -> None:
 
 
 def _exclusive(path: Any) -> IO[str]:
-    stream = cast("IO[str]", path.open("w"))
+    # Private: whoever may open it could hold the lock.
+    stream = cast("IO[str]", os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w"))
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

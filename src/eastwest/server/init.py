@@ -22,8 +22,11 @@ def init_server(data: Path, file: ServerFile, clock: Clock, entropy: Entropy) ->
     if file.key_store != "disk":
         raise FailedPrecondition("init makes keys on disk", fix="set key_store in server.toml afterwards")
     try:
-        paths.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Passable, so that workloads of other users reach the agent's socket and auditors the log's public files;
+        # what is private has its own mode.
+        paths.data.mkdir(mode=0o711, parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=".server-", dir=paths.data))
+        building.chmod(0o711)
     except OSError as error:
         raise FailedPrecondition(f"cannot write to {data}: {error.strerror}", fix="choose another --data") from None
     try:

@@ -15,6 +15,8 @@ from eastwest.clock import Clock
 from eastwest.errors import Error, FailedPrecondition, InvalidInput, NotFound
 from eastwest.issuance.issuer import Issuer
 from eastwest.issuance.request import X509Request
+from eastwest.pki.csr import verify_csr
+from eastwest.pki.profile import AGENT
 from eastwest.registry.listing import Match, NodeFilter
 from eastwest.registry.node import Node, Standing
 from eastwest.registry.registry import Registry
@@ -85,8 +87,8 @@ class AgentService:
             raise FailedPrecondition(f"no node attestor {data.type[:64]!r} is configured on this server")
         if len(data.payload) > MAX_PAYLOAD:
             raise InvalidInput(f"the attestation payload has more than {MAX_PAYLOAD} bytes")
-        if not first.params.params.csr:
-            raise InvalidInput("the params have no CSR")
+        # Before the attestor: evidence that works once must not be used up by a request that cannot succeed.
+        verify_csr(first.params.params.csr, AGENT.keys)
 
         async def challenge(question: bytes) -> bytes:
             await call.send(pb.AttestAgentResponse(challenge=question))
