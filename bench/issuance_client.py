@@ -53,6 +53,9 @@ class Client:
         connection.use(roots, OwnSvid(found, tuple(svid.cert_chain), *times, leaf.serial_number, key_pem=pem))
         return cls(connection, entries)
 
+    def close(self) -> None:
+        self._connection.close()
+
     async def prepare(self, count: int) -> dict[str, Any]:
         """Make keys and requests ahead, outside what is measured. No key is used twice."""
         self._ready = []
@@ -100,10 +103,13 @@ def _check(leaf: bytes, key: ec.EllipticCurvePrivateKey) -> None:
 async def _main(address: str, bundle: str, token: str, entries: str) -> None:
     ids = json.loads(Path(entries).read_text())
     client = await Client.attest(address, Path(bundle), token, ids)
-    while line := await asyncio.to_thread(sys.stdin.readline):
-        question = json.loads(line)
-        answer = await getattr(client, question.pop("do"))(**question)
-        print(json.dumps(answer), flush=True)
+    try:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            question = json.loads(line)
+            answer = await getattr(client, question.pop("do"))(**question)
+            print(json.dumps(answer), flush=True)
+    finally:
+        client.close()
 
 
 if __name__ == "__main__":

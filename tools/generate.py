@@ -1,9 +1,9 @@
 """Writes src/eastwest/api from proto/, or with --check says whether it is fresh.
 
-Three generators run over every proto/**/*.proto: protoc itself (messages), mypy-protobuf (their types) and grpclib
-(service bases and client stubs). They all assume that the proto tree is the root of the import path; here it lies
-inside a package, so each mention of a generated module gets the prefix `eastwest.api.`. Modules of wheels, such as
-google.protobuf, keep their names. The same tree and tools give the same bytes.
+Two generators run over every proto/**/*.proto: protoc itself (messages) and mypy-protobuf (their types); services
+are bound by descriptor (eastwest.rpc), so no stubs are made. Both assume that the proto tree is the root of the import
+path; here it lies inside a package, so each mention of a generated module gets the prefix `eastwest.api.`. Modules of
+wheels, such as google.protobuf, keep their names. The same tree and tools give the same bytes.
 
 src/eastwest/api/__init__.py is written by hand and left alone; everything below it is owned by this program.
 """
@@ -55,7 +55,6 @@ def generate(sources: Iterable[Path]) -> dict[str, bytes]:
             for path in sorted(output.rglob("*"))
             if path.suffix in {".py", ".pyi"}
         }
-    produced = {name: text for name, text in produced.items() if not _is_empty_service_file(name, text)}
     moved = _Mover(produced)
     files = {name: moved.rewrite(text) for name, text in produced.items()}
     files.update(_package_files(files))
@@ -77,18 +76,11 @@ def _protoc(sources: Iterable[Path], output: Path) -> None:
         "grpc_tools.protoc",
         *(f"--proto_path={folder}" for folder in includes),
         f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}",
-        f"--plugin=protoc-gen-grpclib_python={scripts / 'protoc-gen-grpclib_python'}",
         f"--python_out={output}",
         f"--mypy_out=quiet:{output}",
-        f"--grpclib_python_out={output}",
         *(source.relative_to(PROTO).as_posix() for source in sources),
     ]
     subprocess.run(command, check=True, capture_output=True, text=True)
-
-
-def _is_empty_service_file(name: str, text: str) -> bool:
-    """grpclib writes a module of imports for a file that has no service."""
-    return name.endswith("_grpc.py") and "\nclass " not in text
 
 
 class _Mover:

@@ -11,12 +11,13 @@ import socket
 import socketserver
 import sys
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 
 class Sidecar(http.client.HTTPConnection):
     """HTTP to a service by its name, over the sidecar's socket."""
 
-    def connect(self):
+    def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.connect(way_out)
 
@@ -24,16 +25,14 @@ class Sidecar(http.client.HTTPConnection):
 class Orders(BaseHTTPRequestHandler):
     """One request to the orders."""
 
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
+    def do_POST(self) -> None:
         match self.path.split("/"):
             case ["", "orders", item]:
                 self.order(item)
             case _:
                 self.answer(404, {"error": "try POST /orders/tea"})
 
-    def order(self, item):
+    def order(self, item: str) -> None:
         stock = Sidecar("stock", timeout=10)
         try:
             stock.request("POST", f"/items/{item}/reservations")
@@ -46,7 +45,7 @@ class Orders(BaseHTTPRequestHandler):
         else:
             self.answer(502, {"error": "stock said no", "status": reply.status, "stock": said["error"]})
 
-    def answer(self, status, value):
+    def answer(self, status: int, value: dict) -> None:
         body = json.dumps(value).encode() + b"\n"
         self.send_response(status)
         self.send_header("content-type", "application/json")
@@ -54,14 +53,13 @@ class Orders(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, message, *values):
+    def log_message(self, *_: object) -> None:
         """Say nothing: a unix socket has no client address, and the sidecar keeps the record."""
 
 
 if __name__ == "__main__":
     socket_path, way_out = sys.argv[1:]
     os.umask(0o077)  # the socket is for this program's own user, which its sidecar runs as
-    if os.path.exists(socket_path):
-        os.unlink(socket_path)
+    Path(socket_path).unlink(missing_ok=True)
     with socketserver.ThreadingUnixStreamServer(socket_path, Orders) as server:
         server.serve_forever()

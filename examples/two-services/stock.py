@@ -9,6 +9,7 @@ import os
 import socketserver
 import sys
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 LEFT = {"tea": 7, "cocoa": 2}
 
@@ -16,16 +17,14 @@ LEFT = {"tea": 7, "cocoa": 2}
 class Stock(BaseHTTPRequestHandler):
     """One request to the stock."""
 
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
+    def do_GET(self) -> None:
         match self.path.split("/"):
             case ["", "items", item] if item in LEFT:
                 self.answer(200, {"item": item, "left": LEFT[item]})
             case _:
                 self.answer(404, {"error": "no such item"})
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         match self.path.split("/"):
             case ["", "items", item, "reservations"] if LEFT.get(item):
                 LEFT[item] -= 1
@@ -33,7 +32,7 @@ class Stock(BaseHTTPRequestHandler):
             case _:
                 self.answer(409, {"error": "none left"})
 
-    def answer(self, status, value):
+    def answer(self, status: int, value: dict) -> None:
         body = json.dumps(value).encode() + b"\n"
         self.send_response(status)
         self.send_header("content-type", "application/json")
@@ -41,14 +40,13 @@ class Stock(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, message, *values):
+    def log_message(self, *_: object) -> None:
         """Say nothing: a unix socket has no client address, and the sidecar keeps the record."""
 
 
 if __name__ == "__main__":
     [socket_path] = sys.argv[1:]
     os.umask(0o077)  # the socket is for this program's own user, which its sidecar runs as
-    if os.path.exists(socket_path):
-        os.unlink(socket_path)
+    Path(socket_path).unlink(missing_ok=True)
     with socketserver.ThreadingUnixStreamServer(socket_path, Stock) as server:
         server.serve_forever()

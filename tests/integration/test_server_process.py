@@ -330,3 +330,67 @@ def test_nobody_home_is_exit_code_three(tmp_path):
     assert (done.returncode, "no server runs" in done.stderr) == (3, True)
     with pytest.raises(errors.Unavailable):
         AdminClient.connect(tmp_path)
+
+
+async def test_entries_and_nodes_by_hand(server):
+    agent = await server.join()
+    made = eastwest(
+        "entry", "create", "--data", server.data, "--spiffe-id", "spiffe://td.test/cli", "--parent-id", agent.id,
+        "--selector", "unix:uid:7", "--selector", "unix:gid:7", "--ttl", 600,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    entry = made.stdout.strip()
+    [shown] = json.loads(eastwest("entry", "show", "--data", server.data, "--json").stdout)["entries"]
+    assert (shown["id"], shown["selectors"], shown["x509_svid_ttl"]) == (entry, ["unix:gid:7", "unix:uid:7"], 600)
+    again = eastwest(
+        "entry", "create", "--data", server.data, "--spiffe-id", "spiffe://td.test/cli", "--parent-id", agent.id,
+        "--selector", "unix:gid:7", "--selector", "unix:uid:7",
+    )  # fmt: skip
+    assert (again.returncode, entry in again.stderr or "similar" in again.stderr.lower()) == (1, True), again.stderr
+    bad = eastwest(
+        "entry", "create", "--data", server.data, "--spiffe-id", "spiffe://td.test//x", "--parent-id", agent.id,
+        "--selector", "unix:gid:7",
+    )  # fmt: skip
+    assert (bad.returncode, "empty path segment" in bad.stderr) == (1, True)
+    assert (await agent.issue(entry)).results[0].status.code == 0
+    assert eastwest("entry", "delete", "--data", server.data, entry).returncode == 0
+    assert eastwest("entry", "delete", "--data", server.data, entry).returncode == 1
+    assert (await agent.issue(entry)).results[0].status.code == 5
+    listed = json.loads(eastwest("node", "list", "--data", server.data, "--json").stdout)["nodes"]
+    assert [node["id"] for node in listed] == [str(agent.id)]
+    assert eastwest("node", "ban", "--data", server.data, agent.id).returncode == 0
+    with pytest.raises(errors.PermissionDenied, match="banned"):
+        await agent.issue(entry)
+    assert eastwest("node", "evict", "--data", server.data, agent.id).returncode == 0
+    with pytest.raises(errors.PermissionDenied, match="not attested"):
+        await agent.issue(entry)
+    agent.close()
+
+
+async def test_a_join_with_a_bad_key_does_not_use_the_token_up(server):
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import Encoding
+    from cryptography.x509.oid import NameOID
+    from server_process import AGENT
+
+    from eastwest.api.spire.api.server.agent.v1 import agent_pb2
+    from eastwest.rpc.tls import client_context
+
+    async with server.admin() as admin:
+        token = (await admin.create_join_token()).value
+        roots = [authority.asn1 for authority in (await admin.bundle()).x509_authorities]
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    request = agent_pb2.AttestAgentRequest()
+    request.params.data.type = "join_token"
+    request.params.data.payload = token.encode()
+    request.params.params.csr = csr.public_bytes(Encoding.DER)
+    channel = Channel(host="127.0.0.1", port=server.port, tls=client_context(roots))
+    with pytest.raises(errors.InvalidInput, match="RSA"):
+        async with channel.stream(method(AGENT, "AttestAgent"), deadline=20) as stream:
+            await stream.send_message(request, end=True)
+            await stream.recv_message()
+    channel.close()
+    (await BareAgent.attest(server, token, roots)).close()

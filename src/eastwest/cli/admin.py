@@ -28,10 +28,7 @@ class AdminClient:
     @classmethod
     def connect(cls, data: Path) -> AdminClient:
         """Reach the server of ``data``; raises ``Unavailable`` when none runs there."""
-        socket = data.absolute() / "server" / "api.sock"
-        if not socket.exists():
-            raise Unavailable(f"no server runs on {data}", fix=f"start it: eastwest server run --data {data}")
-        return cls(Channel(path=str(socket)))
+        return cls(admin_channel(data))
 
     async def __aenter__(self) -> Self:
         return self
@@ -91,3 +88,11 @@ class AdminClient:
 
     async def _call(self, name: str, request: Any) -> Any:
         return await self._channel.unary(method(_ADMIN, name), request, deadline=120)
+
+
+def admin_channel(data: Path) -> Channel:
+    """A channel to the admin socket of the server of ``data``; raises ``Unavailable`` when there is none."""
+    socket = data.absolute() / "server" / "api.sock"
+    if not socket.exists():
+        raise Unavailable(f"no server runs on {data}", fix=f"start it: eastwest server run --data {data}")
+    return Channel(path=str(socket))

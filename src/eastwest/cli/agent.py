@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, print_json, run
+from eastwest.cli.options import AsJson, DataDir, print_json, run, start_logging
 
 app = typer.Typer(no_args_is_help=True, help="The agent of one node: run and check it.")
 
@@ -53,7 +53,6 @@ def run_command(
 
     from eastwest.agent import app as agent
     from eastwest.agent import config as settings_of
-    from eastwest.server.telemetry import configure_logging
 
     settings = settings_of.override(
         settings_of.read_config(config),
@@ -66,7 +65,7 @@ def run_command(
         health_port=health_port,
     )
     checked = settings_of.check(settings, data, join_token or "")
-    configure_logging(settings.log_level)
+    start_logging(settings.log_level)
 
     def ready(line: str) -> None:
         print(line, flush=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from eastwest.cli.options import AsJson, DataDir, print_json, run
+
+COLUMNS = ("row", "time", "caller", "service", "operation", "tenant", "verdict", "code", "policy", "count")
 
 
 def decisions(
@@ -20,11 +22,9 @@ def decisions(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Show decisions, the newest last: caller, operation, tenant, verdict, code, policy and version."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Show decisions, the newest last: who called what, for which tenant, the verdict, its code and its policy."""
     from eastwest.cli.admin import AdminClient
+    from eastwest.cli.table import print_table
 
     async def work() -> None:
         query = {"caller": caller, "service": service, "verdict": verdict, "code": code, "after": after, "limit": limit}
@@ -34,12 +34,20 @@ def decisions(
         if as_json:
             print_json({"decisions": rows, "lost": lost})
             return
-        columns = ("row", "time", "caller", "operation", "tenant", "verdict", "code", "policy", "count")
-        table = Table(*columns)
-        for row in rows:
-            table.add_row(*(str(row.get(name) or "") for name in columns))
-        Console().print(table)
+        print_table(COLUMNS, [_shown(row) for row in rows])
         if lost:
             print(f"{lost} decisions were lost by agents and are not shown")
 
     run(work)
+
+
+def _shown(row: dict[str, Any]) -> tuple[str, ...]:
+    """One row's cells. A name that nobody verified is marked as one, and so is a refusal that was only reported."""
+    told: dict[str, str] = {name: str(row.get(name, "")) for name in COLUMNS}
+    if row.get("claimed"):
+        told["caller"] = f"claims {told['caller']}"
+    if row["verdict"] == "deny" and not row["enforced"]:
+        told["verdict"] = "deny (reported only)"
+    told["operation"] = told["operation"] or row.get("method", "")
+    told["count"] = told["count"] or "1"
+    return tuple(told.values())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXIT_ERRORS = 1
 
-estate_app = typer.Typer(no_args_is_help=True)
+estate_app = typer.Typer(no_args_is_help=True, help="The schemas of the files that people write.")
 
 Directory = Annotated[
     Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="The directory that holds estate.yaml.")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from eastwest.log.tiles import TileReader
     from eastwest.store.log_files import LogDirectory
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, help="The transparency log: verify, prove and read it.")
 
 DataDir = Annotated[
     Path | None,
@@ -79,7 +79,7 @@ def show(
     data: DataDir = None,
     log_dir: LogDir = None,
     vkey: Vkey = None,
-    kind: Annotated[str | None, typer.Option(help="Only entries of this kind, such as x509-svid.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only entries of this kind, such as x509_svid.issued.")] = None,
     limit: Annotated[int, typer.Option(help="At most so many, the latest ones.", min=1)] = 20,
     *,
     json: AsJson = False,

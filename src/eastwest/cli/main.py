@@ -27,6 +27,8 @@ COMMANDS = {
     "agent": ("eastwest.cli.agent", "app"),
     "sidecar": ("eastwest.cli.sidecar", "app"),
     "token": ("eastwest.cli.token", "app"),
+    "entry": ("eastwest.cli.entry", "app"),
+    "node": ("eastwest.cli.node", "app"),
     "bundle": ("eastwest.cli.bundle", "app"),
     "plan": ("eastwest.cli.estate", "plan"),
     "apply": ("eastwest.cli.estate", "apply"),

@@ -20,7 +20,7 @@ def status(data: DataDir, *, as_json: AsJson = False) -> None:
     from google.protobuf.json_format import MessageToDict
 
     from eastwest.cli.admin import AdminClient
-    from eastwest.cli.mesh_table import behind, print_table
+    from eastwest.cli.mesh_table import behind, print_status
 
     async def work() -> bool:
         async with AdminClient.connect(data) as admin:
@@ -30,7 +30,7 @@ def status(data: DataDir, *, as_json: AsJson = False) -> None:
             table = MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
             print_json(table | {"in_step": not late})
         else:
-            print_table(reply, late)
+            print_status(reply, late)
         return not late
 
     if not run(work):

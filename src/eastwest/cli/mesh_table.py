@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
-
 from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
+from eastwest.cli.table import print_table, printable
 
 SHORT = 12
 """Characters of a version that are shown."""
@@ -27,18 +25,22 @@ def behind(reply: pb.GetMeshStatusResponse) -> list[str]:
     return found
 
 
-def print_table(reply: pb.GetMeshStatusResponse, late: list[str]) -> None:
-    """Agents and sidecars as a table, then what is behind."""
-    console = Console()
-    console.print(f"policy version {reply.policy_version[:SHORT] or '(none applied)'}")
-    table = Table("agent", "sidecar", "SPIFFE ID", "intended", "acknowledged", "state")
+def print_status(reply: pb.GetMeshStatusResponse, late: list[str]) -> None:
+    """Each agent with a table of its sidecars, then what is behind."""
+    print(f"policy version {reply.policy_version[:SHORT] or '(none applied)'}")
     for agent in reply.agents:
         state = "connected" if agent.connected else "away"
-        table.add_row(agent.agent_id, "", "", str(agent.intended_number), str(agent.acknowledged_number), state)
-        for sidecar in agent.sidecars:
-            state = "refused" if sidecar.error else "connected" if sidecar.connected else "away"
-            intended, acknowledged = sidecar.intended_version[:SHORT], sidecar.acknowledged_version[:SHORT]
-            table.add_row("", sidecar.node_id, sidecar.spiffe_id, intended, acknowledged, state)
-    console.print(table)
+        print(f"agent {agent.agent_id}: {state}, update {agent.acknowledged_number} of {agent.intended_number}")
+        if agent.sidecars:
+            columns = ("sidecar", "SPIFFE ID", "intended", "acknowledged", "state")
+            print_table(columns, [_sidecar(sidecar) for sidecar in agent.sidecars])
     for sentence in late:
-        console.print(f"[red]behind:[/red] {sentence}", highlight=False)
+        print(f"behind: {printable(sentence)}")
+    if not late:
+        print("in step" if reply.agents else "no agent has joined yet")
+
+
+def _sidecar(sidecar: pb.GetMeshStatusResponse.Sidecar) -> tuple[str, ...]:
+    state = "refused" if sidecar.error else "connected" if sidecar.connected else "away"
+    intended, acknowledged = sidecar.intended_version[:SHORT], sidecar.acknowledged_version[:SHORT]
+    return sidecar.node_id, sidecar.spiffe_id, intended, acknowledged, state

@@ -11,6 +11,8 @@ import typer
 
 T = TypeVar("T")
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
 DataDir = Annotated[
     Path,
     typer.Option("--data", metavar="DIR", envvar="EASTWEST_DATA", help="The data directory of the server or agent."),
@@ -32,3 +34,13 @@ def print_json(value: object) -> None:
     import msgspec
 
     print(msgspec.json.format(msgspec.json.encode(value)).decode())
+
+
+def start_logging(level: str) -> None:
+    """Log from ``level`` upwards, as JSON lines on standard error."""
+    from eastwest.errors import InvalidInput
+    from eastwest.server.telemetry import configure_logging
+
+    if level not in LOG_LEVELS:
+        raise InvalidInput(f"{level[:32]!r} is not a log level", fix=f"one of {', '.join(LOG_LEVELS)}")
+    configure_logging(level)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, print_json, run
+from eastwest.cli.options import AsJson, DataDir, print_json, run, start_logging
 
 app = typer.Typer(no_args_is_help=True, help="The authority: create, run and check it.")
 
@@ -54,9 +54,8 @@ def run_command(
     from eastwest.entropy import SystemEntropy
     from eastwest.server.app import run_server
     from eastwest.server.config import ServerConfig
-    from eastwest.server.telemetry import configure_logging
 
-    configure_logging(log_level)
+    start_logging(log_level)
     config = ServerConfig.load(data, agent_port=port, agent_address=address, health_port=health_port)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run_server(config, SystemClock(), SystemEntropy(), partial(print, flush=True)))

@@ -76,3 +76,8 @@ def from_grpc(error: GRPCError) -> errors.Error:
     if error.status is Status.UNAVAILABLE and text.startswith(errors.Code.LOG_UNAVAILABLE):
         return errors.LogUnavailable(text.partition(": ")[2])
     return _ERROR.get(error.status, errors.Internal)(text)
+
+
+def error_of(code: int, message: str) -> errors.Error | None:
+    """Our error for one item's status in a batch, or None for OK."""
+    return None if code == Status.OK.value else _ERROR.get(Status(code), errors.Internal)(message)

@@ -82,6 +82,9 @@ class Server:
             database, paths.log, origin=log_name(config.trust_domain), signer=loaded.log_signer, clock=self._clock
         )
         stack.push_async_callback(self.log.close)
+        self.metrics.log_size.set_function(lambda: self.log.size)
+        for path in self.log.repaired:
+            _log.warning("log.file_restored", path=path)
         self.journal = Journal(self.log, self._clock)
         if self.log.size == 0:
             await self._open_log(loaded)
@@ -181,7 +184,7 @@ class Server:
         if now >= loaded.authority.not_after:
             raise FailedPrecondition(
                 f"the issuing CA ended at {loaded.authority.not_after:%Y-%m-%d %H:%M:%S}Z",
-                fix="set the clock, or rotate",
+                fix="set the clock; a CA that has really ended needs a new data directory",
             )
 
     def _registry_changed(self, change: Change) -> None:

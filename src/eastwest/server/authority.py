@@ -22,8 +22,6 @@ from eastwest.spiffe.bundle import Bundle, X509Authority
 from eastwest.spiffe.id import TrustDomain
 
 REFRESH_HINT = 300
-RENEW_SHARE = 6
-"""An issuing CA is replaced when less than a sixth of its life is left."""
 
 
 class AuthorityState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

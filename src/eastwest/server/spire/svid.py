@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
@@ -67,9 +68,14 @@ class SvidService:
             outcomes = iter(await self._issuer.issue_x509(wanted)) if wanted else iter(())
         reply = pb.BatchNewX509SVIDResponse()
         results = reply.results
+        issued: Counter[str] = Counter()
         for item in planned:
             outcome = next(outcomes) if isinstance(item, X509Request) else item
             self._fill(results.add(), outcome)
+            if isinstance(item, X509Request) and isinstance(outcome, X509Svid):
+                issued[item.profile] += 1
+        for profile, count in issued.items():
+            self._metrics.issued.labels("x509", profile).inc(count)
         return reply
 
     def _plan(self, agent: AgentCaller, params: pb.NewX509SVIDParams, now: datetime) -> X509Request | Error:
@@ -106,6 +112,7 @@ class SvidService:
                 **_origin(entry, str(agent.id)),
             )
         )
+        self._metrics.issued.labels("jwt", entry.profile).inc()
         return pb.NewJWTSVIDResponse(svid=_jwt_to_proto(svid))
 
     async def _mint_x509(self, request: pb.MintX509SVIDRequest, call: Call) -> pb.MintX509SVIDResponse:
@@ -123,6 +130,7 @@ class SvidService:
         [outcome] = await self._issuer.issue_x509([wanted])
         if isinstance(outcome, Error):
             raise outcome
+        self._metrics.issued.labels("x509", wanted.profile).inc()
         return pb.MintX509SVIDResponse(svid=svid_to_proto(outcome))
 
     async def _mint_jwt(self, request: pb.MintJWTSVIDRequest, call: Call) -> pb.MintJWTSVIDResponse:
@@ -136,6 +144,7 @@ class SvidService:
                 caller=admin,
             )
         )
+        self._metrics.issued.labels("jwt", "workload").inc()
         return pb.MintJWTSVIDResponse(svid=_jwt_to_proto(svid))
 
 
