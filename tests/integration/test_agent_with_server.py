@@ -125,3 +125,28 @@ async def _try(socket: Path) -> list[str]:
         return ids(await first(socket))
     except errors.PermissionDenied:
         return []
+
+
+async def test_an_agent_killed_at_any_moment_comes_back_with_all_it_may_hold(data: Path) -> None:
+    eastwest("server", "init", "--data", data, "--trust-domain", "saas.example", "--port", "0")
+    socket = data / "agent" / "agent.sock"
+    async with process(data / "server.log", "server", "run", "--data", data):
+        bundle = data / "bundle.pem"
+        bundle.write_text(eastwest("bundle", "show", "--data", data))
+        token = eastwest("token", "create", "--data", data).strip()
+        join = [*agent(data), "--bundle", bundle, "--join-token", token]
+        names: list[str] = []
+        for number, delay in enumerate((0.0, 0.05, 0.2, 0.01, 0.1, 0.4)):
+            async with process(data / "agent.log", *join) as (running, _):
+                names.append(f"shop-{number}")
+                await register(data, token, names[-1])
+                # The moment of the kill is what the test varies: before, during or after issuance and caching.
+                await asyncio.sleep(delay)
+                running.kill()
+                await running.wait()
+        async with process(data / "agent.log", *join), asyncio.timeout(20):
+            async with stream(socket) as opened:
+                while sorted(ids(await opened.next())) != names:
+                    pass
+    # Exits with an error, which the helper raises, when anything in the log disagrees.
+    assert eastwest("log", "verify", "--data", data)
