@@ -144,9 +144,8 @@ async def test_an_agent_killed_at_any_moment_comes_back_with_all_it_may_hold(dat
                 await asyncio.sleep(delay)
                 running.kill()
                 await running.wait()
-        async with process(data / "agent.log", *join), asyncio.timeout(20):
-            async with stream(socket) as opened:
-                while sorted(ids(await opened.next())) != names:
-                    pass
+        async with process(data / "agent.log", *join), asyncio.timeout(20), stream(socket) as opened:
+            while sorted(ids(await opened.next())) != names:
+                pass
     # Exits with an error, which the helper raises, when anything in the log disagrees.
     assert eastwest("log", "verify", "--data", data)

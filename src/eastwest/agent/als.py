@@ -5,6 +5,7 @@ A log stream is believed only about services that the workload which sends it se
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
 
 from eastwest.agent.xds import Identify, Principal
+from eastwest.errors import InvalidInput
 from eastwest.ledger.handshake import cause_of
 from eastwest.ledger.record import Decision
 from eastwest.mesh import names, rbac
@@ -23,7 +25,10 @@ from eastwest.policy.enforcement import DecisionCode, MtlsMode, TcpMatch, Verdic
 from eastwest.rpc.service import Call, Service
 from eastwest.spiffe.id import MalformedSpiffeId, SpiffeId
 
+MAX_ENTRIES = 20_000
+"""Entries of one message; Envoy sends what fits into a megabyte."""
 _MAX_TEXT = 256
+_YIELD_EVERY = 200  # decisions taken before others get a turn
 _REFUSED_AS_MALFORMED = 400
 
 
@@ -68,8 +73,12 @@ class AccessLogs:
         async for message in call:
             if message.HasField("identifier"):
                 node, log_name = message.identifier.node.id[:_MAX_TEXT], message.identifier.log_name
-            for decision in self._decisions(message, principal, log_name, node):
+            if len(message.http_logs.log_entry) + len(message.tcp_logs.log_entry) > MAX_ENTRIES:
+                raise InvalidInput(f"a message has at most {MAX_ENTRIES} log entries")
+            for number, decision in enumerate(self._decisions(message, principal, log_name, node), 1):
                 self._record(decision)
+                if number % _YIELD_EVERY == 0:
+                    await asyncio.sleep(0)
         return als_pb2.StreamAccessLogsResponse()
 
     def _decisions(self, message: Any, principal: Principal, log_name: str, node: str) -> Iterator[Decision]:

@@ -68,11 +68,19 @@ class Decisions:
         while self._buffer or self.lost:
             batch = [self._buffer[i] for i in range(min(BATCH, len(self._buffer)))]
             lost = self.lost
-            await self._connection.report(msgspec.json.encode(batch), lost)
+            try:
+                await self._connection.report(msgspec.json.encode(batch), lost)
+            except errors.InvalidInput as error:
+                if not batch:
+                    raise
+                # It would be refused for ever, and hold up all that comes after it.
+                _log.error("agent.decisions.refused", error=str(error), rows=len(batch))
+                self._lost += sum(row.count for row in batch)
+            else:
+                self._confessed(lost)
+                self.reported += len(batch)
             for _ in batch:
                 self._buffer.popleft()
-            self._confessed(lost)
-            self.reported += len(batch)
 
     def _gather(self) -> None:
         rows = self._rollup.take(self._clock.now(), everything=True)

@@ -34,7 +34,10 @@ def decisions(
         if as_json:
             print_json({"decisions": rows, "lost": lost})
             return
-        print_table(COLUMNS, [_shown(row) for row in rows])
+        if rows:
+            print_table(COLUMNS, [_shown(row) for row in rows])
+        else:
+            print("no decisions match; agents report them within a second")
         if lost:
             print(f"{lost} decisions were lost by agents and are not shown")
 

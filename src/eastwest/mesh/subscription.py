@@ -20,12 +20,18 @@ from eastwest.mesh.snapshot import Named, Resource
 
 MAX_NAMES = 10_000
 MAX_NAME_LENGTH = 2_048
+MAX_IN_FLIGHT = 4 * MAX_NAMES
+"""Responses of one type that may wait for their acknowledgement; Envoy answers each before it takes the next."""
 WILDCARD = "*"
 _MAX_REFUSAL = 2_000
 
 
 class TooManyNames(InvalidInput):
     """A stream asks for more names, or longer ones, than any sidecar needs."""
+
+
+class NeverAcknowledges(InvalidInput):
+    """A stream takes responses and does not say what became of them."""
 
 
 class UnknownSecret(InvalidInput):
@@ -145,6 +151,8 @@ class DeltaSession:
         return [self._response(subscription, resources, removed) for resources, removed in batches]
 
     def _response(self, subscription: _Subscription, resources: list[Resource], removed: list[str]) -> Any:
+        if len(subscription.in_flight) >= MAX_IN_FLIGHT:
+            raise NeverAcknowledges(f"{MAX_IN_FLIGHT} responses were not acknowledged")
         self._nonce += 1
         nonce = str(self._nonce)
         response = discovery_pb2.DeltaDiscoveryResponse(

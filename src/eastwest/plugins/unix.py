@@ -14,6 +14,7 @@ import os
 import pwd
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from eastwest.spiffe.selector import Selector
 DEFAULT_HASH_LIMIT = 512 * 1024 * 1024
 """Bytes; larger executables get no ``unix:sha256``."""
 MAX_DIGESTS = 1024
+MAX_WAITING = 16
+"""Different executables of one user that wait to be hashed; a call that brings another one must come again."""
 
 _DELETED = " (deleted)"
 
@@ -44,31 +47,60 @@ class UnixAttestor:
         self._executables = executables
         self._hash_limit = hash_limit
         self._digests: OrderedDict[_File, str] = OrderedDict()
-        self._hashing = asyncio.Lock()
+        self._hashing: dict[int, dict[_File, asyncio.Task[str | None]]] = {}  # by user
+        # A thread of its own: hashing must not keep those waiting who need none.
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="executable-hash")
+        self._turn = asyncio.Lock()
 
     async def attest(self, process: Process) -> frozenset[Selector]:
         # Names may come from a directory service, which can be slow; hence a thread for all of it.
         facts = await asyncio.to_thread(_read, process, self._executables)
         selectors = set(facts.selectors)
         if facts.file is not None and facts.file.size <= self._hash_limit:
-            digest = await self._digest(process.pid, facts.file)
+            digest = await self._digest(process, facts.file)
             if digest is not None:
                 selectors.add(Selector(self.name, f"sha256:{digest}"))
         return frozenset(selectors)
 
-    async def _digest(self, pid: int, file: _File) -> str | None:
-        if file not in self._digests:
-            # One at a time: callers that start together mostly run the same file, and then find it hashed.
-            async with self._hashing:
-                if file not in self._digests:
-                    digest = await asyncio.to_thread(_hash, pid, file)
-                    if digest is None:
-                        return None
-                    self._digests[file] = digest
+    async def _digest(self, process: Process, file: _File) -> str | None:
+        while file not in self._digests:
+            waiting = self._hashing.setdefault(process.uid, {})
+            task = waiting.get(file)
+            if task is not None:
+                # Callers that start together mostly run the same file; if the one it is read from ends, another's turn.
+                with suppress(ProcessGone):
+                    return await asyncio.shield(task)
+                continue
+            if len(waiting) >= MAX_WAITING:
+                raise AttestationFailed(f"too many executables of user {process.uid} wait to be hashed")
+            earlier = next(reversed(waiting.values()), None)
+            task = waiting[file] = asyncio.ensure_future(self._hashed(process, file, earlier))
+            task.add_done_callback(_retrieve)
+            # Shielded: a caller that hangs up must not make room for the next one while its file is still read.
+            return await asyncio.shield(task)
         self._digests.move_to_end(file)
-        while len(self._digests) > MAX_DIGESTS:
-            self._digests.popitem(last=False)
         return self._digests[file]
+
+    async def _hashed(self, process: Process, file: _File, earlier: asyncio.Task[str | None] | None) -> str | None:
+        """Hash one file after the ``earlier`` one of its user: users take turns, and none waits for all of another's."""
+        waiting = self._hashing[process.uid]
+        try:
+            if earlier is not None:
+                await asyncio.wait([earlier])
+            async with self._turn:
+                digest = self._digests.get(file)
+                if digest is None:
+                    loop = asyncio.get_running_loop()
+                    digest = await loop.run_in_executor(self._hasher, _hash, process.pid, file)
+            if digest is not None:
+                self._digests[file] = digest
+                while len(self._digests) > MAX_DIGESTS:
+                    self._digests.popitem(last=False)
+            return digest
+        finally:
+            del waiting[file]
+            if not waiting:
+                del self._hashing[process.uid]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +194,12 @@ def _is_at(file: _File, path: str) -> bool:
 
 def _shares_mounts(proc: Path) -> bool:
     return (proc / "ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink()
+
+
+def _retrieve(task: asyncio.Task[str | None]) -> None:
+    """Take note of an error that nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _hash(pid: int, file: _File) -> str | None:

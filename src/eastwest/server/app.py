@@ -104,9 +104,9 @@ class Server:
         )
         await self.estate.load()
         self.bundle = loaded.bundle
-        view = AgentView(self.registry, self.estate, lambda: self.bundle, self._clock)
+        self.view = AgentView(self.registry, self.estate, lambda: self.bundle, self._clock)
         limit = config.file.clock_skew_limit
-        self.hub = ControlHub(view.of, self._clock, self._entropy, self.metrics, limit)
+        self.hub = ControlHub(self.view.of, self._clock, self._entropy, self.metrics, limit)
         self.registry.subscribe(self._registry_changed)
         self.estate.on_change = self.hub.wake
         self.identity = ServerIdentity(self.issuer, self._clock)
@@ -122,7 +122,8 @@ class Server:
         config, paths = self._config, self._config.paths
         assert self.identity.tls is not None
         port_gate, socket_gate = PortGate(self.registry, self._clock), SocketGate()
-        agents = Listener([*self._spire(port_gate), control_service(self.hub, self.ledger, self.metrics, port_gate)])
+        control = control_service(self.hub, self.ledger, self.metrics, port_gate, self.view.services)
+        agents = Listener([*self._spire(port_gate), control])
         await agents.listen_tcp(config.file.agent_address, config.file.agent_port, self.identity.tls.listening)
         stack.push_async_callback(agents.close)
         health = HealthServer(self.metrics.registry, self.problems)

@@ -40,10 +40,11 @@ MAX_BYTES = 16 * 1024 * 1024 - 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class SidecarConfig:
-    """One workload's compiled rules as they travel, and the hash that tells them apart."""
+    """One workload's compiled rules as they travel, the hash that tells them apart, and the services in them."""
 
     token: bytes
     data: bytes
+    services: tuple[str, ...]
 
 
 class EstateKeeper:
@@ -141,7 +142,9 @@ class EstateKeeper:
         sidecars = {}
         for spiffe_id, sidecar in compiled.sidecars.items():
             data = encode_sidecar(sidecar)
-            sidecars[SpiffeId.parse(spiffe_id)] = SidecarConfig(hashlib.sha256(data).digest(), data)
+            sidecars[SpiffeId.parse(spiffe_id)] = SidecarConfig(
+                hashlib.sha256(data).digest(), data, tuple(inbound.service for inbound in sidecar.inbound)
+            )
         self.sidecars = sidecars
         self._estate, self._compiled, self.applied = estate, compiled, applied
         self.on_change()

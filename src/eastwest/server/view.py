@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 
 from eastwest.api.eastwest.control.v1 import control_pb2 as pb
@@ -31,6 +31,7 @@ class AgentView:
         self._estate = estate
         self._bundle = bundle
         self._clock = clock
+        self._served: dict[SpiffeId, set[str]] = {}
 
     def of(self, agent: SpiffeId) -> Mapping[Key, Item]:
         """The whole truth for one agent; raises the refusal when it may hold nothing."""
@@ -43,11 +44,22 @@ class AgentView:
         items = {Key(_ENTRY, entry.id): _entry_item(entry) for entry in entries}
         bundle = self._bundle()
         items[Key(_BUNDLE, bundle.trust_domain.name)] = _bundle_item(bundle)
+        served = self._served.setdefault(agent, set())
         for entry in entries:
             config = self._estate.sidecars.get(entry.spiffe_id)
             if config is not None:
+                served.update(config.services)
                 items[Key(_SIDECAR, str(entry.spiffe_id))] = _sidecar_item(entry.spiffe_id, config)
         return items
+
+    def services(self, agent: SpiffeId) -> Collection[str]:
+        """The services that the agent was told to run since this server started, those since removed included.
+
+        Its word about any other is worth nothing; reports of a service's last moments come after its removal.
+        """
+        if agent not in self._served:
+            self.of(agent)
+        return self._served[agent]
 
 
 @lru_cache(maxsize=200_000)

@@ -89,6 +89,25 @@ async def test_what_the_bound_cuts_off_is_confessed_once() -> None:
     assert len(server.reports) == count
 
 
+async def test_rows_that_the_server_refuses_do_not_hold_up_the_rest() -> None:
+    clock = FakeClock(CA.now)
+
+    class Choosy(SigningServer):
+        async def report(self, decisions: bytes, lost: int) -> None:
+            if b"bad" in decisions:
+                raise errors.InvalidInput("the report is malformed")
+            await super().report(decisions, lost)
+
+    server = Choosy(clock)
+    decisions = Decisions(server, clock, random.Random(1))
+    decisions.record(decision(DecisionCode.UNKNOWN_CALLER, "bad"))
+    await decisions.flush()
+    decisions.record(decision(DecisionCode.UNKNOWN_CALLER, "good"))
+    await decisions.flush()
+    assert [lost for _, lost in server.reports] == [1, 0]
+    assert (decisions.reported, decisions.lost) == (1, 0)
+
+
 def test_backoff_grows_to_its_bound_and_starts_again() -> None:
     backoff = Backoff(random.Random(1), first=1.0, most=10.0)
     delays = [backoff.delay() for _ in range(12)]

@@ -8,8 +8,9 @@ from envoy.config.core.v3 import base_pb2
 from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
 
-from eastwest.agent.als import AccessLogs, decided, refused_handshake
+from eastwest.agent.als import MAX_ENTRIES, AccessLogs, decided, refused_handshake
 from eastwest.agent.xds import Principal
+from eastwest.errors import InvalidInput
 from eastwest.ledger.record import Decision
 from eastwest.mesh import names, rbac
 from eastwest.mesh.action import ActionName, InForce
@@ -177,3 +178,27 @@ def test_rows_survive_json():
         entry(CALLER, operations_enforced_effective_policy_id=name(DecisionCode.ALLOWED)), NOW, VERSIONS.get, ""
     )
     assert msgspec.json.decode(msgspec.json.encode(row), type=Decision) == row
+
+
+async def test_a_message_with_more_entries_than_a_proxy_sends_is_refused_unread():
+    message = als_pb2.StreamAccessLogsMessage(identifier={"log_name": names.request_log("web")})
+    message.http_logs.log_entry.extend([accesslog_pb2.HTTPAccessLogEntry()] * (MAX_ENTRIES + 1))
+
+    class Nothing:
+        def current(self, _principal: Principal, _service: str) -> None:
+            return None
+
+        def version(self, _version: str) -> None:
+            return None
+
+    class OneMessage:
+        async def __aiter__(self):
+            yield message
+
+    async def identify(_) -> Principal:
+        return Principal((CALLER,))
+
+    logs = AccessLogs(identify, Nothing(), lambda _: None)
+    with pytest.raises(InvalidInput, match="log entries"):
+        await logs._stream(None, OneMessage())
+    assert logs.counters.entries == 0

@@ -4,7 +4,14 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from eastwest.mesh import names
 from eastwest.mesh.snapshot import DanglingReference, Resource, Snapshot
-from eastwest.mesh.subscription import MAX_NAMES, DeltaSession, Refusal, TooManyNames
+from eastwest.mesh.subscription import (
+    MAX_IN_FLIGHT,
+    MAX_NAMES,
+    DeltaSession,
+    NeverAcknowledges,
+    Refusal,
+    TooManyNames,
+)
 
 
 def resource(kind: str, name: str, content: str, **more) -> Resource:
@@ -163,3 +170,12 @@ def test_snapshots_compare_and_refuse_dangling_references():
     with pytest.raises(DanglingReference) as error:
         snapshot("c", resource(names.LISTENER, "l", "1", needs=[(names.CLUSTER, "one")])).check()
     assert "l needs one" in str(error.value)
+
+
+def test_a_stream_that_never_acknowledges_is_ended():
+    session = DeltaSession()
+    session.on_snapshot(snapshot("v1", ONE))
+    for _ in range(MAX_IN_FLIGHT):
+        assert sent(session.on_request(request(names.CLUSTER, "one"))) == {"one": "1"}
+    with pytest.raises(NeverAcknowledges):
+        session.on_request(request(names.CLUSTER, "one"))

@@ -9,13 +9,16 @@ import shutil
 import socket
 import subprocess
 import sys
-from contextlib import closing
+import threading
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from eastwest.attest.workload import ProcessGone, attest_process
-from eastwest.plugins.unix import UnixAttestor
+from eastwest.attest.workload import AttestationFailed, ProcessGone, attest_process
+from eastwest.plugins import unix
+from eastwest.plugins.unix import MAX_WAITING, UnixAttestor, _Facts, _File
 from eastwest.rpc.peer import Peer
 
 PYTHON = os.path.realpath(sys.executable)
@@ -158,9 +161,9 @@ async def test_a_program_that_is_hashed_as_another_takes_its_place_is_refused(ca
         "60",
     )
     attestor = UnixAttestor()
-    async with attestor._hashing:  # the attestor has read everything else and waits for its turn to hash
+    async with attestor._turn:  # the attestor has read everything else and waits for its turn to hash
         attesting = asyncio.create_task(selectors(peer, attestor))
-        while not attestor._hashing._waiters:
+        while not attestor._turn._waiters:
             await asyncio.sleep(0)
         process.stdin.close()
         await asyncio.to_thread(process.stdout.read)
@@ -254,6 +257,72 @@ async def test_a_changed_program_is_hashed_again(call, folder):
     assert f"unix:sha256:{sha256(SLEEP)}" in before
     assert f"unix:sha256:{sha256(program)}" in after
     assert sha256(program) != sha256(SLEEP)
+
+
+@dataclass
+class Stranger:
+    """A process that needs no running: what the attestor reads of it is given."""
+
+    uid: int
+    file: _File
+    pid: int = 1
+    gid: int = 0
+
+    def is_alive(self) -> bool:
+        return True
+
+
+class Hashing:
+    """Stands for the reading of executables: holds each until it is let go, and notes which were begun."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.begun: list[int] = []
+        self._go = threading.Semaphore(0)
+        monkeypatch.setattr(unix, "_read", lambda process, _: _Facts(frozenset(), process.file))
+        monkeypatch.setattr(unix, "_hash", self._hash)
+
+    def stranger(self, uid: int, inode: int) -> Stranger:
+        return Stranger(uid, _File(1, inode, 1, 1, 1))
+
+    def let_go(self, count: int) -> None:
+        self._go.release(count)
+
+    def _hash(self, _pid: int, file: _File) -> str:
+        self.begun.append(file.inode)
+        assert self._go.acquire(timeout=20)
+        return f"{file.inode:064x}"
+
+
+async def test_callers_that_hang_up_do_not_pile_up_hashing(monkeypatch):
+    hashing, attestor = Hashing(monkeypatch), UnixAttestor()
+    for inode in range(100):
+        with suppress(TimeoutError, AttestationFailed):
+            async with asyncio.timeout(0.005):
+                await attestor.attest(hashing.stranger(1000, inode))
+    assert len(hashing.begun) == 1
+    waiting = len(attestor._hashing[1000])
+    assert 1 < waiting <= MAX_WAITING
+    hashing.let_go(waiting)
+    while attestor._hashing:
+        await asyncio.sleep(0.01)
+    assert len(hashing.begun) == waiting
+
+
+async def test_a_user_with_many_executables_delays_others_by_one_at_most(monkeypatch):
+    hashing, attestor = Hashing(monkeypatch), UnixAttestor()
+    greedy = [asyncio.ensure_future(attestor.attest(hashing.stranger(1000, inode))) for inode in range(MAX_WAITING)]
+    while not hashing.begun or len(attestor._hashing[1000]) < MAX_WAITING:
+        await asyncio.sleep(0.01)
+    with pytest.raises(AttestationFailed, match="too many executables of user 1000"):
+        await attestor.attest(hashing.stranger(1000, 500))
+    other = asyncio.ensure_future(attestor.attest(hashing.stranger(1001, 600)))
+    await asyncio.sleep(0.05)
+    hashing.let_go(2)
+    async with asyncio.timeout(5):
+        assert {str(selector) for selector in await other} == {f"unix:sha256:{600:064x}"}
+    assert hashing.begun.index(600) == 1
+    hashing.let_go(MAX_WAITING)
+    await asyncio.gather(*greedy)
 
 
 def test_the_attestor_can_be_made_before_there_is_a_loop():

@@ -1,0 +1,114 @@
+"""An agent whose node has been taken over: what it tells harms nobody's records but its own."""
+
+import json
+
+import msgspec
+import pytest
+from server_process import eastwest
+
+from eastwest import errors
+from eastwest.api.eastwest.control.v1 import control_pb2 as control
+from eastwest.rpc.client import method
+
+REPORT = method(control.DESCRIPTOR.services_by_name["Control"], "ReportDecisions")
+ESTATE = {
+    "estate.yaml": """
+trust_domain: td.test
+environments: [{name: dev, kind: vm}]
+domains: [{name: shop, owners: [group:shop]}]
+node_groups:
+  - {name: left, environment: dev, selectors: ["join_token:group:left"]}
+  - {name: right, environment: dev, selectors: ["join_token:group:right"]}
+""",
+    "workloads/all.yaml": """
+workloads:
+  - {spiffe_id: spiffe://td.test/dev/shop/orders, environment: dev, domain: shop, owner: group:shop,
+     node: group:left, selectors: ["unix:uid:1"], profile: workload}
+  - {spiffe_id: spiffe://td.test/dev/shop/stock, environment: dev, domain: shop, owner: group:shop,
+     node: group:right, selectors: ["unix:uid:2"], profile: workload}
+""",
+    **{
+        f"services/{name}.yaml": f"""
+service: {name}
+workload: spiffe://td.test/dev/shop/{name}
+owner: group:shop
+domain: shop
+listen: {{port: {port}, protocol: http, mtls: strict}}
+upstream: {{unix: /tmp/{name}.sock}}
+operations:
+  - {{name: "{name}:all:read", match: {{method: GET, path: /all}}, sensitivity: read}}
+"""
+        for name, port in (("orders", 1), ("stock", 2))
+    },
+}
+ROW = {
+    "time": "2026-11-22T10:00:00Z",
+    "service": "orders",
+    "verdict": "allow",
+    "code": "ALLOWED",
+    "mode": "strict",
+    "enforced": True,
+    "caller": "spiffe://td.test/dev/shop/stock",
+}
+
+
+async def applied(server):
+    async with server.admin() as admin:
+        await admin.apply_estate({name: text.encode() for name, text in ESTATE.items()})
+    return await server.join(group="left")
+
+
+async def report(agent, *rows, lost: int = 0) -> None:
+    body = b"[" + b",".join(row if isinstance(row, bytes) else msgspec.json.encode(row) for row in rows) + b"]"
+    await agent.channel.unary(REPORT, control.ReportDecisionsRequest(decisions=body, lost=lost))
+
+
+async def test_decisions_of_services_that_run_elsewhere_are_not_believed(server):
+    agent = await applied(server)
+    await report(agent, ROW, ROW | {"service": "stock"}, ROW | {"service": "nowhere"})
+    async with server.admin() as admin:
+        rows, lost = await admin.decisions()
+        assert [(row["service"], row["agent"]) for row in rows] == [("orders", str(agent.id))]
+        assert lost == 2
+        # What a service did until it was removed may be told afterwards, by the agent that ran it.
+        kept = {n: t.encode() for n, t in ESTATE.items() if n != "services/orders.yaml"}
+        await admin.apply_estate(kept)
+        await report(agent, ROW)
+        assert len((await admin.decisions())[0]) == 2
+    agent.close()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        b'{"service":"orders"}',
+        msgspec.json.encode(ROW | {"verdict": "perhaps"}),
+        msgspec.json.encode(ROW | {"enforced": "yes"}),
+        msgspec.json.encode(ROW | {"tenant": {"a": 1}}),
+        msgspec.json.encode(ROW | {"tenant": "x" * 20_000}),
+        msgspec.json.encode(ROW | {"count": -5}),
+        msgspec.json.encode(ROW)[:-1] + b',"tenant":"\xff\xfe"}',
+        msgspec.json.encode(ROW)[:-1] + b',"more":' + b"[" * 5_000 + b"]" * 5_000 + b"}",
+    ],
+)
+async def test_a_row_that_is_no_decision_never_gets_into_the_ledger(server, row):
+    agent = await applied(server)
+    with pytest.raises(errors.InvalidInput):
+        await report(agent, ROW, row)
+    await report(agent, ROW | {"unheard_of": 1})
+    shown = eastwest("decisions", "--data", server.data, "--json")
+    assert shown.returncode == 0, shown.stderr
+    (kept,) = json.loads(shown.stdout)["decisions"]
+    assert kept["service"] == "orders"
+    assert "unheard_of" not in kept
+    agent.close()
+
+
+async def test_a_loss_beyond_counting_leaves_the_ledger_readable(server):
+    agent = await applied(server)
+    for lost in ((1 << 63) - 1, (1 << 63) - 1, (1 << 64) - 1):
+        await report(agent, ROW, lost=lost)
+    shown = eastwest("decisions", "--data", server.data, "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert len(json.loads(shown.stdout)["decisions"]) == 3
+    agent.close()
