@@ -58,7 +58,9 @@ def processes_naming(directory):
 
 def left_behind(directory):
     """Processes and data directories of demos below ``directory``."""
-    return [*processes_naming(directory), *directory.rglob("eastwest-demo-*")]
+    # `os.walk`, for it does not mind directories that are being removed.
+    found = [Path(folder) for folder, _, _ in os.walk(directory) if Path(folder).name.startswith("eastwest-demo-")]
+    return [*processes_naming(directory), *found]
 
 
 def wait_for(demo, moment):

@@ -1,16 +1,18 @@
-"""An agent whose node has been taken over: what it tells harms nobody's records but its own."""
+"""Agents whose node has been taken over, and strangers: what they tell harms nobody's records but their own."""
 
 import json
 
 import msgspec
 import pytest
-from server_process import eastwest
+from server_process import AGENT, SVID, eastwest, server_id
 
 from eastwest import errors
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
-from eastwest.rpc.client import method
+from eastwest.rpc.client import Channel, method
+from eastwest.rpc.tls import client_context, expect_server
 
-REPORT = method(control.DESCRIPTOR.services_by_name["Control"], "ReportDecisions")
+CONTROL = control.DESCRIPTOR.services_by_name["Control"]
+REPORT = method(CONTROL, "ReportDecisions")
 ESTATE = {
     "estate.yaml": """
 trust_domain: td.test
@@ -111,4 +113,20 @@ async def test_a_loss_beyond_counting_leaves_the_ledger_readable(server):
     shown = eastwest("decisions", "--data", server.data, "--json")
     assert shown.returncode == 0, shown.stderr
     assert len(json.loads(shown.stdout)["decisions"]) == 3
+    agent.close()
+
+
+async def test_a_stranger_is_refused_before_its_request_is_read(server):
+    """The parts of a message cost many times its bytes, so a certificate is asked for before it is taken."""
+    agent = await server.join()
+    stranger = Channel(
+        host="127.0.0.1", port=server.port, tls=client_context(agent.roots), check=expect_server(server_id(server))
+    )
+    for service, name in ((SVID, "BatchNewX509SVID"), (AGENT, "RenewAgent"), (CONTROL, "ReportDecisions")):
+        with pytest.raises(errors.Unauthenticated):
+            async with stranger.stream(method(service, name), deadline=10) as call:
+                await call.send_request()
+                await call.recv_message()
+                await call.recv_trailing_metadata()
+    stranger.close()
     agent.close()

@@ -199,6 +199,7 @@ class _Agent:
             ]
         )
         readings = _readings(control, identities, decisions, renewal, knowledge, clock)
+        failed: errors.Error | None = None
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -215,13 +216,16 @@ class _Agent:
                     await self._serve_health(stack, HealthServer(problems, readings))
                     self._announce(renewal.own, control)
             except* errors.Error as group_of_errors:
-                raise _first_error(group_of_errors) from None
+                # Raised below: before Python 3.11.4 (Debian 12 has 3.11.2) what is raised here gets wrapped in a group.
+                failed = _first_error(group_of_errors)
             finally:
                 notify("STOPPING=1")
                 with suppress(errors.Error, TimeoutError):
                     async with asyncio.timeout(2.0):
                         await decisions.flush()
                 await asyncio.shield(asyncio.to_thread(_save, cache, knowledge, identities))
+        if failed is not None:
+            raise failed
 
     def _given_bundle(self, own_identity: OwnIdentity) -> Bundle:
         """The bundle from the file; an agent that was here before can do without one."""

@@ -98,9 +98,7 @@ def read_config(path: Path | None) -> AgentConfig:
     except OSError as error:
         raise errors.InvalidInput(f"cannot be read: {error.strerror}", where=str(path)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise errors.InvalidInput(
-            str(error), where=str(path), fix="see the reference of the agent's settings"
-        ) from None
+        raise errors.InvalidInput(str(error), where=str(path), fix="see docs/reference/agent.md") from None
 
 
 def override(config: AgentConfig, **flags: Any) -> AgentConfig:

@@ -82,7 +82,7 @@ class UnixAttestor:
         return self._digests[file]
 
     async def _hashed(self, process: Process, file: _File, earlier: asyncio.Task[str | None] | None) -> str | None:
-        """Hash one file after the ``earlier`` one of its user: users take turns, and none waits for all of another's."""
+        """Hash one file after the ``earlier`` one of its user: users take turns, none waits for all of another's."""
         waiting = self._hashing[process.uid]
         try:
             if earlier is not None:

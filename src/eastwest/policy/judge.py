@@ -23,6 +23,8 @@ TENANT_NOT_PERMITTED = Rule(verdict=Verdict.DENY, code=DecisionCode.TENANT_NOT_P
 ATTAINABLE = frozenset({DecisionCode.ALLOWED, DecisionCode.STEP_UP_REQUIRED, DecisionCode.APPROVAL_REQUIRED})
 
 _MAX_TEXTS = 4  # up to here all pairs of texts are tried
+# Questions asked to tell what would help against one refusal. Beyond it the refusal stands without that advice.
+_MAX_ATTEMPTS = 64
 _FAILED_POLICY = re.compile(r"policy `([^`]*)`")
 
 
@@ -98,9 +100,9 @@ class Judge:
         for code, attempts in (
             (DecisionCode.STEP_UP_REQUIRED, tokens),
             (DecisionCode.APPROVAL_REQUIRED, approvals),
-            (DecisionCode.STEP_UP_REQUIRED, [{**t, **a} for t, a in itertools.product(tokens, approvals)]),
+            (DecisionCode.STEP_UP_REQUIRED, ({**t, **a} for t, a in itertools.product(tokens, approvals))),
         ):
-            for answer in self._ask([(request, extra) for extra in attempts]):
+            for answer in self._ask([(request, extra) for extra in itertools.islice(attempts, _MAX_ATTEMPTS)]):
                 if answer.allowed and not answer.diagnostics.errors:
                     return _deny(code, min(answer.diagnostics.reasons))
         return None

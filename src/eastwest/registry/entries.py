@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -38,10 +38,18 @@ class Outcome:
     error: Error | None = None
 
 
+Record = Callable[[Sequence[Outcome]], Awaitable[None]]
+"""Writes down what a batch is about to do. When it raises, nothing of the batch takes effect."""
+
+
+async def _unrecorded(_outcomes: Sequence[Outcome]) -> None: ...
+
+
 class Entries:
     """The entries of a registry. Batches are answered item by item, in order; what succeeds is stored together.
 
-    Every method that changes something returns once the change is durable, visible and told to listeners.
+    ``record`` is awaited before a batch is stored. Every method that changes something returns once the change is
+    durable, visible and told to listeners.
     """
 
     def __init__(self, trust_domain: TrustDomain, state: State, entropy: Entropy) -> None:
@@ -72,24 +80,24 @@ class Entries:
             narrowed = index.entries.after(page_token or None)
         return paginate(narrowed, wanted.admits, lambda entry: entry.id, page_size)
 
-    async def create(self, drafts: Sequence[Entry], now: datetime) -> Sequence[Outcome]:
+    async def create(self, drafts: Sequence[Entry], now: datetime, record: Record = _unrecorded) -> Sequence[Outcome]:
         """Create entries; a draft without an id gets one. Revision and creation time are set here.
 
         Errors of items: ``InvalidEntry``, ``SimilarEntry``.
         """
-        return await self._state.in_turn(lambda: self._create(drafts, now))
+        return await self._state.in_turn(lambda: self._create(drafts, now, record))
 
-    async def update(self, edits: Sequence[tuple[str, Edit]]) -> Sequence[Outcome]:
+    async def update(self, edits: Sequence[tuple[str, Edit]], record: Record = _unrecorded) -> Sequence[Outcome]:
         """Change entries by id. Each edit gets the entry as it is and returns it as it should be.
 
         Id, creation time and origin stay; the revision grows by one if the content differs. Errors of items:
         ``UnknownEntry``, ``InvalidEntry``, ``SimilarEntry``, ``KeptByEstate``, and what an edit raises of ``Error``.
         """
-        return await self._state.in_turn(lambda: self._update(edits))
+        return await self._state.in_turn(lambda: self._update(edits, record))
 
-    async def delete(self, ids: Sequence[str]) -> Sequence[Outcome]:
+    async def delete(self, ids: Sequence[str], record: Record = _unrecorded) -> Sequence[Outcome]:
         """Delete entries. Errors of items: ``UnknownEntry``, ``KeptByEstate``."""
-        return await self._state.in_turn(lambda: self._delete(ids))
+        return await self._state.in_turn(lambda: self._delete(ids, record))
 
     def plan_estate(self, intended: Iterable[Entry], now: datetime) -> EstatePlan:
         """What ``replace_estate`` would do; raises as it would."""
@@ -122,7 +130,7 @@ class Entries:
         """The earliest ``expires_at`` of any entry (Unix seconds), or ``None``."""
         return min(self._state.index.ends().values(), default=None)
 
-    async def _create(self, drafts: Sequence[Entry], now: datetime) -> Sequence[Outcome]:
+    async def _create(self, drafts: Sequence[Entry], now: datetime, record: Record) -> Sequence[Outcome]:
         overlay = _Overlay(self._state.index)
         outcomes: list[Outcome] = []
         for draft in drafts:
@@ -134,10 +142,11 @@ class Entries:
                 origin=Origin.API,
             )
             outcomes.append(self._admit(overlay, entry, overlay.get(entry.id)))
+        await record(outcomes)
         await self._state.commit(put_entries=overlay.puts.values())
         return outcomes
 
-    async def _update(self, edits: Sequence[tuple[str, Edit]]) -> Sequence[Outcome]:
+    async def _update(self, edits: Sequence[tuple[str, Edit]], record: Record) -> Sequence[Outcome]:
         overlay = _Overlay(self._state.index)
         outcomes: list[Outcome] = []
         for entry_id, edit in edits:
@@ -156,10 +165,11 @@ class Entries:
                 outcomes.append(Outcome(kept))
                 continue
             outcomes.append(self._admit(overlay, replace(edited, revision=kept.revision + 1), None))
+        await record(outcomes)
         await self._state.commit(put_entries=overlay.puts.values())
         return outcomes
 
-    async def _delete(self, ids: Sequence[str]) -> Sequence[Outcome]:
+    async def _delete(self, ids: Sequence[str], record: Record) -> Sequence[Outcome]:
         drops: dict[str, None] = {}
         outcomes: list[Outcome] = []
         for entry_id in ids:
@@ -168,6 +178,7 @@ class Entries:
             outcomes.append(Outcome(kept, refusal))
             if refusal is None:
                 drops[entry_id] = None
+        await record(outcomes)
         await self._state.commit(drop_entries=drops)
         return outcomes
 

@@ -61,11 +61,8 @@ class AdminService:
                 "ListDecisions": self._decisions,
                 "FlushLog": self._flush_log,
             },
-            guard=self._guard,
+            guard=self._gate.enter,
         )
-
-    async def _guard(self, call: Call) -> None:
-        await self._gate.admin(call)
 
     async def _status(self, _request: pb.GetStatusRequest, _call: Call) -> pb.GetStatusResponse:
         return pb.GetStatusResponse(

@@ -38,7 +38,7 @@ def control_service(
 
     async def subscribe(_request: None, call: Call) -> None:
         agent = await gate.agent(call)
-        await hub.serve(agent.id, call)
+        await hub.serve(agent.id, call, agent.not_after)
 
     async def report(request: pb.ReportDecisionsRequest, call: Call) -> pb.ReportDecisionsResponse:
         agent = await gate.agent(call)
@@ -56,7 +56,7 @@ def control_service(
         metrics.decisions_lost.inc(lost)
         return pb.ReportDecisionsResponse()
 
-    return Service(_SERVICE, {"Subscribe": subscribe, "ReportDecisions": report})
+    return Service(_SERVICE, {"Subscribe": subscribe, "ReportDecisions": report}, guard=gate.enter)
 
 
 def _checked(request: pb.ReportDecisionsRequest) -> tuple[list[Decision], int]:

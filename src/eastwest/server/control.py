@@ -11,6 +11,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import structlog
@@ -18,7 +19,7 @@ import structlog
 from eastwest.api.eastwest.control.v1 import control_pb2 as pb
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy, random_hex
-from eastwest.errors import FailedPrecondition, InvalidInput
+from eastwest.errors import FailedPrecondition, InvalidInput, Unavailable
 from eastwest.rpc.service import Call
 from eastwest.server.telemetry import Metrics
 from eastwest.spiffe.id import SpiffeId
@@ -101,8 +102,18 @@ class ControlHub:
         """How many agents have an open stream."""
         return sum(stream.session is not None for stream in self.streams.values())
 
-    async def serve(self, agent: SpiffeId, call: Call) -> None:
-        """One ``Control/Subscribe`` call, until the agent leaves or may no longer stay."""
+    async def serve(self, agent: SpiffeId, call: Call, until: datetime) -> None:
+        """One ``Control/Subscribe`` call, until the agent leaves or may no longer stay.
+
+        ``until``: the end of the certificate that opened it, which must prove nothing after that.
+        """
+        try:
+            async with asyncio.timeout(max(0.0, (until - self._clock.now()).total_seconds())):
+                await self._serve(agent, call)
+        except TimeoutError:
+            raise Unavailable("the certificate that opened this subscription has ended", fix="subscribe anew") from None
+
+    async def _serve(self, agent: SpiffeId, call: Call) -> None:
         first = await call.receive()
         if first is None or first.WhichOneof("message") != "hello":
             raise InvalidInput("the first message of Subscribe is a hello")

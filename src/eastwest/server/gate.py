@@ -25,6 +25,15 @@ from eastwest.rpc.status import Refused
 from eastwest.rpc.tls import certificate_id
 from eastwest.spiffe.id import SpiffeId
 
+OPEN_METHODS = frozenset(
+    {
+        "/spire.api.server.agent.v1.Agent/AttestAgent",
+        "/spire.api.server.bundle.v1.Bundle/GetBundle",
+        "/spire.api.server.bundle.v1.Bundle/GetFederatedBundle",
+    }
+)
+"""What is served on the agents' port to callers without a certificate."""
+
 
 @dataclass(frozen=True, slots=True)
 class AgentCaller:
@@ -32,6 +41,7 @@ class AgentCaller:
 
     id: SpiffeId
     serial: str
+    not_after: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,10 @@ class Presented:
 
 class Gate(Protocol):
     """What a service asks before it serves."""
+
+    async def enter(self, call: Call) -> None:
+        """Refuse, before anything of the request is read, who may not call at all."""
+        ...
 
     async def agent(self, call: Call) -> AgentCaller:
         """The calling agent, or a refusal with SPIRE's reason."""
@@ -63,6 +77,10 @@ class PortGate:
         self._clock = clock
         self._presented: WeakKeyDictionary[object, Presented] = WeakKeyDictionary()
 
+    async def enter(self, call: Call) -> None:
+        if call.method not in OPEN_METHODS:
+            await self.agent(call)
+
     async def agent(self, call: Call) -> AgentCaller:
         shown = self._presented.get(call.connection) or self._read_certificate(call)
         verdict = self._registry.judge(shown.id, shown.serial, shown.not_after, self._clock.now())
@@ -70,7 +88,7 @@ class PortGate:
             raise refusal(verdict.standing, shown.id)
         if verdict.promote:
             await self._registry.nodes.promote(shown.id, shown.serial)
-        return AgentCaller(shown.id, shown.serial)
+        return AgentCaller(shown.id, shown.serial, shown.not_after)
 
     async def admin(self, call: Call) -> str:
         raise PermissionDenied(f"{call.method} is served on the admin socket only")
@@ -90,6 +108,9 @@ class PortGate:
 
 class SocketGate:
     """The gate of the admin socket: root, and the user that the server runs as."""
+
+    async def enter(self, call: Call) -> None:
+        await self.admin(call)
 
     async def agent(self, call: Call) -> AgentCaller:
         raise PermissionDenied(f"{call.method} is served to agents on the TLS port only")

@@ -212,3 +212,18 @@ def test_extra_attributes_reach_policies(edited) -> None:
     body = f'permit (principal, action in Action::"control", resource) when {{ {condition} }};'
     files["policies/x.cedar"] = policy("x", body).encode()
     assert check(files, STOREFRONT, "admin", "POST", "/admin/users/u/disable")[0] is Verdict.ALLOW
+
+
+def test_long_lists_of_approvers_do_not_multiply(edited) -> None:
+    """What would help against a refusal is looked for within a bound; the refusal itself needs no search."""
+
+    def asked(count: int) -> int:
+        names = ", ".join(f'"a{number}"' for number in range(count))
+        body = (
+            "permit (principal, action, resource) when { context has step_up && context has approval && "
+            f"[{names}].contains(context.step_up.approver) && [{names}].contains(context.approval.approver) "
+            "&& 1 == 2 };"
+        )
+        return compile_estate(load_estate(edited("policies/many.cedar", None, policy("many", body)))).summary.asked
+
+    assert asked(40) < 20 * asked(5)

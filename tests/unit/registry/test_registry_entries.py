@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from eastwest.errors import FailedPrecondition, InvalidInput
+from eastwest.errors import FailedPrecondition, InvalidInput, LogUnavailable
 from eastwest.registry.entries import KeptByEstate, SimilarEntry, UnknownEntry
 from eastwest.registry.entry import Entry, InvalidEntry, Origin
 from eastwest.registry.estate import EstateConflict
@@ -343,3 +343,26 @@ async def test_a_change_among_many_entries_costs_what_it_concerns(registry):
     # The memory store copies its dictionary each time, which is nearly all of this.
     assert time.process_time() - started < 5
     assert [change.agents for change in heard] == [{agents[n]} for n in range(50)]
+
+
+async def test_what_cannot_be_recorded_does_not_take_effect(registry, changes):
+    recorded: list[list[tuple[str, bool]]] = []
+
+    async def record(outcomes):
+        recorded.append([(str(o.entry.spiffe_id.path), registry.entries.get(o.entry.id) is not None) for o in outcomes])
+
+    async def refuse(_outcomes):
+        raise LogUnavailable("the disk is full")
+
+    [made] = await registry.entries.create([draft("/kept")], START, record)
+    assert recorded == [[("/kept", False)]]  # before it takes effect
+    del changes[:]
+    for attempt in (
+        registry.entries.create([draft("/other")], START, refuse),
+        registry.entries.update([(made.entry.id, lambda entry: replace(entry, hint="new"))], refuse),
+        registry.entries.delete([made.entry.id], refuse),
+    ):
+        with pytest.raises(LogUnavailable):
+            await attempt
+    assert list(registry.entries.list().items) == [made.entry]
+    assert not changes

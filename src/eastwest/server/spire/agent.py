@@ -75,6 +75,7 @@ class AgentService:
                 "DeleteAgent": self._delete,
                 "BanAgent": self._ban,
             },
+            guard=self._gate.enter,
         )
 
     async def _attest(self, _request: None, call: Call) -> None:

@@ -43,4 +43,5 @@ def bundle_service(bundle: Callable[[], Bundle], gate: Gate) -> Service:
             "CountBundles": count,
             "ListFederatedBundles": list_federated,
         },
+        guard=gate.enter,
     )

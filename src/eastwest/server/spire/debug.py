@@ -39,4 +39,4 @@ def debug_service(
             entries_count=registry.entries.count(),
         )
 
-    return Service(_SERVICE, {"GetInfo": get_info})
+    return Service(_SERVICE, {"GetInfo": get_info}, guard=gate.enter)

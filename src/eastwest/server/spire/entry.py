@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from eastwest.api.spire.api.server.entry.v1 import entry_pb2 as pb
@@ -79,6 +80,7 @@ class EntryService:
                 "GetAuthorizedEntries": self._authorized,
                 "SyncAuthorizedEntries": self._sync,
             },
+            guard=self._gate.enter,
         )
 
     async def _count(self, request: pb.CountEntriesRequest, call: Call) -> pb.CountEntriesResponse:
@@ -108,11 +110,11 @@ class EntryService:
         actor = await self._gate.admin(call)
         _check_batch(len(request.entries))
         drafts = [_try(lambda message=message: entry_from_proto(message)) for message in request.entries]
+        record = partial(self._note, "entry.created", actor)
         created = iter(
-            await self._registry.entries.create([d for d in drafts if isinstance(d, Entry)], self._clock.now())
+            await self._registry.entries.create([d for d in drafts if isinstance(d, Entry)], self._clock.now(), record)
         )
         outcomes = [next(created) if isinstance(draft, Entry) else Outcome(None, draft) for draft in drafts]
-        await self._note("entry.created", actor, outcomes)
         mask = request.output_mask if request.HasField("output_mask") else None
         reply = pb.BatchCreateEntryResponse()
         for outcome in outcomes:
@@ -124,8 +126,7 @@ class EntryService:
         _check_batch(len(request.entries))
         mask = request.input_mask if request.HasField("input_mask") else None
         edits = [(message.id, _edit(message, mask)) for message in request.entries]
-        outcomes = await self._registry.entries.update(edits)
-        await self._note("entry.changed", actor, outcomes)
+        outcomes = await self._registry.entries.update(edits, partial(self._note, "entry.changed", actor))
         output = request.output_mask if request.HasField("output_mask") else None
         reply = pb.BatchUpdateEntryResponse()
         for outcome in outcomes:
@@ -135,8 +136,8 @@ class EntryService:
     async def _delete(self, request: pb.BatchDeleteEntryRequest, call: Call) -> pb.BatchDeleteEntryResponse:
         actor = await self._gate.admin(call)
         _check_batch(len(request.ids))
-        outcomes = await self._registry.entries.delete(list(request.ids))
-        await self._note("entry.deleted", actor, outcomes)
+        record = partial(self._note, "entry.deleted", actor)
+        outcomes = await self._registry.entries.delete(list(request.ids), record)
         reply = pb.BatchDeleteEntryResponse()
         for entry_id, outcome in zip(request.ids, outcomes, strict=True):
             reply.results.add(status=_status(outcome), id=entry_id)

@@ -55,6 +55,7 @@ class SvidService:
                 "MintX509SVID": self._mint_x509,
                 "MintJWTSVID": self._mint_jwt,
             },
+            guard=self._gate.enter,
         )
 
     async def _batch_new_x509(self, request: pb.BatchNewX509SVIDRequest, call: Call) -> pb.BatchNewX509SVIDResponse:
