@@ -25,6 +25,7 @@ from eastwest.policy.enforcement import DecisionCode, MtlsMode, TcpMatch, Verdic
 from eastwest.rpc.service import Call, Service
 from eastwest.spiffe.id import MalformedSpiffeId, SpiffeId
 
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_ENTRIES = 20_000
 """Entries of one message; Envoy sends what fits into a megabyte."""
 _MAX_TEXT = 256
@@ -65,7 +66,7 @@ class AccessLogs:
     def services(self) -> list[Service]:
         """To be added to the agent's listener."""
         descriptor = als_pb2.DESCRIPTOR.services_by_name["AccessLogService"]
-        return [Service(descriptor, {"StreamAccessLogs": self._stream})]
+        return [Service(descriptor, {"StreamAccessLogs": self._stream}, limit=MAX_MESSAGE_BYTES)]
 
     async def _stream(self, _: None, call: Call) -> Any:
         principal = await self._identify(call)

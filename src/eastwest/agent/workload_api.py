@@ -25,7 +25,7 @@ from eastwest.pki.chain import InvalidSvid
 from eastwest.pki.jwks import export_jwks
 from eastwest.pki.jwt import unverified_subject, validate
 from eastwest.registry.entry import Entry
-from eastwest.rpc.service import Call, Service
+from eastwest.rpc.service import SMALL_MESSAGE, Call, Service
 from eastwest.spiffe.id import MalformedSpiffeId, SpiffeId
 
 SECURITY_HEADER = "workload.spiffe.io"
@@ -57,6 +57,7 @@ class WorkloadApi:
                 "ValidateJWTSVID": self._validate_jwt_svid,
             },
             guard=_require_header,
+            limit=SMALL_MESSAGE,
         )
 
     async def _fetch_x509_svid(self, _: api.X509SVIDRequest, call: Call) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,8 +37,11 @@ def run_command(
     """Become the workload's Envoy, which asks the agent under DIR what to do and who it is."""
     from eastwest.agent.sidecar_process import SidecarProcess
 
+    agent_socket = data.absolute() / "agent" / "agent.sock"
+    if not agent_socket.exists():
+        print(f"no agent serves {agent_socket} yet: Envoy waits for it, and serves nothing before", file=sys.stderr)
     SidecarProcess(
-        agent_socket=data.absolute() / "agent" / "agent.sock",
+        agent_socket=agent_socket,
         egress_socket=(egress_socket or Path("egress.sock")).absolute(),
         admin_socket=admin_socket.absolute() if admin_socket is not None else None,
         node_id=node_id or "",

@@ -1,16 +1,22 @@
-"""From a stream of decisions to rows worth keeping: allowed ones counted per minute, refusals each in full."""
+"""From a stream of decisions to rows worth keeping: allowed ones counted per minute, refusals each in full.
+
+A flood of refusals, which anybody can send without an identity, must not fill a disk: beyond a bound per minute,
+service and code they are counted by caller and source.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from datetime import datetime, timedelta
 
 import msgspec
 
 from eastwest.ledger.record import Decision
-from eastwest.policy.enforcement import Verdict
+from eastwest.policy.enforcement import DecisionCode, Verdict
 
 _MINUTE = timedelta(minutes=1)
+FULL_REFUSALS = 600
+"""Refusals of one service with one code that are kept in full in one minute."""
 
 
 class Rollup:
@@ -20,28 +26,43 @@ class Rollup:
     closed early, which splits its count over two rows.
     """
 
-    def __init__(self, *, max_open: int = 10_000, max_ready: int = 100_000) -> None:
+    def __init__(self, *, max_open: int = 10_000, max_ready: int = 100_000, full_refusals: int = FULL_REFUSALS) -> None:
         self._open: dict[Decision, int] = {}
         self._ready: deque[Decision] = deque()
         self._max_open = max_open
         self._max_ready = max_ready
+        self._full_refusals = full_refusals
+        self._refusals: tuple[datetime | None, Counter[tuple[str, DecisionCode]]] = (None, Counter())
         self.lost = 0
 
     def add(self, decision: Decision) -> None:
         """Take one decision."""
-        if decision.verdict is not Verdict.ALLOW:
+        minute = decision.time.replace(second=0, microsecond=0)
+        if decision.verdict is Verdict.ALLOW:
+            key = msgspec.structs.replace(decision, time=minute, reference="", source="", count=1)
+        elif self._in_full(decision, minute):
             self._finish(decision)
             return
-        key = msgspec.structs.replace(
-            decision, time=decision.time.replace(second=0, microsecond=0), reference="", source="", count=1
-        )
+        else:
+            # What a peer may choose freely is left out, or every refusal would be a row again.
+            caller = "" if decision.claimed else decision.caller
+            key = msgspec.structs.replace(
+                decision, time=minute, caller=caller, tenant="", method="", reference="", count=1
+            )
         if key not in self._open and len(self._open) >= self._max_open:
             oldest = next(iter(self._open))
             self._finish(_counted(oldest, self._open.pop(oldest)))
         self._open[key] = self._open.get(key, 0) + decision.count
 
+    def _in_full(self, decision: Decision, minute: datetime) -> bool:
+        if self._refusals[0] != minute:
+            self._refusals = (minute, Counter())
+        seen = self._refusals[1]
+        seen[decision.service, decision.code] += 1
+        return seen[decision.service, decision.code] <= self._full_refusals
+
     def take(self, now: datetime, *, everything: bool = False) -> list[Decision]:
-        """Rows that are ready: all refusals, and allows of minutes that are over (or of all, at the end)."""
+        """Rows that are ready: refusals in full, and counts of minutes that are over (or of all, at the end)."""
         over = [key for key in self._open if everything or key.time + _MINUTE <= now]
         rows = [*self._ready, *(_counted(key, self._open.pop(key)) for key in over)]
         self._ready.clear()

@@ -6,7 +6,7 @@ Over TLS each write is a record and a system call, which cost more than what the
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from grpclib.protocol import H2Protocol
 
@@ -18,7 +18,7 @@ class JoinedProtocol(H2Protocol):
     """grpclib's protocol on a transport that joins its writes."""
 
     @classmethod
-    def instead_of(cls, plain: H2Protocol) -> JoinedProtocol:
+    def instead_of(cls, plain: H2Protocol) -> Self:
         """The same protocol, not yet connected."""
         return cls(plain.handler, plain.config, plain.h2_config)
 

@@ -6,12 +6,14 @@ and nowhere else, which is why its version is exact in ``pyproject.toml``.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 import ssl
 import stat
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -29,10 +31,17 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from eastwest import errors
 from eastwest.rpc.joined import JoinedProtocol
+from eastwest.rpc.peer import UnknownPeer, peer_credentials
 from eastwest.rpc.status import to_grpc
 
 MAX_MESSAGE = 16 * 1024 * 1024
 """Bytes that one incoming message may have; a batch of 500 CSRs has about 250 KB."""
+SMALL_MESSAGE = 64 * 1024
+"""A bound for services whose requests are a few fields, above all those that anybody may call."""
+MESSAGE_SECONDS = 60.0
+"""How long the rest of a message may take once its length is known: memory is held for it meanwhile."""
+MAX_CONNECTIONS_OF_USER = 1024
+"""Connections to a unix socket by one user; root and the user that serves are not counted."""
 BACKLOG = 4096
 
 _log = structlog.get_logger()
@@ -93,7 +102,8 @@ class Service:
 
     A unary method's handler takes (request, call) and returns the reply; one that streams replies takes the
     same and uses ``call.send``; one that takes a client stream gets None for the request and reads the call.
-    ``guard`` runs before each call and may raise.
+    ``guard`` runs before each call and may raise. ``limit`` bounds the bytes of one incoming message
+    (``MAX_MESSAGE`` unless told).
     """
 
     def __init__(
@@ -102,6 +112,7 @@ class Service:
         handlers: Mapping[str, UnaryHandler | StreamHandler],
         *,
         guard: Callable[[Call], Awaitable[None]] | None = None,
+        limit: int | None = None,
     ) -> None:
         unknown = handlers.keys() - descriptor.methods_by_name.keys()
         if unknown:
@@ -109,6 +120,7 @@ class Service:
         self._descriptor = descriptor
         self._handlers = handlers
         self._guard = guard
+        self._limit = limit
 
     def __mapping__(self) -> dict[str, Handler]:
         return {
@@ -118,11 +130,12 @@ class Service:
 
     def _bind(self, method: MethodDescriptor, handler: UnaryHandler | StreamHandler) -> Handler:
         name = f"/{self._descriptor.full_name}/{method.name}"
-        guard = self._guard
+        guard, limit = self._guard, self._limit
         takes_stream, gives_stream = method.client_streaming, method.server_streaming
 
         async def serve(stream: Any) -> None:
             call = Call(stream, name)
+            stream._stream.message_limit = limit
             try:
                 if guard is not None:
                     await guard(call)
@@ -209,9 +222,11 @@ class _Server(grpclib.server.Server):
     def __init__(self, services: Sequence[Servable]) -> None:
         super().__init__(services)
         self._protocols: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._users: Counter[int] = Counter()
 
     def _protocol_factory(self) -> JoinedProtocol:
-        protocol = JoinedProtocol.instead_of(super()._protocol_factory())
+        protocol = _Protocol.instead_of(super()._protocol_factory())
+        protocol.users = self._users
         self._protocols.add(protocol)
         return protocol
 
@@ -219,6 +234,36 @@ class _Server(grpclib.server.Server):
         for protocol in list(self._protocols):
             if hasattr(protocol, "processor"):  # else its connection was never made
                 protocol.processor.close("the server has left")
+
+
+class _Protocol(JoinedProtocol):
+    """Ends at once what is one connection too many of its user: a socket is open to all, its descriptors are few."""
+
+    users: Counter[int]
+    _uid: int | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        if sock.family != socket.AF_UNIX:
+            return
+        try:
+            _, uid, _ = peer_credentials(sock)
+        except UnknownPeer:
+            transport.abort()
+            return
+        if uid in {0, os.geteuid()}:
+            return
+        self._uid = uid
+        self.users[uid] += 1
+        if self.users[uid] > MAX_CONNECTIONS_OF_USER:
+            transport.abort()
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        super().connection_lost(error)
+        if self._uid is not None:
+            self.users[self._uid] -= 1
+            self._uid = None
 
 
 class _Methods(dict[str, Handler]):
@@ -269,11 +314,17 @@ async def _receive_bounded(stream: Any, codec: Any, message_type: Any) -> Any:
     if head[0]:
         raise GRPCError(Status.UNIMPLEMENTED, "compressed messages are not accepted")
     length = int.from_bytes(head[1:])
-    if length > MAX_MESSAGE:
-        raise GRPCError(
-            Status.RESOURCE_EXHAUSTED, f"the message has {length} bytes; at most {MAX_MESSAGE} are accepted"
-        )
-    body = await stream.recv_data(length)
+    limit = getattr(stream, "message_limit", None) or MAX_MESSAGE
+    if length > limit:
+        raise GRPCError(Status.RESOURCE_EXHAUSTED, f"the message has {length} bytes; at most {limit} are accepted")
+    if length <= SMALL_MESSAGE:
+        body = await stream.recv_data(length)
+    else:
+        try:
+            async with asyncio.timeout(MESSAGE_SECONDS):
+                body = await stream.recv_data(length)
+        except TimeoutError:
+            raise GRPCError(Status.DEADLINE_EXCEEDED, "the rest of the message did not come") from None
     if len(body) != length:
         raise GRPCError(Status.INVALID_ARGUMENT, "the message ended early")
     try:

@@ -98,7 +98,7 @@ class Server:
             jwt_issuer=config.file.jwt_issuer or None,
         )
         self.registry = await Registry.open(config.trust_domain, SqliteRegistryStore(database), self._entropy)
-        self.ledger = SqliteLedger(database)
+        self.ledger = SqliteLedger(database, config.file.ledger_max_rows)
         self.estate = EstateKeeper(
             config.trust_domain, SqliteEstates(database), self.registry, self.issuer, self.journal, self._clock
         )

@@ -31,6 +31,7 @@ class ServerFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     jwt_issuer: str = ""
     checkpoint_interval: float = 1.0
     clock_skew_limit: int = 60
+    ledger_max_rows: int = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,8 @@ class ServerConfig:
             raise InvalidInput("jwt_svid_ttl must be 30 to 3600 seconds", where=where)
         if not 0.05 <= file.checkpoint_interval <= 60:
             raise InvalidInput("checkpoint_interval must be 0.05 to 60 seconds", where=where)
+        if file.ledger_max_rows < 1000:
+            raise InvalidInput("ledger_max_rows must be at least 1000", where=where)
         if not 1 <= file.intermediate_days <= file.root_days <= 36500:
             raise InvalidInput("intermediate_days must be at least 1 and at most root_days", where=where)
         return cls(paths, TrustDomain.parse(file.trust_domain), file)

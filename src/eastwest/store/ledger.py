@@ -11,6 +11,7 @@ import msgspec
 from eastwest.store.database import Database
 
 MAX_PAGE = 5000
+MAX_ROWS = 1_000_000
 
 
 class LedgerColumns(msgspec.Struct, frozen=True):
@@ -39,8 +40,10 @@ class DecisionQuery:
 class SqliteLedger:
     """Keeps decisions and the count of those that agents lost."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, max_rows: int = MAX_ROWS) -> None:
+        """``max_rows``: the oldest rows beyond so many are deleted, so that decisions never fill the log's disk."""
         self._database = database
+        self._max_rows = max_rows
 
     async def add(self, agent: str, decisions: Sequence[msgspec.Raw], lost: int) -> None:
         """Store reported rows (JSON objects); durable when this returns. Raises on a row that is no decision."""
@@ -50,10 +53,13 @@ class SqliteLedger:
             fields = (columns.time, columns.caller, columns.service, columns.verdict, columns.code)
             rows.append((agent, *fields, bytes(raw)))
 
+        limit = self._max_rows
+
         def insert(connection: sqlite3.Connection) -> None:
             connection.executemany(
                 "INSERT INTO decisions (agent, time, caller, service, verdict, code, body) VALUES (?,?,?,?,?,?,?)", rows
             )
+            connection.execute("DELETE FROM decisions WHERE id <= (SELECT MAX(id) FROM decisions) - ?", (limit,))
             if lost:
                 connection.execute(
                     "INSERT INTO decisions_lost VALUES (?, ?) ON CONFLICT DO UPDATE SET lost = lost + excluded.lost",

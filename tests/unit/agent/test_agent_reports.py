@@ -78,7 +78,9 @@ async def test_what_the_bound_cuts_off_is_confessed_once() -> None:
     server = SigningServer(clock)
     decisions = Decisions(server, clock, random.Random(1))
     for number in range(MAX_BUFFERED + 7):
-        decisions.record(decision(DecisionCode.UNKNOWN_CALLER, str(number)))
+        # A service each: beyond a bound, refusals of one are counted and not kept.
+        refused = decision(DecisionCode.UNKNOWN_CALLER, str(number))
+        decisions.record(msgspec.structs.replace(refused, service=str(number)))
     await decisions.flush()
     assert server.reports[0][1] == 7
     assert sum(lost for _, lost in server.reports) == 7

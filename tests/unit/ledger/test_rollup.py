@@ -79,3 +79,26 @@ def test_nothing_is_lost_or_made_up(calls, max_open):
             verdict = Verdict.ALLOW if allowed else Verdict.DENY
             assert want == sum(r.count for r in rows if (r.verdict, r.operation) == (verdict, operation))
     assert rollup.lost == 0
+
+
+def test_a_flood_of_refusals_is_kept_in_full_up_to_a_bound_and_counted_beyond():
+    rollup = Rollup(full_refusals=3)
+    for number in range(50):
+        flood = later(DENY, number / 10, tenant=f"t{number}", reference=f"r{number}", source="10.0.0.1")
+        rollup.add(flood)
+    rollup.add(later(DENY, 1, code=DecisionCode.TENANT_NOT_PERMITTED))
+    rows = rollup.take(START, everything=True)
+    full = [row for row in rows if row.reference and row.code is DENY.code]
+    assert [row.tenant for row in full] == ["t0", "t1", "t2"]
+    [counted] = [row for row in rows if not row.reference]
+    assert (counted.count, counted.caller, counted.tenant, counted.source) == (47, DENY.caller, "", "10.0.0.1")
+    assert sum(row.count for row in rows) == 51
+    rollup.add(later(DENY, 60))
+    assert rollup.take(START)[0].reference == "r1"
+
+
+def test_names_that_a_flood_only_claims_do_not_make_rows():
+    rollup = Rollup(full_refusals=0)
+    for number in range(20):
+        rollup.add(later(DENY, 0, caller=f"spiffe://td.test/{number}", claimed=True))
+    assert [row.count for row in rollup.take(START, everything=True)] == [20]

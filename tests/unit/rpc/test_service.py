@@ -1,6 +1,7 @@
 """Serving and calling over our wrapper: errors, bounds, sockets, TLS with changing trust."""
 
 import asyncio
+import contextlib
 import datetime as dt
 import os
 import socket
@@ -229,3 +230,63 @@ async def test_a_server_that_is_not_there_is_unavailable():
     with pytest.raises(errors.Unavailable, match="does not answer"):
         await ask(channel)
     channel.close()
+
+
+async def test_a_service_bounds_its_messages_by_its_own_limit(tmp_path):
+    async def check(request, _call):
+        return pb.HealthCheckResponse(status=pb.HealthCheckResponse.SERVING if request.service else 0)
+
+    listener = Listener([Service(HEALTH, {"Check": check}, limit=100)])
+    path = tmp_path / "s"
+    await listener.listen_unix(path, 0o600)
+    channel = Channel(path=str(path))
+    try:
+        assert (await channel.unary(CHECK, pb.HealthCheckRequest(service="x" * 90))).status == 1
+        with pytest.raises(errors.Exhausted, match="at most 100"):
+            await channel.unary(CHECK, pb.HealthCheckRequest(service="x" * 100))
+    finally:
+        channel.close()
+        await listener.close()
+
+
+async def test_a_message_that_does_not_come_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(service_module, "MESSAGE_SECONDS", 0.05)
+
+    async def check(_request, _call):
+        return pb.HealthCheckResponse()
+
+    listener = Listener([Service(HEALTH, {"Check": check})])
+    path = tmp_path / "s"
+    await listener.listen_unix(path, 0o600)
+    channel = Channel(path=str(path))
+    try:
+        with pytest.raises(errors.Unavailable, match="did not come"):
+            async with channel.stream(CHECK) as call:
+                await call.send_request()
+                await call._stream.send_data((0).to_bytes(1) + (1 << 20).to_bytes(4))
+                await call.recv_message()
+                await call.recv_trailing_metadata()
+    finally:
+        channel.close()
+        await listener.close()
+
+
+async def test_one_user_cannot_take_all_connections(tmp_path, monkeypatch):
+    monkeypatch.setattr(service_module, "MAX_CONNECTIONS_OF_USER", 2)
+    uids = iter([7, 7, 7, 8])
+    monkeypatch.setattr(service_module, "peer_credentials", lambda _: (1, next(uids), 1))
+    listener = Listener([])
+    path = tmp_path / "s"
+    await listener.listen_unix(path, 0o600)
+    opened = [await asyncio.open_unix_connection(str(path)) for _ in range(4)]
+    ended = []
+    for reader, _ in opened:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(reader.read(), 0.3)
+        ended.append(reader.at_eof())
+    for _, writer in opened:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+    await listener.close()
+    assert ended == [False, False, True, False]

@@ -233,7 +233,8 @@ class Lines:
             message: dict[str, Any] = msgspec.json.decode(line)
             if "ready" in message:
                 self.ready.set()
-            elif answer := self._answers.pop(message["id"], None):
+            elif (answer := self._answers.pop(message["id"], None)) and not answer.done():
+                # Done already: whoever asked was cancelled, as at Ctrl-C.
                 answer.set_result(message)
         await self.process.exited.wait()
         assert self._input is not None

@@ -76,6 +76,7 @@ class AgentService:
                 "BanAgent": self._ban,
             },
             guard=self._gate.enter,
+            limit=2 * MAX_PAYLOAD,
         )
 
     async def _attest(self, _request: None, call: Call) -> None:

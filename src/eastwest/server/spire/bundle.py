@@ -7,7 +7,7 @@ from collections.abc import Callable
 from eastwest.api.spire.api.server.bundle.v1 import bundle_pb2 as pb
 from eastwest.api.spire.api.types import types_pb2
 from eastwest.errors import NotFound
-from eastwest.rpc.service import Call, Service
+from eastwest.rpc.service import SMALL_MESSAGE, Call, Service
 from eastwest.rpc.spire import bundle_to_proto, masked
 from eastwest.server.gate import Gate
 from eastwest.spiffe.bundle import Bundle
@@ -44,4 +44,5 @@ def bundle_service(bundle: Callable[[], Bundle], gate: Gate) -> Service:
             "ListFederatedBundles": list_federated,
         },
         guard=gate.enter,
+        limit=SMALL_MESSAGE,
     )
