@@ -189,7 +189,7 @@ async def test_a_data_directory_of_another_trust_domain(authority: FakeAuthority
 async def test_the_server_is_waited_for_and_then_given_up(authority: FakeAuthority, data: Path) -> None:
     config = settings(authority, data, wait=0.5)
     await authority.stop()
-    with pytest.raises(errors.Unavailable, match=r"tried for \d s"):
+    with pytest.raises(errors.Unavailable, match=r"tried for \d+ s"):
         async with running(config):
             pass
     config = settings(authority, data, wait=20.0)

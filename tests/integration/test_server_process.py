@@ -394,3 +394,54 @@ async def test_a_join_with_a_bad_key_does_not_use_the_token_up(server):
             await stream.recv_message()
     channel.close()
     (await BareAgent.attest(server, token, roots)).close()
+
+
+async def test_a_profile_is_issued_only_through_its_doors(server):
+    from eastwest.api.eastwest.control.v1 import control_pb2
+
+    files = {
+        "estate.yaml": b"""
+trust_domain: td.test
+environments: [{name: prod, kind: vm}]
+domains: [{name: shop, owners: ["group:shop"]}]
+node_groups: [{name: nodes, environment: prod, selectors: ["join_token:group:nodes"]}]
+""",
+        "profiles/workload.yaml": b"""
+profile: workload
+doors: [workload-api]
+environments: [prod]
+keys: [ec-p256]
+lifetime: {default: 10m, max: 1h}
+""",
+        "workloads/all.yaml": b"""
+workloads:
+  - spiffe_id: spiffe://td.test/prod/shop/web
+    environment: prod
+    domain: shop
+    owner: group:shop
+    node: group:nodes
+    selectors: ["unix:uid:1000"]
+    profile: workload
+""",
+    }
+    async with server.admin() as admin:
+        await admin.apply_estate(files, "")
+    agent = await server.join(group="nodes")
+    [entry] = json.loads(
+        eastwest(
+            "entry", "show", "--data", server.data, "--spiffe-id", "spiffe://td.test/prod/shop/web", "--json"
+        ).stdout
+    )["entries"]
+    refused = (await agent.issue(entry["id"])).results[0].status
+    assert (refused.code, "not issued through spire-api" in refused.message) == (7, True)
+    subscribe = method(control_pb2.DESCRIPTOR.services_by_name["Control"], "Subscribe")
+    async with agent.channel.stream(subscribe) as stream:
+        await stream.send_message(control_pb2.SubscribeRequest(hello=control_pb2.Hello(agent_version="t")))
+        update = await stream.recv_message()
+        assert {name.name.kind for name in update.upserts} >= {control_pb2.ResourceName.KIND_ENTRY}
+        [issued] = (await agent.issue(entry["id"])).results
+        assert issued.status.code == 0
+        await stream.cancel()
+    leaf = x509.load_der_x509_certificate(issued.svid.cert_chain[0])
+    assert (leaf.not_valid_after_utc - leaf.not_valid_before_utc).total_seconds() == 630
+    agent.close()

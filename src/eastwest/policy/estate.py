@@ -129,7 +129,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """``profiles/*.yaml``: an issuance profile."""
 
     profile: NameText
-    doors: tuple[Literal["workload-api", "spire-api", "acme", "est", "csi", "gateway"], ...]
+    doors: tuple[Literal["workload-api", "spire-api", "acme", "est", "kubernetes", "gateway"], ...]
     environments: tuple[NameText, ...] = ()
     keys: tuple[Literal["ec-p256", "ec-p384", "ed25519"], ...]
     lifetime: Lifetime

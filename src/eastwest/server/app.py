@@ -14,6 +14,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
+from datetime import datetime
 from importlib.metadata import entry_points
 from typing import IO, Any, cast
 
@@ -66,6 +67,7 @@ class Server:
         self._entropy = entropy
         self._tasks: list[asyncio.Task[None]] = []
         self._problems: dict[str, str] = {}
+        self._log_failed_at: datetime | None = None
         self._started = clock.monotonic()
         self.metrics = Metrics()
 
@@ -114,7 +116,7 @@ class Server:
         await self._listen(stack)
         stack.push_async_callback(self._stop_tasks)
         self._spawn(self.identity.keep(), "identity")
-        self._spawn(self.log.run(self._log_failed), "log")
+        self._spawn(self.log.run(self._log_failed, config.file.checkpoint_interval), "log")
         self._spawn(self._expire_entries(), "expiry")
         await self.log.flush()
 
@@ -148,7 +150,8 @@ class Server:
         attestors = _node_attestors(self.registry, self._clock)
         ttl = self._config.file.agent_svid_ttl
         agent = AgentService(self.registry, self.issuer, attestors, self.journal, self._clock, ttl, gate)
-        svid = SvidService(self.registry, self.issuer, self._clock, self.metrics, gate)
+        jwt_ttl = self._config.file.jwt_svid_ttl
+        svid = SvidService(self.registry, self.issuer, self.hub, self._clock, self.metrics, jwt_ttl, gate)
         entry = EntryService(self.registry, self.journal, self._clock, gate)
         return [
             agent.service(),
@@ -161,6 +164,8 @@ class Server:
 
     def problems(self) -> list[str]:
         """Why the server cannot issue now; empty when it can."""
+        if self._log_failed_at is not None and self.log.published_at and self.log.published_at > self._log_failed_at:
+            self._problems.pop("log", None)
         return sorted(self._problems.values())
 
     async def _open_log(self, loaded: Loaded) -> None:
@@ -195,6 +200,7 @@ class Server:
         self.hub.wake(change.agents)
 
     def _log_failed(self, error: Exception) -> None:
+        self._log_failed_at = self._clock.now()
         self._problems["log"] = f"the log cannot be published: {error}"
         _log.error("log.publish_failed", error=str(error))
 

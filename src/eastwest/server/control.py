@@ -97,6 +97,11 @@ class ControlHub:
         if stream := self.streams.pop(agent, None):
             stream.wake.set()
 
+    def serves(self, agent: SpiffeId) -> bool:
+        """Whether the agent has a stream open: then it is one of ours, and not a stock SPIRE agent."""
+        stream = self.streams.get(agent)
+        return stream is not None and stream.session is not None
+
     @property
     def connected(self) -> int:
         """How many agents have an open stream."""

@@ -154,10 +154,10 @@ class SqliteLog:
             self.published_at = now
             return published
 
-    async def run(self, on_error: Callable[[Exception], None]) -> None:
-        """Publish within a second whenever something was appended, until cancelled.
+    async def run(self, on_error: Callable[[Exception], None], interval: float = PUBLISH_INTERVAL_SECONDS) -> None:
+        """Publish within ``interval`` seconds whenever something was appended, until cancelled.
 
-        Errors go to ``on_error``. It tries again each second, but returns once the log is ``Corrupt``.
+        Errors go to ``on_error``. It tries again after each interval, but returns once the log is ``Corrupt``.
         """
         while True:
             await self._changed.wait()
@@ -168,7 +168,7 @@ class SqliteLog:
                 return
             except Exception as error:  # noqa: BLE001 - publishing must outlive whatever a disk or a signer does
                 on_error(error)
-            await self._clock.sleep(PUBLISH_INTERVAL_SECONDS)
+            await self._clock.sleep(interval)
 
     async def close(self) -> None:
         """Publish what is left, if that can be done, and let go of the directory."""

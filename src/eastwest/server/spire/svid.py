@@ -17,11 +17,13 @@ from eastwest.errors import Error, Exhausted, InvalidInput, NotFound
 from eastwest.issuance.issuer import Issuer
 from eastwest.issuance.request import JwtRequest, X509Request
 from eastwest.pki.parsing import PARSE_ERRORS
+from eastwest.pki.profile import Door
 from eastwest.registry.entry import Entry
 from eastwest.registry.registry import Registry
 from eastwest.rpc.service import Call, Service
 from eastwest.rpc.spire import id_from_proto, id_to_proto, svid_to_proto
 from eastwest.rpc.status import status_of
+from eastwest.server.control import ControlHub
 from eastwest.server.gate import AgentCaller, Gate
 from eastwest.server.telemetry import Metrics
 from eastwest.spiffe.id import SpiffeId
@@ -31,16 +33,26 @@ from eastwest.spiffe.svid import JwtSvid, X509Svid
 MAX_BATCH = 500
 MAX_AUDIENCES = 32
 _SERVICE = pb.DESCRIPTOR.services_by_name["SVID"]
-_DOOR = "spire-api"
 _UNREADABLE: tuple[type[Exception], ...] = (x509.ExtensionNotFound, *PARSE_ERRORS)
 
 
 class SvidService:
     """Turns requests into the issuer's, and its outcomes into answers."""
 
-    def __init__(self, registry: Registry, issuer: Issuer, clock: Clock, metrics: Metrics, gate: Gate) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        issuer: Issuer,
+        hub: ControlHub,
+        clock: Clock,
+        metrics: Metrics,
+        jwt_ttl: int,
+        gate: Gate,
+    ) -> None:
         self._registry = registry
         self._issuer = issuer
+        self._hub = hub
+        self._jwt_ttl = jwt_ttl
         self._clock = clock
         self._metrics = metrics
         self._gate = gate
@@ -83,7 +95,11 @@ class SvidService:
         entry = self._registry.find_authorized(agent.id, params.entry_id, now)
         if entry is None:
             return NotFound("the entry does not exist or this agent is not authorized for it")
-        return x509_request(entry, params.csr, str(agent.id))
+        return x509_request(entry, params.csr, str(agent.id), self._door(agent))
+
+    def _door(self, agent: AgentCaller) -> str:
+        # Our agents ask for what their Workload API serves; of a stock agent only its own API is known.
+        return Door.WORKLOAD_API if self._hub.serves(agent.id) else Door.SPIRE_API
 
     def _fill(self, result: pb.BatchNewX509SVIDResponse.Result, outcome: X509Svid | Error) -> None:
         if isinstance(outcome, Error):
@@ -109,8 +125,8 @@ class SvidService:
             JwtRequest(
                 spiffe_id=entry.spiffe_id,
                 audience=_audience(request.audience),
-                ttl=entry.jwt_svid_ttl or None,
-                **_origin(entry, str(agent.id)),
+                ttl=entry.jwt_svid_ttl or self._jwt_ttl,
+                **_origin(entry, str(agent.id), self._door(agent)),
             )
         )
         self._metrics.issued.labels("jwt", entry.profile).inc()
@@ -125,7 +141,7 @@ class SvidService:
             dns_names=dns_names,
             ttl=request.ttl or None,
             profile="workload",
-            door=_DOOR,
+            door=Door.SPIRE_API,
             caller=admin,
         )
         [outcome] = await self._issuer.issue_x509([wanted])
@@ -140,8 +156,8 @@ class SvidService:
             JwtRequest(
                 spiffe_id=id_from_proto(request.id, "id"),
                 audience=_audience(request.audience),
-                ttl=request.ttl or None,
-                door=_DOOR,
+                ttl=request.ttl or self._jwt_ttl,
+                door=Door.SPIRE_API,
                 caller=admin,
             )
         )
@@ -149,7 +165,7 @@ class SvidService:
         return pb.MintJWTSVIDResponse(svid=_jwt_to_proto(svid))
 
 
-def x509_request(entry: Entry, csr: bytes, agent: str) -> X509Request:
+def x509_request(entry: Entry, csr: bytes, agent: str, door: str) -> X509Request:
     """What an agent asks for under one of its entries. Names and lifetime come from the entry, never the CSR."""
     return X509Request(
         csr_der=csr,
@@ -157,13 +173,13 @@ def x509_request(entry: Entry, csr: bytes, agent: str) -> X509Request:
         dns_names=entry.dns_names,
         ttl=entry.x509_svid_ttl or None,
         profile=entry.profile,
-        **_origin(entry, agent),
+        **_origin(entry, agent, door),
     )
 
 
-def _origin(entry: Entry, agent: str) -> dict[str, Any]:
+def _origin(entry: Entry, agent: str, door: str) -> dict[str, Any]:
     return {
-        "door": _DOOR,
+        "door": door,
         "caller": agent,
         "node": agent,
         "entry_id": entry.id,
