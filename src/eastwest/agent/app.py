@@ -27,14 +27,11 @@ from eastwest.agent.config import Settings
 from eastwest.agent.connection import Dismissed, ServerConnection
 from eastwest.agent.control import ControlClient
 from eastwest.agent.decisions import Decisions
-from eastwest.agent.files import replace_file
 from eastwest.agent.health import HealthServer
 from eastwest.agent.identities import Identities
 from eastwest.agent.jwts import JwtCache
 from eastwest.agent.keyring import KeyringUnavailable, node_key
 from eastwest.agent.knowledge import Knowledge
-from eastwest.agent.locked import locked
-from eastwest.agent.notify import notify
 from eastwest.agent.own import OwnIdentity, OwnSvid
 from eastwest.agent.renewal import Renewal
 from eastwest.agent.sidecars import Sidecars
@@ -46,6 +43,9 @@ from eastwest.clock import Clock, SystemClock
 from eastwest.entropy import Entropy, SystemEntropy
 from eastwest.mesh.settings import Settings as MeshSettings
 from eastwest.plugins.disk_keys import DiskKeyStore
+from eastwest.process.files import replace_file
+from eastwest.process.locked import locked
+from eastwest.process.notify import notify
 from eastwest.rpc.client import Untrusted
 from eastwest.rpc.health import HealthService
 from eastwest.rpc.service import Listener
@@ -90,7 +90,7 @@ async def run(settings: Settings, ports: Ports | None = None, ready: Callable[[s
     """
     ports = ports or Ports.system()
     settings.paths.home.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with locked(settings.paths.lock):
+    with locked(settings.paths.lock, "agent"):
         _raise_file_limit()
         await _Agent(settings, ports, ready).run()
 

@@ -20,12 +20,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from google.protobuf.message import DecodeError
 
-from eastwest.agent.files import make_private, replace_file
 from eastwest.agent.identities import Held
 from eastwest.agent.keys import WorkloadKey
 from eastwest.agent.state import BadUpdate, State
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
 from eastwest.entropy import Entropy
+from eastwest.process.files import make_private, replace_file
 from eastwest.spiffe.id import SpiffeId
 from eastwest.spiffe.svid import X509Svid
 

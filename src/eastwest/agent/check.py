@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from eastwest import errors
 from eastwest.agent import config as settings_of
@@ -14,35 +12,18 @@ from eastwest.agent.bootstrap import explain, read_bundle
 from eastwest.agent.config import AgentConfig, Paths, Settings
 from eastwest.agent.connection import SERVER_PATH
 from eastwest.agent.keyring import KeyringUnavailable, node_key
-from eastwest.agent.locked import locked
 from eastwest.agent.own import OwnIdentity, OwnSvid
 from eastwest.api.spire.api.server.bundle.v1 import bundle_pb2 as bundle_api
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy
 from eastwest.plugins.disk_keys import DiskKeyStore
+from eastwest.process.findings import Finding
+from eastwest.process.locked import locked
 from eastwest.rpc.client import Channel, method
 from eastwest.rpc.tls import client_context, expect_server
 from eastwest.spiffe.bundle import Bundle
 
 _SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. ``bad`` findings keep the agent, or a workload, from working."""
-
-    what: str
-    state: str
-    bad: bool = False
-    fix: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        mark = "FAIL" if self.bad else "ok  "
-        return f"{mark} {self.what}: {self.state}" + (f" ({self.fix})" if self.fix else "")
 
 
 async def check_agent(data: Path, config: AgentConfig, clock: Clock, entropy: Entropy) -> list[Finding]:
@@ -88,7 +69,7 @@ def _running(paths: Paths) -> Finding:
     if not paths.lock.exists():
         return Finding("process", "no agent has run here yet")
     try:
-        with locked(paths.lock):
+        with locked(paths.lock, "agent"):
             return Finding("process", "no agent runs on this directory")
     except errors.FailedPrecondition as error:
         return Finding("process", f"in use: {error.message}")

@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from eastwest import errors
 from eastwest.agent.config import Paths
-from eastwest.agent.files import make_private, replace_file
 from eastwest.entropy import Entropy, random_hex
 from eastwest.pki.chain import dump_chain_pem
 from eastwest.pki.csr import make_csr
 from eastwest.pki.signer import KeyAlgorithm, KeyStore
+from eastwest.process.files import make_private, replace_file
 from eastwest.rpc.tls import certificate_id
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 

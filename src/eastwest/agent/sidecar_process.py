@@ -14,8 +14,8 @@ from eastwest import errors
 from eastwest.agent.callers import EGRESS_HEADER
 from eastwest.agent.config import check_socket_path
 from eastwest.agent.envoy import sidecar_command
-from eastwest.agent.files import replace_file
 from eastwest.mesh.bootstrap import bootstrap
+from eastwest.process.files import replace_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

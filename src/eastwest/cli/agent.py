@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, print_json, run, start_logging
+from eastwest.cli.options import AsJson, DataDir, report_findings, run, start_logging
 
 app = typer.Typer(no_args_is_help=True, help="The agent of one node: run and check it.")
 
@@ -94,13 +94,7 @@ def check(
         settings_of.read_config(config), server=server, bundle=_text(bundle), trust_domain=trust_domain
     )
     findings = run(lambda: check_agent(data, settings, SystemClock(), SystemEntropy()))
-    if as_json:
-        print_json({"findings": [finding.as_dict() for finding in findings], "ok": not any(f.bad for f in findings)})
-    else:
-        for finding in findings:
-            print(finding)
-    if any(finding.bad for finding in findings):
-        raise typer.Exit(1)
+    report_findings(findings, as_json=as_json)
 
 
 def _text(path: Path | None) -> str | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
+
+from eastwest.process.findings import Finding
 
 T = TypeVar("T")
 
@@ -39,8 +41,20 @@ def print_json(value: object) -> None:
 def start_logging(level: str) -> None:
     """Log from ``level`` upwards, as JSON lines on standard error."""
     from eastwest.errors import InvalidInput
-    from eastwest.server.telemetry import configure_logging
+    from eastwest.process.logs import configure_logging
 
     if level not in LOG_LEVELS:
         raise InvalidInput(f"{level[:32]!r} is not a log level", fix=f"one of {', '.join(LOG_LEVELS)}")
     configure_logging(level)
+
+
+def report_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
+    """Print what a check found; exits with 1 when something is bad."""
+    bad = any(finding.bad for finding in findings)
+    if as_json:
+        print_json({"findings": [finding.as_dict() for finding in findings], "ok": not bad})
+    else:
+        for finding in findings:
+            print(finding)
+    if bad:
+        raise typer.Exit(1)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, print_json, run, start_logging
+from eastwest.cli.options import AsJson, DataDir, report_findings, run, start_logging
 
 app = typer.Typer(no_args_is_help=True, help="The authority: create, run and check it.")
 
@@ -68,10 +68,4 @@ def check(data: DataDir, *, as_json: AsJson = False) -> None:
     from eastwest.server.check import check_server
 
     findings = run(lambda: check_server(data, SystemClock()))
-    if as_json:
-        print_json({"findings": [finding.as_dict() for finding in findings], "ok": not any(f.bad for f in findings)})
-    else:
-        for finding in findings:
-            print(finding)
-    if any(finding.bad for finding in findings):
-        raise typer.Exit(1)
+    report_findings(findings, as_json=as_json)

@@ -9,14 +9,12 @@ happen that it cannot record.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from importlib.metadata import entry_points
-from typing import IO, Any, cast
+from typing import Any
 
 import structlog
 
@@ -27,13 +25,16 @@ from eastwest.entropy import Entropy
 from eastwest.errors import Error, FailedPrecondition
 from eastwest.issuance.issuer import Issuer
 from eastwest.issuance.request import Instance
+from eastwest.process.files import replace_file
+from eastwest.process.locked import locked
+from eastwest.process.notify import notify
 from eastwest.registry.registry import Registry
 from eastwest.registry.state import Change
 from eastwest.rpc.health import HealthService
 from eastwest.rpc.service import Listener, Servable
 from eastwest.server.admin import AdminService
 from eastwest.server.agents import control_service
-from eastwest.server.authority import Loaded, load_authority, log_name, open_key_store, write_durably
+from eastwest.server.authority import Loaded, load_authority, log_name, open_key_store
 from eastwest.server.config import ServerConfig
 from eastwest.server.control import ControlHub
 from eastwest.server.estate import EstateKeeper
@@ -75,7 +76,7 @@ class Server:
         """Start everything; what was started is stopped when ``stack`` unwinds, also after a failure here."""
         config = self._config
         paths = config.paths
-        stack.enter_context(_exclusive(paths.lock))
+        stack.enter_context(locked(paths.lock, "server"))
         database = Database.open(paths.database, trust_domain=config.trust_domain.name, clock=self._clock)
         stack.push_async_callback(database.close)
         loaded = load_authority(open_key_store(config), paths.certificates, config.trust_domain)
@@ -140,8 +141,8 @@ class Server:
         local = Listener([*self._spire(socket_gate), admin.service()])
         await local.listen_unix(paths.admin_socket, SOCKET_MODE)
         stack.push_async_callback(local.close)
-        write_durably(paths.agent_port, f"{agents.port}\n".encode(), 0o644)
-        write_durably(paths.health_port, f"{health_port}\n".encode(), 0o644)
+        replace_file(paths.agent_port, f"{agents.port}\n".encode(), 0o644)
+        replace_file(paths.health_port, f"{health_port}\n".encode(), 0o644)
         stack.callback(paths.agent_port.unlink, missing_ok=True)
         stack.callback(paths.health_port.unlink, missing_ok=True)
         self.agent_address, self.health_address = admin.agent_address, admin.health_address
@@ -248,33 +249,8 @@ async def run_server(config: ServerConfig, clock: Clock, entropy: Entropy, annou
             f"server ready: trust domain {config.trust_domain}, agents at {server.agent_address}, "
             f"admin socket {config.paths.admin_socket}, health http://{server.health_address}/ready"
         )
-        notify_ready()
+        notify("READY=1")
         await stop.wait()
-
-
-def notify_ready() -> None:
-    """Tell systemd (``NOTIFY_SOCKET``, sd_notify(3)) that start-up is done; does nothing elsewhere."""
-    import socket
-
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
-        sender.connect("\0" + address[1:] if address.startswith("@") else address)
-        sender.sendall(b"READY=1")
-
-
-def _exclusive(path: Any) -> IO[str]:
-    # Private: whoever may open it could hold the lock.
-    stream = cast("IO[str]", os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w"))
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        stream.close()
-        raise FailedPrecondition(
-            f"another server already runs on {path.parent}", fix="stop it, or choose another --data"
-        ) from None
-    return stream
 
 
 def _node_attestors(registry: Registry, clock: Clock) -> Mapping[str, NodeAttestor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import entry_points
@@ -17,6 +16,7 @@ from eastwest.pki.chain import dump_chain_pem, load_chain_pem
 from eastwest.pki.hierarchy import Authority, create_intermediate, create_root
 from eastwest.pki.jwt import JwtSigningKey
 from eastwest.pki.signer import KeyAlgorithm, KeyStore, Signer
+from eastwest.process.files import replace_file
 from eastwest.server.config import ServerConfig, ServerFile
 from eastwest.spiffe.bundle import Bundle, X509Authority
 from eastwest.spiffe.id import TrustDomain
@@ -59,8 +59,8 @@ def create_authority(
     lifetime = timedelta(days=file.intermediate_days)
     intermediate = create_intermediate(signer.public_key, root, root_signer, trust_domain, serials[1], now, lifetime)
     directory.mkdir(mode=0o700)
-    write_durably(directory / "root-1.pem", dump_chain_pem([root]), 0o644)
-    write_durably(directory / "intermediate-1.pem", dump_chain_pem([intermediate]), 0o644)
+    replace_file(directory / "root-1.pem", dump_chain_pem([root]), 0o644)
+    replace_file(directory / "intermediate-1.pem", dump_chain_pem([intermediate]), 0o644)
     state = AuthorityState(
         root="root-1",
         intermediate="intermediate-1",
@@ -69,7 +69,7 @@ def create_authority(
         log="log-1",
         sequence=1,
     )
-    write_durably(directory / "authority.json", msgspec.json.format(msgspec.json.encode(state)), 0o600)
+    replace_file(directory / "authority.json", msgspec.json.format(msgspec.json.encode(state)), 0o600)
     return load_authority(keys, directory, trust_domain)
 
 
@@ -114,22 +114,3 @@ def open_key_store(config: ServerConfig) -> KeyStore:
 def log_name(trust_domain: TrustDomain) -> str:
     """The origin line of the trust domain's log."""
     return f"{trust_domain.name}/eastwest-log"
-
-
-def write_durably(path: Path, content: bytes, mode: int) -> None:
-    """Write a whole file or none, with ``mode`` from the start, and flush it to the disk."""
-    temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    try:
-        os.fchmod(descriptor, mode)
-        with os.fdopen(descriptor, "wb", closefd=False) as stream:
-            stream.write(content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

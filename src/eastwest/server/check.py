@@ -5,37 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from eastwest.clock import Clock
 from eastwest.errors import Error
+from eastwest.process.findings import Finding
 from eastwest.server.authority import load_authority, open_key_store
 from eastwest.server.config import ServerConfig
 
 MAX_SOCKET_PATH = 107
 LOW_DISK = 256 * 1024 * 1024
 SOON = timedelta(days=30)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. ``bad`` findings keep the server from working or from being safe."""
-
-    what: str
-    state: str
-    bad: bool = False
-    fix: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        mark = "FAIL" if self.bad else "ok  "
-        return f"{mark} {self.what}: {self.state}" + (f" ({self.fix})" if self.fix else "")
 
 
 async def check_server(data: Path, clock: Clock) -> list[Finding]:

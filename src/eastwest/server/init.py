@@ -10,7 +10,8 @@ from eastwest.clock import Clock
 from eastwest.entropy import Entropy
 from eastwest.errors import AlreadyExists, Corrupt, FailedPrecondition
 from eastwest.plugins.disk_keys import DiskKeyStore
-from eastwest.server.authority import Loaded, create_authority, write_durably
+from eastwest.process.files import replace_file
+from eastwest.server.authority import Loaded, create_authority
 from eastwest.server.config import ServerConfig, ServerFile, ServerPaths, render
 
 
@@ -32,8 +33,8 @@ def init_server(data: Path, file: ServerFile, clock: Clock, entropy: Entropy) ->
     try:
         keys = DiskKeyStore(building / "keys")
         loaded = create_authority(keys, building / "ca", file, checked.trust_domain, clock.now(), entropy)
-        write_durably(building / "log.vkey", f"{loaded.log_key.vkey}\n".encode(), 0o644)
-        write_durably(building / paths.config.name, render(file).encode(), 0o600)
+        replace_file(building / "log.vkey", f"{loaded.log_key.vkey}\n".encode(), 0o644)
+        replace_file(building / paths.config.name, render(file).encode(), 0o600)
         building.rename(paths.home)
     except OSError as error:
         raise FailedPrecondition(

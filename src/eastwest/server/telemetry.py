@@ -1,11 +1,7 @@
-"""Names of the server's metrics and log events, all in one place."""
+"""Names of the server's metrics, all in one place."""
 
 from __future__ import annotations
 
-import logging
-import sys
-
-import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
@@ -28,20 +24,3 @@ class Metrics:
         self.updates = Counter("eastwest_control_updates", "updates pushed to agents", registry=self.registry)
         self.decisions = Counter("eastwest_decisions_stored", "ledger rows stored", registry=self.registry)
         self.decisions_lost = Counter("eastwest_decisions_lost", "decisions that agents lost", registry=self.registry)
-
-
-def configure_logging(level: str) -> None:
-    """JSON lines on standard error, one event a line."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format='{"event":"%(name)s","message":"%(message)s"}')
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )

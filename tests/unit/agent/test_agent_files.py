@@ -18,8 +18,6 @@ from eastwest.agent.check import check_agent
 from eastwest.agent.config import AgentConfig, Paths, check, override, read_config
 from eastwest.agent.identities import Held
 from eastwest.agent.keys import new_key
-from eastwest.agent.locked import locked
-from eastwest.agent.notify import notify
 from eastwest.agent.own import OwnIdentity
 from eastwest.agent.received import BadSvid, ClockSkew, check_clock, check_svid
 from eastwest.agent.state import State
@@ -27,6 +25,8 @@ from eastwest.entropy import SystemEntropy
 from eastwest.pki.chain import dump_chain_pem
 from eastwest.pki.jwks import export_bundle
 from eastwest.plugins.disk_keys import DiskKeyStore
+from eastwest.process.locked import locked
+from eastwest.process.notify import notify
 from eastwest.spiffe.id import TrustDomain
 from eastwest.testing.ca import TestCA
 from eastwest.testing.clock import FakeClock
@@ -239,9 +239,13 @@ def test_a_path_that_no_socket_can_have(tmp_path: Path) -> None:
 
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    with locked(lock), pytest.raises(errors.FailedPrecondition, match=f"pid {os.getpid()}"), locked(lock):
+    with (
+        locked(lock, "agent"),
+        pytest.raises(errors.FailedPrecondition, match=f"pid {os.getpid()}"),
+        locked(lock, "agent"),
+    ):
         pass
-    with locked(lock):
+    with locked(lock, "agent"):
         pass
 
 

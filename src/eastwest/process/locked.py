@@ -1,4 +1,4 @@
-"""One agent to a data directory, held by a lock that the kernel lets go when the process ends."""
+"""One process to a data directory, held by a lock that the kernel lets go when the process ends."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from eastwest import errors
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold ``path`` locked; raises ``FailedPrecondition`` when another process does."""
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold ``path`` locked; raises ``FailedPrecondition`` when another process does. ``what``: such as ``agent``.
+
+    The file is private: whoever may open it could hold the lock.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -21,7 +24,7 @@ def locked(path: Path) -> Iterator[None]:
         except OSError:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
             raise errors.FailedPrecondition(
-                f"another agent (pid {holder or 'unknown'}) runs on {path.parent}",
+                f"another {what} (pid {holder or 'unknown'}) runs on {path.parent}",
                 fix="stop it, or choose another --data",
             ) from None
         os.ftruncate(descriptor, 0)
