@@ -86,8 +86,10 @@ uv=$(find_uv) || { install_uv "$python" && uv=$(find_uv); } || die "uv was insta
 say "making .venv with $python and $("$uv" --version)"
 
 # A certificate authority that pip was told of (a company's proxy, say) holds for uv too.
-if [ -n "${PIP_CERT:-}" ]; then
-    export SSL_CERT_FILE="${SSL_CERT_FILE:-$PIP_CERT}"
+# ("pip config get" finds nothing in /etc/pip.conf; "list" does.)
+cert=${PIP_CERT:-$("$python" -m pip config list 2>/dev/null | sed -n "s/^global\.cert='\(.*\)'\$/\1/p")}
+if [ -n "$cert" ]; then
+    export SSL_CERT_FILE="${SSL_CERT_FILE:-$cert}"
 fi
 
 # Compiling once here saves every process of a demo from compiling its imports again.

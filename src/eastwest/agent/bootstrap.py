@@ -116,7 +116,6 @@ class Bootstrap:
             except (errors.InvalidInput, errors.NotFound, errors.AlreadyExists) as error:
                 raise JoinTokenRefused(
                     f"the server refuses the join token: {error.message}",
-                    fix="a token works once and not for long; make a new one with `eastwest token create`",
                 ) from None
             own = self._identity.keep(pending, list(svid.cert_chain))
             # Kept before it is checked: the token is spent, and a clock can be set right afterwards.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +12,7 @@ import msgspec
 from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
 from eastwest.api.spire.api.server.bundle.v1 import bundle_pb2
 from eastwest.api.spire.api.types import types_pb2
-from eastwest.errors import Unavailable
+from eastwest.errors import PermissionDenied, Unavailable
 from eastwest.rpc.client import Channel, method
 
 ANY_VERSION = "*"
@@ -91,8 +92,17 @@ class AdminClient:
 
 
 def admin_channel(data: Path) -> Channel:
-    """A channel to the admin socket of the server of ``data``; raises ``Unavailable`` when there is none."""
-    socket = data.absolute() / "server" / "api.sock"
-    if not socket.exists():
-        raise Unavailable(f"no server runs on {data}", fix=f"start it: eastwest server run --data {data}")
-    return Channel(path=str(socket))
+    """A channel to the admin socket of the server of ``data``; raises ``Unavailable`` when none answers there."""
+    path = data.absolute() / "server" / "api.sock"
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(5)
+            probe.connect(str(path))
+    except PermissionError:
+        raise PermissionDenied(f"this user may not open {path}", fix="run it as root or as the server's user") from None
+    except (FileNotFoundError, ConnectionRefusedError):
+        # Killed, a server leaves its socket behind.
+        raise Unavailable(f"no server runs on {data}", fix=f"start it: eastwest server run --data {data}") from None
+    except OSError as error:
+        raise Unavailable(f"{path} does not answer: {error}") from None
+    return Channel(path=str(path))

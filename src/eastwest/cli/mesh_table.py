@@ -37,7 +37,7 @@ def print_status(reply: pb.GetMeshStatusResponse, late: list[str]) -> None:
     for sentence in late:
         print(f"behind: {printable(sentence)}")
     if not late:
-        print("in step" if reply.agents else "no agent has joined yet")
+        print("in step" if reply.agents else "no agent has connected since the server started")
 
 
 def _sidecar(sidecar: pb.GetMeshStatusResponse.Sidecar) -> tuple[str, ...]:

@@ -17,6 +17,19 @@ from eastwest.spiffe.id import SpiffeId
 
 BUILT_IN_PROFILES = frozenset({"agent", "server"})
 _UNIX_FACTS = ("uid", "user", "gid", "group", "supplementary_gid", "supplementary_group", "path", "sha256")
+_ID, _ANYTHING = re.compile(r"0|[1-9][0-9]{0,9}"), re.compile(r".+", re.DOTALL)
+_UNIX_VALUES = {
+    **dict.fromkeys(("uid", "gid", "supplementary_gid"), _ID),
+    "path": re.compile(r"/.+", re.DOTALL),
+    "sha256": re.compile(r"[0-9a-f]{64}"),
+}
+_UNIX_FIXES = {
+    "uid": "write a number, or use unix:user:NAME",
+    "gid": "write a number, or use unix:group:NAME",
+    "supplementary_gid": "write a number, or use unix:supplementary_group:NAME",
+    "path": "write an absolute path",
+    "sha256": "write 64 hexadecimal digits, lower case",
+}
 _ATTRIBUTE = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _CEDAR_WORDS = frozenset({"true", "false", "if", "then", "else", "in", "is", "like", "has"})
 
@@ -280,9 +293,11 @@ class _Checker:
                 where, f"no attestor of this version makes selectors of type {kind!r}", "it never matches; use unix:..."
             )
             return
-        fact = value.partition(":")[0]
-        if fact not in _UNIX_FACTS or ":" not in value:
+        fact, _, wanted = value.partition(":")
+        if fact not in _UNIX_FACTS or not wanted:
             self._findings.error(where, f"{text[:80]!r} is not a unix selector", suggest(fact, _UNIX_FACTS))
+        elif not _UNIX_VALUES.get(fact, _ANYTHING).fullmatch(wanted):
+            self._findings.error(where, f"{text[:80]!r} can never match", _UNIX_FIXES[fact])
 
     def _service_ports(self, name: str, service: Service) -> None:
         at = self._services.at

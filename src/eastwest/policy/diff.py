@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -16,6 +17,7 @@ from eastwest.policy.enforcement import (
     TenantRules,
     Verdict,
 )
+from eastwest.policy.estate import Estate
 from eastwest.policy.table import CompiledPolicy
 
 ANY_OTHER = "*"
@@ -47,6 +49,14 @@ class ServiceChange(msgspec.Struct, frozen=True, kw_only=True, order=True):
     changed: tuple[str, ...]
 
 
+class RegistrationChange(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """A workload, node group or profile that stays, and which of its facts differ: who may get which certificate."""
+
+    kind: str
+    name: str
+    changed: tuple[str, ...]
+
+
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that differs; verdicts are those of strict mode, whatever the mode is."""
 
@@ -60,6 +70,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     services_changed: tuple[ServiceChange, ...] = ()
     operations_added: tuple[str, ...] = ()
     operations_removed: tuple[str, ...] = ()
+    registrations_changed: tuple[RegistrationChange, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -99,6 +110,24 @@ def compare(old: CompiledPolicy, new: CompiledPolicy) -> Difference:
         operations_added=_only(after.operations, before.operations),
         operations_removed=_only(before.operations, after.operations),
     )
+
+
+def compare_registrations(old: Estate, new: Estate) -> tuple[RegistrationChange, ...]:
+    """What differs in who may get which certificate: no compiled policy has that."""
+    return (
+        *_registrations("group", "name", old.settings.node_groups, new.settings.node_groups),
+        *_registrations("profile", "profile", old.profiles, new.profiles),
+        *_registrations("workload", "spiffe_id", old.workloads, new.workloads),
+    )
+
+
+def _registrations(kind: str, key: str, old: Sequence[Any], new: Sequence[Any]) -> Iterator[RegistrationChange]:
+    before = {getattr(item, key): item for item in old}
+    for item in new:
+        then = before.get(getattr(item, key), item)
+        changed = tuple(f for f in item.__struct_fields__ if getattr(then, f) != getattr(item, f))
+        if changed:
+            yield RegistrationChange(kind=kind, name=getattr(item, key), changed=changed)
 
 
 class _Version:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from eastwest.policy.diff import Difference, compare
+from eastwest.policy.diff import Difference, compare, compare_registrations
 from eastwest.policy.enforcement import MtlsMode
 from eastwest.policy.estate import EnvironmentKind, Estate
 from eastwest.policy.load import load_estate
@@ -90,11 +90,13 @@ def plan_files(
         return Plan(problems=error.problems)
     problems = [*estate.notes, *compiled.problems, *not_enforced_yet(estate), *_dates(estate, today)]
     before: CompiledPolicy | None = None
+    applied: Estate | None = None
     if isinstance(previous, CompiledPolicy):
         before = previous
     elif previous is not None:
         try:
-            before = compile_estate(load_estate(previous))
+            applied = load_estate(previous)
+            before = compile_estate(applied)
         except EstateInvalid as error:
             problems.append(
                 Problem(
@@ -103,12 +105,26 @@ def plan_files(
                     f"the applied estate cannot be read by this version, so nothing is compared: {error.message}",
                 )
             )
+    difference = compare(before, compiled) if before else None
+    if difference is not None and applied is not None:
+        if applied.settings.trust_domain != estate.settings.trust_domain:
+            problems.append(_other_server(applied, estate))
+        difference = msgspec.structs.replace(difference, registrations_changed=compare_registrations(applied, estate))
     return Plan(
         problems=ordered(problems),
         estate=estate,
         compiled=compiled,
         previous=before.version if before else "",
-        difference=compare(before, compiled) if before else None,
+        difference=difference,
+    )
+
+
+def _other_server(applied: Estate, estate: Estate) -> Problem:
+    return Problem(
+        Severity.ERROR,
+        Position("estate.yaml"),
+        f"the estate is of {estate.settings.trust_domain}, the applied one of {applied.settings.trust_domain}",
+        "apply it to its own server",
     )
 
 

@@ -63,6 +63,8 @@ def change_lines(difference: Difference) -> Iterator[str]:
         yield f"  ~ mode      {change.service}: {change.before} -> {change.after}"
     yield from _names("+ workload ", difference.workloads_added)
     yield from _names("- workload ", difference.workloads_removed)
+    for registration in difference.registrations_changed:
+        yield f"  ~ {registration.kind:9} {registration.name}: {', '.join(registration.changed)}"
     yield from _names("+ service  ", difference.services_added)
     yield from _names("- service  ", difference.services_removed)
     for service in difference.services_changed:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from eastwest.cli.demo.processes import Lines, Processes, ProcessFailed, stop_recorded, tail, wait_for
-from eastwest.errors import Unavailable
+from eastwest.errors import NotFound, Unavailable
 
 FOREVER = [sys.executable, "-c", "import signal; signal.pause()"]
 
@@ -192,7 +192,7 @@ asyncio.run(main())
 
 
 def test_stopping_where_nothing_was_kept(tmp_path):
-    with pytest.raises(Unavailable, match="no demo was kept"):
+    with pytest.raises(NotFound, match="no demo was kept"):
         stop_recorded(tmp_path / "processes.json")
 
 

@@ -80,7 +80,8 @@ def test_mesh_status_tells_what_is_behind_and_what_was_refused(capsys):
 
 def test_mesh_status_of_nobody(capsys):
     mesh_table.print_status(pb.GetMeshStatusResponse(), [])
-    assert capsys.readouterr().out.splitlines() == ["policy version (none applied)", "no agent has joined yet"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["policy version (none applied)", "no agent has connected since the server started"]
 
 
 ROW = {"row": 7, "time": "2026-11-22T10:00:00Z", "service": "billing", "verdict": "deny", "code": "UNKNOWN_CALLER"}

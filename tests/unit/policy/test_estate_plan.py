@@ -30,6 +30,20 @@ def test_nothing_changes(example) -> None:
     assert f"enforcement stays as in version {plan.version}" in render(plan)
 
 
+def test_who_may_have_an_identity_is_a_change(example, edited) -> None:
+    selectors = edited("workloads/all.yaml", "unix:user:billing", "unix:user:clerk")
+    plan = plan_files(selectors, TODAY, example)
+    assert [(c.kind, c.changed) for c in plan.difference.registrations_changed] == [("workload", ("selectors",))]
+    assert "enforcement stays" not in render(plan)
+    assert ": selectors" in render(plan)
+
+
+def test_an_estate_of_another_trust_domain(example) -> None:
+    other = {name: body.replace(b"saas.example", b"other.example") for name, body in example.items()}
+    plan = plan_files(other, TODAY, example)
+    assert [p.message for p in plan.errors] == ["the estate is of other.example, the applied one of saas.example"]
+
+
 def test_a_mode_switch(example, edited) -> None:
     after = edited("services/notification.yaml", "permissive, until: 2027-03-31", "strict")
     change = difference(example, after)

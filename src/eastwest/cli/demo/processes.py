@@ -17,7 +17,7 @@ from typing import IO, Any, Self, TypeVar
 import msgspec
 
 from eastwest.cli.demo.privilege import in_child
-from eastwest.errors import Internal, Unavailable
+from eastwest.errors import Internal, NotFound, Unavailable
 
 T = TypeVar("T")
 Check = Callable[[], Awaitable[T | None]]
@@ -274,7 +274,7 @@ def stop_recorded(record: Path) -> list[str]:
     try:
         recorded = msgspec.json.decode(record.read_bytes(), type=list[_Recorded])
     except FileNotFoundError:
-        raise Unavailable(f"no demo was kept there: {record} is missing") from None
+        raise NotFound(f"no demo was kept there: {record} is missing") from None
     stopped = []
     fds = []
     for process in reversed(recorded):
