@@ -189,20 +189,17 @@ def _action(metadata: Any, *, is_http: bool) -> tuple[ActionName, bool] | None:
     if namespace not in metadata:
         return None
     fields = metadata[namespace].fields
-    for enforced, key in ((True, rbac.ENFORCED_POLICY), (False, rbac.SHADOW_POLICY)):
-        last: ActionName | None = None
-        for prefix in (rbac.PLAINTEXT, rbac.CALLERS, rbac.OPERATIONS):
-            if prefix + key not in fields:
-                continue
-            action = ActionName.parse(fields[prefix + key].string_value)
-            if action is None:
-                continue
-            last = action
-            if action.code is not DecisionCode.ALLOWED:
-                return action, enforced
-        if last is not None:
-            return last, enforced
-    return None
+    told: list[tuple[ActionName, bool]] = []
+    for prefix in (rbac.PLAINTEXT, rbac.CALLERS, rbac.OPERATIONS):
+        # A call that comes while a mode is switched may meet one filter in its new form and the next in its old one.
+        for enforced, key in ((True, rbac.ENFORCED_POLICY), (False, rbac.SHADOW_POLICY)):
+            action = ActionName.parse(fields[prefix + key].string_value) if prefix + key in fields else None
+            if action is not None:
+                told.append((action, enforced))
+                break
+    refusals = [each for each in told if each[0].code is not DecisionCode.ALLOWED]
+    enforced_first = sorted(refusals, key=lambda each: not each[1])
+    return (enforced_first or told[-1:] or [None])[0]
 
 
 def _tenant(entry: Any, operation: str, rules: InForce) -> str:

@@ -202,3 +202,34 @@ async def test_a_message_with_more_entries_than_a_proxy_sends_is_refused_unread(
     with pytest.raises(InvalidInput, match="log entries"):
         await logs._stream(None, OneMessage())
     assert logs.counters.entries == 0
+
+
+@pytest.mark.parametrize("code", [DecisionCode.ALLOWED, DecisionCode.TENANT_NOT_PERMITTED])
+def test_a_call_that_met_both_modes_while_they_were_switched_keeps_its_operation(code):
+    row = decided(
+        entry(
+            CALLER,
+            callers_enforced_effective_policy_id=KNOWN,
+            operations_shadow_effective_policy_id=name(code, BEFORE),
+        ),
+        NOW,
+        VERSIONS.get,
+        "n",
+    )
+    assert row is not None
+    assert (row.code, row.operation, row.tenant, row.enforced) == (code, "web:items:read", "acme", False)
+
+
+def test_what_was_enforced_speaks_before_what_was_only_reported():
+    row = decided(
+        entry(
+            CALLER,
+            callers_shadow_effective_policy_id=ActionName(DecisionCode.UNKNOWN_CALLER, version=BEFORE.version),
+            operations_enforced_effective_policy_id=name(DecisionCode.TENANT_NOT_PERMITTED),
+        ),
+        NOW,
+        VERSIONS.get,
+        "n",
+    )
+    assert row is not None
+    assert (row.code, row.enforced) == (DecisionCode.TENANT_NOT_PERMITTED, True)
