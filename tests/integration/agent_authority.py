@@ -166,7 +166,9 @@ class FakeAuthority:
         request = await call.receive()
         token = request.params.data.payload.decode()
         if token not in self.tokens:
-            raise errors.InvalidInput("the join token is unknown or used")
+            raise errors.InvalidInput(
+                "the join token is unknown or used", fix="make a new one with eastwest token create"
+            )
         self.tokens.discard(token)
         chain = self._issue(request.params.params.csr, AGENT_ID, self.agent_ttl)
         reply = agent.AttestAgentResponse()

@@ -72,7 +72,7 @@ async def test_a_restart_serves_what_still_lives_while_the_server_is_down(author
         before = await first(config.paths.socket)
     await authority.stop()
     async with running(config) as ready:
-        assert ready.endswith("from cache (the server does not answer)")
+        assert ready.endswith("from cache (not connected to the server yet)")
         assert (await first(config.paths.socket)).svids[0] == before.svids[0]
         with pytest.raises(errors.PermissionDenied):
             async with stream(config.paths.socket) as opened:

@@ -110,7 +110,7 @@ async def test_from_init_to_identity_and_through_losses(data: Path) -> None:
         assert b"error: the server refuses the join token" in told
         assert token.encode() not in told
     async with process(agent_log, *start) as (running, line):
-        assert line.endswith("from cache (the server does not answer)\n")
+        assert line.endswith("from cache (not connected to the server yet)\n")
         assert sorted(ids(await first(socket))) == ["billing", "shop"]
         running.send_signal(signal.SIGTERM)
         assert await running.wait() == 0

@@ -199,7 +199,8 @@ def _action(metadata: Any, *, is_http: bool) -> tuple[ActionName, bool] | None:
                 break
     refusals = [each for each in told if each[0].code is not DecisionCode.ALLOWED]
     enforced_first = sorted(refusals, key=lambda each: not each[1])
-    return (enforced_first or told[-1:] or [None])[0]
+    chosen = enforced_first or told[-1:]
+    return chosen[0] if chosen else None
 
 
 def _tenant(entry: Any, operation: str, rules: InForce) -> str:

@@ -282,7 +282,7 @@ class _Agent:
         closed = [str(path) for path in self._paths.home.parents if not path.stat().st_mode & 0o001]
         if closed:
             _log.warning("agent.socket.unreachable", for_others_closed=closed, fix=f"chmod o+x {' '.join(closed)}")
-        how = "" if control.connected else ", from cache (the server does not answer)"
+        how = "" if control.connected else ", from cache (not connected to the server yet)"
         self._ready(f"agent ready: socket {self._paths.socket}, id {own.id}{how}")
         notify("READY=1")
 

@@ -109,7 +109,8 @@ class Server:
         self.bundle = loaded.bundle
         self.view = AgentView(self.registry, self.estate, lambda: self.bundle, self._clock)
         limit = config.file.clock_skew_limit
-        self.hub = ControlHub(self.view.of, self._clock, self._entropy, self.metrics, limit)
+        noted = self.registry.nodes.set_agent_version
+        self.hub = ControlHub(self.view.of, self._clock, self._entropy, self.metrics, limit, noted)
         self.registry.subscribe(self._registry_changed)
         self.estate.on_change = self.hub.wake
         self.identity = ServerIdentity(self.issuer, self._clock)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -78,12 +78,22 @@ class AgentStream:
 class ControlHub:
     """All agents' streams. ``wake`` is cheap and may be called for every change."""
 
-    def __init__(self, view: View, clock: Clock, entropy: Entropy, metrics: Metrics, skew_limit: int) -> None:
+    def __init__(
+        self,
+        view: View,
+        clock: Clock,
+        entropy: Entropy,
+        metrics: Metrics,
+        skew_limit: int,
+        on_hello: Callable[[SpiffeId, str], Awaitable[None]] | None = None,
+    ) -> None:
+        """``skew_limit``: seconds that an agent's clock may differ; ``on_hello`` hears each agent's version."""
         self._view = view
         self._clock = clock
         self._metrics = metrics
         self._skew_limit = skew_limit
         self._epoch = random_hex(entropy, 8)
+        self._on_hello = on_hello
         self.streams: dict[SpiffeId, AgentStream] = {}
 
     def wake(self, agents: Iterable[SpiffeId] | None = None) -> None:
@@ -126,6 +136,8 @@ class ControlHub:
         stream = self.streams.setdefault(agent, AgentStream(agent))
         session = stream.session = object()
         stream.version = first.hello.agent_version[:64]
+        if self._on_hello is not None:
+            await self._on_hello(agent, stream.version)
         self._metrics.agents_connected.set(self.connected)
         reader = asyncio.create_task(self._read(stream, session, call))
         try:
