@@ -54,7 +54,7 @@ class Process:
         """An error about this process, with the end of its log."""
         return ProcessFailed(f"{self.name} (pid {self.pid}) {what}; the end of {self.log}:\n{tail(self.log)}")
 
-    async def ready(self, check: Check[T], what: str, timeout: float) -> T:  # noqa: ASYNC109
+    async def ready(self, check: Check[T], what: str, timeout: float) -> T:  # noqa: ASYNC109 - names what it waited for
         """``wait_for`` with nothing else to watch."""
         return await wait_for(check, what, timeout, self)
 
@@ -75,7 +75,7 @@ class Process:
         self._tell(self)
 
 
-async def wait_for(check: Check[T], what: str, timeout: float, *watched: Process) -> T:  # noqa: ASYNC109
+async def wait_for(check: Check[T], what: str, timeout: float, *watched: Process) -> T:  # noqa: ASYNC109 - names what it waited for
     """Ask ``check`` until it gives something.
 
     ``ProcessFailed`` when one of ``watched`` ends before, or ``timeout`` seconds pass, which is put down to the
@@ -135,7 +135,7 @@ class Processes:
                 env={**self._environment, **(environment or {})},
                 start_new_session=True,
                 # Nothing but two system calls happens there; no flag of Popen can ask for a death signal.
-                preexec_fn=in_child(os.getpid(), uid, tied=self._tied),  # noqa: PLW1509
+                preexec_fn=in_child(os.getpid(), uid, tied=self._tied),  # noqa: PLW1509 - no threads run yet
             )
         process = Process(name, popen, log, self._ended)
         self._running.append(process)
