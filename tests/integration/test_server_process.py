@@ -232,8 +232,9 @@ def test_a_log_that_disagrees_with_its_checkpoint_stops_the_start(server):
     assert "nothing is signed" in done.stderr
 
 
-async def test_when_the_disk_is_full_nothing_is_issued_and_service_returns(tmp_path):
+async def test_when_the_disk_is_full_nothing_is_issued_and_service_returns(tmp_path, request):
     server = ServerProcess(tmp_path / "data")
+    request.addfinalizer(server.kill)
     server.init()
     server.start()
     agent = await server.join()
