@@ -132,4 +132,5 @@ def _own(chain: tuple[bytes, ...], key_pem: bytes) -> OwnSvid:
 
 
 def _spki(public_key: object) -> bytes:
+    # Any key that pyca can load.
     return public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined, no-any-return]

@@ -28,6 +28,7 @@ def init(
     from eastwest.server.init import init_server
 
     given = {"agent_port": port, "agent_address": address}
+    # The flags' types are those of the fields; a dictionary cannot say so.
     file = ServerFile(trust_domain=trust_domain, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     loaded = init_server(data, file, SystemClock(), SystemEntropy())
     print(f"initialised trust domain {trust_domain} in {data}")

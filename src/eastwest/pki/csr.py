@@ -52,6 +52,7 @@ def make_csr(private_key: PrivateKey, spiffe_id: SpiffeId) -> bytes:
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, critical=True)
     algorithm = HASHES.get(algorithm_of(private_key.public_key()))
     # No hash is named for Ed25519, which has its own.
+    # None is right for Ed25519.
     return builder.sign(private_key, algorithm).public_bytes(Encoding.DER)  # type: ignore[arg-type]
 
 

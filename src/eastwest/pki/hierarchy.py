@@ -151,7 +151,7 @@ def _subject(trust_domain: TrustDomain, common_name: str, key: PublicKey) -> x50
 
 def _sign(builder: x509.CertificateBuilder, signer: Signer) -> bytes:
     stand_in = generate_private_key(signer.algorithm)
-    draft = builder.sign(stand_in, HASHES.get(signer.algorithm))  # type: ignore[arg-type]
+    draft = builder.sign(stand_in, HASHES.get(signer.algorithm))  # type: ignore[arg-type]  # None for Ed25519
     return wrap_signed(draft.tbs_certificate_bytes, signer.algorithm, signer.sign(draft.tbs_certificate_bytes))
 
 

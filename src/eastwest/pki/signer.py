@@ -90,6 +90,7 @@ class SubjectKey:
     def of(cls, public_key: object) -> SubjectKey:
         """Encode a public key; raise ``UnsupportedKey`` for other types (RSA, other curves)."""
         algorithm = algorithm_of(public_key)
+        # Algorithm_of has checked its type.
         spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined]
         return cls(algorithm, spki, spki[_SPKI_HEADER_LENGTH[algorithm] :])
 

@@ -96,6 +96,7 @@ class LeafTemplate:
                 .add_extension(_issuer_key_identifier(issuer), critical=False)
                 .add_extension(x509.SubjectAlternativeName(names), critical=not dns_names)
             )
+            # None for Ed25519.
             theirs = builder.sign(_fixed_key(algorithm), HASHES.get(algorithm))  # type: ignore[arg-type]
             # Equal wrappers imply equal contents.
             if self.wrap(ours, theirs.signature) != theirs.public_bytes(Encoding.DER):

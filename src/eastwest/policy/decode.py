@@ -175,11 +175,11 @@ class _Decoder:
 
 _SCALARS: dict[type, Callable[..., Any]] = {
     inspect.StrType: _Decoder._text,  # noqa: SLF001 - the class's own dispatch table
-    inspect.IntType: _Decoder._integer,  # noqa: SLF001
-    inspect.BoolType: _Decoder._boolean,  # noqa: SLF001
-    inspect.DateType: _Decoder._date,  # noqa: SLF001
-    inspect.EnumType: _Decoder._choice,  # noqa: SLF001
-    inspect.LiteralType: _Decoder._choice,  # noqa: SLF001
+    inspect.IntType: _Decoder._integer,  # noqa: SLF001 - as above
+    inspect.BoolType: _Decoder._boolean,  # noqa: SLF001 - as above
+    inspect.DateType: _Decoder._date,  # noqa: SLF001 - as above
+    inspect.EnumType: _Decoder._choice,  # noqa: SLF001 - as above
+    inspect.LiteralType: _Decoder._choice,  # noqa: SLF001 - as above
 }
 
 

@@ -57,7 +57,8 @@ async def test_used_expired_and_unknown_are_refused_alike(registry):
 
 async def test_the_last_second_counts(registry):
     token = await registry.tokens.create(START, ttl=5)
-    await registry.tokens.consume(token.value, START + timedelta(seconds=4, milliseconds=999))
+    used = await registry.tokens.consume(token.value, START + timedelta(seconds=4, milliseconds=999))
+    assert used.expires_at == token.expires_at
 
 
 @pytest.mark.parametrize(

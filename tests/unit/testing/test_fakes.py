@@ -63,7 +63,15 @@ async def test_a_skewed_wall_clock_wakes_nobody():
 
 
 async def test_sleeping_for_nothing_lets_others_run():
+    ran = []
+
+    async def other():
+        ran.append(True)
+
+    task = asyncio.ensure_future(other())
     await FakeClock().sleep(0)
+    assert ran
+    await task
 
 
 def test_entropy_repeats_by_seed():

@@ -156,7 +156,7 @@ class Processes:
                     if not process.exited.is_set():
                         process.signal_group(signal.SIGKILL)
                 await asyncio.wait(late, timeout=_GRACE)
-        self._running = self.running  # type: ignore[assignment]
+        self._running = list(self.running)
         self._write_record()
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
