@@ -11,10 +11,11 @@ import asyncio
 import random
 import resource
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -38,7 +39,7 @@ from eastwest.agent.sidecars import Sidecars
 from eastwest.agent.state import State
 from eastwest.agent.workload_api import WorkloadApi
 from eastwest.agent.xds import ConfigStreams
-from eastwest.attest.workload import WorkloadAttestor
+from eastwest.attest.workload import WorkloadAttestor, WorkloadContext
 from eastwest.clock import Clock, SystemClock
 from eastwest.entropy import Entropy, SystemEntropy
 from eastwest.mesh.settings import Settings as MeshSettings
@@ -46,6 +47,7 @@ from eastwest.plugins.disk_keys import DiskKeyStore
 from eastwest.process.files import replace_file
 from eastwest.process.locked import locked
 from eastwest.process.notify import notify
+from eastwest.process.plugins import WORKLOAD_ATTESTORS, load_plugin
 from eastwest.rpc.client import Untrusted
 from eastwest.rpc.health import HealthService
 from eastwest.rpc.service import Listener
@@ -70,16 +72,20 @@ class Ports:
     attestors: tuple[WorkloadAttestor, ...]
 
     @classmethod
-    def system(cls) -> Ports:
-        """The machine's own, with the attestors that are installed."""
-        return cls(SystemClock(), SystemEntropy(), random.SystemRandom(), tuple(installed_attestors()))
+    def system(cls, settings: Settings) -> Ports:
+        """The machine's own, with the attestors that the settings name."""
+        clock = SystemClock()
+        return cls(clock, SystemEntropy(), random.SystemRandom(), workload_attestors(settings, clock))
 
 
-def installed_attestors() -> list[WorkloadAttestor]:
-    """One of each entry point in ``eastwest.workload_attestors``."""
-    from importlib.metadata import entry_points
-
-    return [point.load()() for point in entry_points(group="eastwest.workload_attestors")]
+def workload_attestors(settings: Settings, clock: Clock) -> tuple[WorkloadAttestor, ...]:
+    """``unix``, and those that the settings have a table for."""
+    context = WorkloadContext(clock=clock)
+    tables: dict[str, Mapping[str, Any]] = {"unix": {}, **settings.workload_attestors}
+    return tuple(
+        load_plugin(WORKLOAD_ATTESTORS, name, table, context, f"{settings.where}: workload_attestors.{name}")
+        for name, table in tables.items()
+    )
 
 
 async def run(settings: Settings, ports: Ports | None = None, ready: Callable[[str], None] = lambda _: None) -> None:
@@ -88,7 +94,7 @@ async def run(settings: Settings, ports: Ports | None = None, ready: Callable[[s
     ``ready`` is called once with the line that says where it serves. Raises the error that kept it from starting or
     made it end; an agent that the server dismissed has removed its identity and cache by then.
     """
-    ports = ports or Ports.system()
+    ports = ports or Ports.system(settings)
     settings.paths.home.mkdir(mode=0o755, parents=True, exist_ok=True)
     with locked(settings.paths.lock, "agent"):
         _raise_file_limit()

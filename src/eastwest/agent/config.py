@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     server: str = ""  # HOST:PORT
     bundle: str = ""  # path of the trust bundle: PEM, or SPIFFE JSON
     join_token_file: str = ""
+    workload_attestors: dict[str, dict[str, Any]] = {}
     trust_domain: str = ""
     log_level: str = "info"
     wait: float = 60.0  # seconds to wait for the server at the start
@@ -44,6 +46,8 @@ class Settings:
     health_port: int | None = None
     max_identities: int = 1000
     server_timeout: float = 30.0
+    workload_attestors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    where: str = "the agent's settings"  # the file they come from
 
     @property
     def paths(self) -> Paths:
@@ -128,6 +132,7 @@ def check(config: AgentConfig, data: Path, join_token: str = "") -> Settings:
         health_port=config.health_port,
         max_identities=config.max_identities,
         server_timeout=config.server_timeout,
+        workload_attestors=config.workload_attestors,
     )
     check_socket_path(settings.paths.socket)
     return settings

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
+from eastwest.clock import Clock
+from eastwest.entropy import Entropy
+from eastwest.registry.node import JoinToken
+from eastwest.spiffe.id import TrustDomain
 from eastwest.spiffe.selector import Selector
 
 Challenge = Callable[[bytes], Awaitable[bytes]]
@@ -24,6 +29,24 @@ class Attested:
     can_reattest: bool = False
 
 
+class TokenBook(Protocol):
+    """Where join tokens are used up: ``Registry.tokens``."""
+
+    async def consume(self, value: str, now: datetime) -> JoinToken:
+        """Use a token up, or raise ``InvalidJoinToken``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeContext:
+    """What a node attestor plug-in is given."""
+
+    trust_domain: TrustDomain
+    clock: Clock
+    entropy: Entropy
+    tokens: TokenBook
+
+
 class NodeAttestor(Protocol):
     """The server's side of one kind of node evidence."""
 
@@ -38,4 +61,30 @@ class NodeAttestor(Protocol):
         Raises ``InvalidInput`` when the evidence is malformed or does not hold, ``PermissionDenied`` when it
         holds and is not wanted here. The payload is a secret or a proof: it appears in no error.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProverContext:
+    """What a node prover plug-in is given."""
+
+    trust_domain: TrustDomain
+    clock: Clock
+    entropy: Entropy
+
+
+class NodeProver(Protocol):
+    """The agent's side of one kind of node evidence."""
+
+    @property
+    def name(self) -> str:
+        """The kind, as the server's attestor calls it."""
+        ...
+
+    async def payload(self) -> bytes:
+        """The evidence that opens an attestation. Raises ``FailedPrecondition`` when this node has none."""
+        ...
+
+    async def answer(self, challenge: bytes) -> bytes:
+        """The answer to one question of the server. Raises ``InvalidInput`` when the question is malformed."""
         ...

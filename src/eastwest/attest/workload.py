@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
+from eastwest.clock import Clock
 from eastwest.errors import Unavailable
 from eastwest.spiffe.selector import Selector
 
@@ -35,6 +37,13 @@ class Process(Protocol):
     def is_alive(self) -> bool:
         """Whether the pid still is this process. What was read of the pid before counts only if this holds after."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadContext:
+    """What a workload attestor plug-in is given."""
+
+    clock: Clock
 
 
 class WorkloadAttestor(Protocol):

@@ -15,7 +15,8 @@ class Request:
 
     ``door`` is one of ``eastwest.pki.profile.Door``; ``caller`` the SPIFFE ID that asked, or a local name such as
     ``unix:uid:0``; ``node`` the agent's SPIFFE ID, empty when there is none; ``evidence`` JSON-like facts such as
-    selectors. Never put a token or secret into evidence. ``ttl`` is in seconds; None means the default.
+    selectors; ``environment`` the one whose CA issues, empty for the default CA. Never put a token or secret into
+    evidence. ``ttl`` is in seconds; None means the default.
     """
 
     spiffe_id: SpiffeId
@@ -25,6 +26,7 @@ class Request:
     node: str = ""
     entry_id: str = ""
     entry_revision: int = 0
+    environment: str = ""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     ttl: int | None = None
 

@@ -78,6 +78,13 @@ class KeyStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyStoreContext:
+    """What a key store plug-in is given: the directory (a path) that is its own, which it may leave unused."""
+
+    directory: str
+
+
 @dataclass(frozen=True, slots=True)
 class SubjectKey:
     """A public key ready to be certified: its type, its SubjectPublicKeyInfo in DER, and its bare key bits."""

@@ -13,6 +13,7 @@ import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -24,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from eastwest.errors import AlreadyExists, Corrupt, FailedPrecondition, InvalidInput, NotFound, Unavailable
-from eastwest.pki.signer import KeyAlgorithm, Signer, SoftwareSigner, generate_private_key
+from eastwest.pki.signer import KeyAlgorithm, KeyStoreContext, Signer, SoftwareSigner, generate_private_key
 
 MAX_KEY_FILE_BYTES = 16 * 1024
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
@@ -36,6 +37,11 @@ class DiskKeyStore:
 
     def __init__(self, directory: Path) -> None:
         self._directory = Path(directory)
+
+    @classmethod
+    def from_options(cls, _options: None, context: KeyStoreContext) -> Self:
+        """As the entry point makes it."""
+        return cls(Path(context.directory))
 
     def create(self, name: str, algorithm: KeyAlgorithm) -> Signer:
         path = self._path(name)

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Protocol
+from typing import Self
 
-from eastwest.attest.node import Attested, Challenge
+from eastwest.attest.node import Attested, Challenge, NodeContext, TokenBook
 from eastwest.clock import Clock
 from eastwest.registry.groups import token_selector
-from eastwest.registry.node import JoinToken
 from eastwest.registry.tokens import JOIN_TOKEN_PREFIX, InvalidJoinToken
-
-
-class TokenBook(Protocol):
-    """Where tokens are used up: ``Registry.tokens``."""
-
-    async def consume(self, value: str, now: datetime) -> JoinToken:
-        """Use a token up, or raise ``InvalidJoinToken``."""
-        ...
 
 
 class JoinTokenAttestor:
@@ -32,6 +22,11 @@ class JoinTokenAttestor:
     def __init__(self, tokens: TokenBook, clock: Clock) -> None:
         self._tokens = tokens
         self._clock = clock
+
+    @classmethod
+    def from_options(cls, _options: None, context: NodeContext) -> Self:
+        """As the entry point makes it."""
+        return cls(context.tokens, context.clock)
 
     async def attest(self, payload: bytes, challenge: Challenge) -> Attested:  # noqa: ARG002 - a token needs none
         try:

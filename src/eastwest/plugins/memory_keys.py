@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 from eastwest.errors import AlreadyExists, NotFound
-from eastwest.pki.signer import KeyAlgorithm, Signer, SoftwareSigner, generate_private_key
+from eastwest.pki.signer import KeyAlgorithm, KeyStoreContext, Signer, SoftwareSigner, generate_private_key
 from eastwest.plugins.disk_keys import check_key_name
 
 
 class MemoryKeyStore:
     """Keeps the ``KeyStore`` promises for as long as the object lives."""
+
+    @classmethod
+    def from_options(cls, _options: None, _context: KeyStoreContext) -> Self:
+        """As the entry point makes it."""
+        return cls()
 
     def __init__(self) -> None:
         self._signers: dict[str, SoftwareSigner] = {}

@@ -18,8 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from eastwest.attest.workload import AttestationFailed, Process, ProcessGone
+import msgspec
+
+from eastwest.attest.workload import AttestationFailed, Process, ProcessGone, WorkloadContext
 from eastwest.spiffe.selector import Selector
 
 DEFAULT_HASH_LIMIT = 512 * 1024 * 1024
@@ -43,6 +46,12 @@ class UnixAttestor:
 
     name = "unix"
 
+    class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+        """``[workload_attestors.unix]``: whether to look at executables, and how large ones (bytes) are hashed."""
+
+        executables: bool = True
+        hash_limit: int = DEFAULT_HASH_LIMIT
+
     def __init__(self, *, executables: bool = True, hash_limit: int = DEFAULT_HASH_LIMIT) -> None:
         self._executables = executables
         self._hash_limit = hash_limit
@@ -51,6 +60,11 @@ class UnixAttestor:
         # A thread of its own: hashing must not keep those waiting who need none.
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="executable-hash")
         self._turn = asyncio.Lock()
+
+    @classmethod
+    def from_options(cls, options: Options, _context: WorkloadContext) -> Self:
+        """As the entry point makes it."""
+        return cls(executables=options.executables, hash_limit=options.hash_limit)
 
     async def attest(self, process: Process) -> frozenset[Selector]:
         # Names may come from a directory service, which can be slow; hence a thread for all of it.

@@ -13,21 +13,21 @@ import signal
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import datetime
-from importlib.metadata import entry_points
 from typing import Any
 
 import structlog
 
 from eastwest import __version__
-from eastwest.attest.node import NodeAttestor
+from eastwest.attest.node import NodeAttestor, NodeContext
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy
-from eastwest.errors import Error, FailedPrecondition
+from eastwest.errors import FailedPrecondition
 from eastwest.issuance.issuer import Issuer
 from eastwest.issuance.request import Instance
 from eastwest.process.files import replace_file
 from eastwest.process.locked import locked
 from eastwest.process.notify import notify
+from eastwest.process.plugins import NODE_ATTESTORS, load_plugin
 from eastwest.registry.registry import Registry
 from eastwest.registry.state import Change
 from eastwest.rpc.health import HealthService
@@ -149,7 +149,13 @@ class Server:
         self.agent_address, self.health_address = admin.agent_address, admin.health_address
 
     def _spire(self, gate: Gate) -> list[Servable]:
-        attestors = _node_attestors(self.registry, self._clock)
+        context = NodeContext(
+            trust_domain=self._config.trust_domain,
+            clock=self._clock,
+            entropy=self._entropy,
+            tokens=self.registry.tokens,
+        )
+        attestors = _node_attestors(self._config, context)
         ttl = self._config.file.agent_svid_ttl
         agent = AgentService(self.registry, self.issuer, attestors, self.journal, self._clock, ttl, gate)
         jwt_ttl = self._config.file.jwt_svid_ttl
@@ -254,11 +260,10 @@ async def run_server(config: ServerConfig, clock: Clock, entropy: Entropy, annou
         await stop.wait()
 
 
-def _node_attestors(registry: Registry, clock: Clock) -> Mapping[str, NodeAttestor]:
-    attestors = {}
-    for entry in entry_points(group="eastwest.node_attestors"):
-        try:
-            attestors[entry.name] = entry.load()(registry.tokens, clock)
-        except Error as error:
-            raise FailedPrecondition(f"node attestor {entry.name} does not start: {error}") from None
-    return attestors
+def _node_attestors(config: ServerConfig, context: NodeContext) -> Mapping[str, NodeAttestor]:
+    """``join_token``, and those that the configuration has a table for."""
+    tables: dict[str, Mapping[str, Any]] = {"join_token": {}, **config.file.node_attestors}
+    return {
+        name: load_plugin(NODE_ATTESTORS, name, table, context, f"{config.paths.config}: node_attestors.{name}")
+        for name, table in tables.items()
+    }

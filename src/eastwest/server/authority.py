@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import msgspec
@@ -15,8 +14,9 @@ from eastwest.log.note import NoteKey
 from eastwest.pki.chain import dump_chain_pem, load_chain_pem
 from eastwest.pki.hierarchy import Authority, create_intermediate, create_root
 from eastwest.pki.jwt import JwtSigningKey
-from eastwest.pki.signer import KeyAlgorithm, KeyStore, Signer
+from eastwest.pki.signer import KeyAlgorithm, KeyStore, KeyStoreContext, Signer
 from eastwest.process.files import replace_file
+from eastwest.process.plugins import KEY_STORES, load_plugin
 from eastwest.server.config import ServerConfig, ServerFile
 from eastwest.spiffe.bundle import Bundle, X509Authority
 from eastwest.spiffe.id import TrustDomain
@@ -103,11 +103,9 @@ def load_authority(keys: KeyStore, directory: Path, trust_domain: TrustDomain) -
 def open_key_store(config: ServerConfig) -> KeyStore:
     """The key store that the configuration names, from the ``eastwest.key_stores`` entry points."""
     name = config.file.key_store
-    found = entry_points(group="eastwest.key_stores", name=name)
-    if not found:
-        known = ", ".join(sorted(entry.name for entry in entry_points(group="eastwest.key_stores")))
-        raise FailedPrecondition(f"no key store {name!r} is installed", fix=f"use one of {known}")
-    store: KeyStore = next(iter(found)).load()(config.paths.keys)
+    context = KeyStoreContext(directory=str(config.paths.keys))
+    where = f"{config.paths.config}: key_stores.{name}"
+    store: KeyStore = load_plugin(KEY_STORES, name, config.file.key_stores.get(name, {}), context, where)
     return store
 
 

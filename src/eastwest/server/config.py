@@ -24,6 +24,10 @@ class ServerFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     health_address: str = "127.0.0.1"
     health_port: int = 0
     key_store: str = "disk"
+    key_stores: dict[str, dict[str, Any]] = {}
+    upstream: str = ""
+    upstreams: dict[str, dict[str, Any]] = {}
+    node_attestors: dict[str, dict[str, Any]] = {}
     root_days: int = 3650
     intermediate_days: int = 365
     agent_svid_ttl: int = 3600

@@ -1,0 +1,1 @@
+-- CA state and rotation.

@@ -1,0 +1,1 @@
+-- what registration adds to entries.

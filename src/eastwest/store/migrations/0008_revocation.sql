@@ -1,0 +1,1 @@
+-- revocable certificates.

@@ -1,0 +1,1 @@
+-- what attestation adds to nodes.
