@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from eastwest.agent.config import AgentConfig
@@ -88,7 +89,10 @@ def test_the_map_has_every_package():
 def test_every_setting_is_explained_with_its_default(page, struct):
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", reference(page), re.MULTILINE))
     needed = {"trust_domain", "server"}
-    for name, default in zip(reversed(struct.__struct_fields__), reversed(struct.__struct_defaults__), strict=False):
+    required = {field.name: "x" for field in msgspec.structs.fields(struct) if field.required}
+    for name, default in msgspec.structs.asdict(struct(**required)).items():
+        if name in required:
+            continue
         shown = rows[name].strip("`")
         if default is None:
             assert shown == "none", name
