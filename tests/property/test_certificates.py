@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from eastwest.errors import Error
 from eastwest.pki.chain import MalformedSvid, verify_chain
-from eastwest.pki.csr import make_csr, verify_csr
+from eastwest.pki.csr import InvalidCsr, make_csr, verify_csr
 from eastwest.pki.jwks import MalformedBundle, export_bundle, parse_bundle
 from eastwest.pki.profile import Usage, check_dns_name
 from eastwest.pki.signer import (
+    CLASSICAL,
     CURVES,
     HASHES,
     KeyAlgorithm,
@@ -25,7 +26,7 @@ from eastwest.pki.signer import (
     generate_private_key,
     verify_signature,
 )
-from eastwest.pki.template import LeafTemplate, encode_validity
+from eastwest.pki.template import LeafTemplate, encode_revocation, encode_validity
 from eastwest.spiffe.id import SpiffeId
 from eastwest.testing import TestCA
 
@@ -81,21 +82,26 @@ paths = st.tuples(segments, st.integers(1, 64)).map(lambda drawn: f"/{drawn[0]}"
     path=paths,
     dns=st.lists(dns_names, max_size=3),
     usage=st.sets(st.sampled_from(list(Usage)), min_size=1).map(frozenset),
+    places=st.none() | st.tuples(paths, paths),
 )
 def test_the_template_equals_the_reference_encoder(
-    signing, issuer, certified, key, serial, start, life, path, dns, usage
+    signing, issuer, certified, key, serial, start, life, path, dns, usage, places
 ):
     issuer_key, issuer_certificate = ISSUERS[signing][issuer]
     public_key = KEYS[certified][key]
     uri, end = f"spiffe://saas.example{path}", start + timedelta(seconds=life)
     template = _template(issuer_certificate, signing, usage)
-    ours = template.to_be_signed(serial, encode_validity(start, end), SubjectKey.of(public_key), uri, dns)
-    theirs = _reference(issuer_key, issuer_certificate, signing, public_key, serial, start, end, uri, dns, usage)
+    places = places and tuple(f"http://crl.example{place}" for place in places)
+    revocation = encode_revocation(*places) if places else b""
+    ours = template.to_be_signed(serial, encode_validity(start, end), SubjectKey.of(public_key), uri, dns, revocation)
+    theirs = _reference(
+        issuer_key, issuer_certificate, signing, public_key, serial, start, end, uri, dns, usage, places=places
+    )
     assert ours == theirs.tbs_certificate_bytes
     assert template.wrap(ours, theirs.signature) == theirs.public_bytes(Encoding.DER)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", sorted(CLASSICAL))
 def test_whole_certificates_are_equal_when_signatures_repeat(algorithm):
     key, certificate = ISSUERS[algorithm][1]
     start = datetime(2026, 1, 1, tzinfo=UTC)
@@ -126,6 +132,31 @@ def test_a_mutated_request_is_refused_or_still_proves_its_key(algorithm, data):
     csr = x509.load_der_x509_csr(bytes(der))
     assert csr.is_signature_valid
     assert key == SubjectKey.of(csr.public_key())
+
+
+general_names = st.one_of(
+    paths.map(lambda path: x509.UniformResourceIdentifier(f"spiffe://saas.example{path}")),
+    dns_names.map(x509.DNSName),
+    st.ip_addresses().map(x509.IPAddress),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(names=st.lists(general_names, max_size=3), critical=st.booleans(), ca=st.none() | st.booleans())
+def test_what_a_request_wishes_is_judged_alike_by_the_short_way_and_the_long(names, critical, ca):
+    builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=critical)
+    if ca is not None:
+        builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=critical)
+    der = builder.sign(REQUESTER, HASHES[KeyAlgorithm.EC_P256]).public_bytes(Encoding.DER)
+    kinds = [type(name) for name in names]
+    harmful = ca or x509.IPAddress in kinds or kinds.count(x509.UniformResourceIdentifier) > 1
+    if harmful:
+        with pytest.raises(InvalidCsr):
+            verify_csr(der, CLASSICAL)
+    else:
+        assert verify_csr(der, CLASSICAL) == SubjectKey.of(REQUESTER.public_key())
 
 
 @settings(max_examples=300, deadline=None)
@@ -202,7 +233,9 @@ def _template(certificate, algorithm, usage):
     return found
 
 
-def _reference(issuer_key, issuer, signing, public_key, serial, start, end, uri, dns, usage, *, deterministic=False):
+def _reference(
+    issuer_key, issuer, signing, public_key, serial, start, end, uri, dns, usage, *, deterministic=False, places=None
+):
     subject = [x509.NameAttribute(OID.COMMON_NAME, name) for name in dns[:1] if len(name) <= 64]
     purposes = {
         Usage.SERVER: x509.ExtendedKeyUsageOID.SERVER_AUTH,
@@ -230,11 +263,20 @@ def _reference(issuer_key, issuer, signing, public_key, serial, start, end, uri,
         ),
     ):
         builder = builder.add_extension(extension, critical=critical)
+    if places:
+        crl, answers = map(x509.UniformResourceIdentifier, places)
+        builder = builder.add_extension(
+            x509.CRLDistributionPoints([x509.DistributionPoint([crl], None, None, None)]), critical=False
+        ).add_extension(
+            x509.AuthorityInformationAccess([x509.AccessDescription(x509.AuthorityInformationAccessOID.OCSP, answers)]),
+            critical=False,
+        )
     extra = {"ecdsa_deterministic": True} if deterministic and signing in CURVES else {}
     return builder.sign(issuer_key, HASHES.get(signing), **extra)
 
 
 TEMPLATES = {}
+REQUESTER = generate_private_key(KeyAlgorithm.EC_P256)
 SIGNERS = {algorithm: SoftwareSigner(generate_private_key(algorithm)) for algorithm in ALGORITHMS}
 CSRS = {algorithm: make_csr(generate_private_key(algorithm), ID) for algorithm in ALGORITHMS}
 SVID, _ = CA.svid("/prod/billing", dns_names=("billing.saas.example",))

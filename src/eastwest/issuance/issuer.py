@@ -5,26 +5,31 @@ Invariants:
 - A request fails by itself: its neighbours in the batch are issued.
 - A certificate never outlives its issuing CA, a token never outlives its key.
 - Signing keys, profiles and templates are replaced as a whole between batches, never within one.
+- A key whose signature is a round trip is never used on the event loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import timedelta
 
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy, random_uuid, serial_numbers
-from eastwest.errors import Error, FailedPrecondition, Internal, NotFound, PermissionDenied
+from eastwest.errors import Error, FailedPrecondition, Internal, PermissionDenied
+from eastwest.issuance.batch import Batch, Draft
+from eastwest.issuance.downstream import DownstreamCa, draft_downstream, finish_downstream
+from eastwest.issuance.ports import SigningPool
 from eastwest.issuance.record import Recording
-from eastwest.issuance.request import Instance, JwtRequest, Request, X509Request
+from eastwest.issuance.register import Register
+from eastwest.issuance.request import DownstreamRequest, Instance, JwtRequest, X509Request
+from eastwest.issuance.state import State
 from eastwest.log.entry import timestamp
 from eastwest.log.ports import Recorder
-from eastwest.pki.csr import verify_csr
 from eastwest.pki.hierarchy import Authority
-from eastwest.pki.jwt import JwtSigningKey, check_audience, mint
-from eastwest.pki.profile import AGENT, BACKDATE, SERVER, WORKLOAD, Profile, ProfileViolation, Usage
-from eastwest.pki.template import LeafTemplate, encode_validity
+from eastwest.pki.jwt import JwtSigningKey, check_audience, prepare
+from eastwest.pki.profile import Profile, ProfileViolation
+from eastwest.pki.revocation import RevocationUrls
+from eastwest.pki.signer import Signer
 from eastwest.spiffe.id import TrustDomain
 from eastwest.spiffe.svid import JwtSvid, X509Svid
 
@@ -41,7 +46,7 @@ class Issuer:
 
     def __init__(
         self,
-        authority: Authority,
+        authorities: Mapping[str, Authority],
         jwt_key: JwtSigningKey,
         recorder: Recorder,
         clock: Clock,
@@ -49,24 +54,46 @@ class Issuer:
         instance: Instance,
         profiles: Iterable[Profile] = (),
         jwt_issuer: str | None = None,
+        *,
+        awaiting: Collection[str] = (),
+        pool: SigningPool | None = None,
+        revocation: RevocationUrls | None = None,
+        downstream: Authority | None = None,
+        register: Register | None = None,
     ) -> None:
-        """``profiles`` add to the built-in ones, or replace ``workload``. ``jwt_issuer`` becomes the ``iss`` claim."""
+        """``authorities``: environment -> issuing CA; "" is the default one and must be there.
+
+        ``profiles`` add to the built-in ones, or replace ``workload``. ``jwt_issuer`` becomes the ``iss`` claim.
+        ``awaiting`` are environments that are to have a CA of their own and have none yet: they are refused, while
+        an environment that is named nowhere uses the default CA. ``pool`` is needed for signers that are remote.
+        ``revocation`` is where CRLs and OCSP are served, for profiles that demand them; it needs a ``register``, which
+        remembers what was issued under these profiles before it is released. ``downstream`` signs CAs for
+        servers below this one; without it the environment's own CA does, if its path length lets it.
+        """
         self._recorder = recorder
         self._clock = clock
         self._entropy = entropy
         self._instance = instance
         self._jwt_issuer = jwt_issuer
-        self._state = _State.make(authority, jwt_key, profiles)
+        self._pool = pool
+        self._register = register
+        made = State.make(authorities, jwt_key, profiles, frozenset(awaiting), revocation, downstream)
+        self._state = self._checked(made)
 
     @property
     def trust_domain(self) -> TrustDomain:
         """The trust domain whose SVIDs are issued."""
-        return self._state.authority.trust_domain
+        return self._state.trust_domain
+
+    @property
+    def authorities(self) -> Mapping[str, Authority]:
+        """The issuing CAs in use, by environment; "" is the default one."""
+        return {name: ca.authority for name, ca in self._state.issuing.items()}
 
     @property
     def authority(self) -> Authority:
-        """The issuing CA in use."""
-        return self._state.authority
+        """The default issuing CA in use."""
+        return self._state.issuing[""].authority
 
     @property
     def jwt_key(self) -> JwtSigningKey:
@@ -81,42 +108,61 @@ class Issuer:
     def replace(
         self,
         *,
-        authority: Authority | None = None,
+        authorities: Mapping[str, Authority] | None = None,
         jwt_key: JwtSigningKey | None = None,
         profiles: Iterable[Profile] | None = None,
+        awaiting: Collection[str] | None = None,
+        downstream: Authority | None = None,
     ) -> None:
-        """Use new signing keys or profiles from the next batch on; batches under way end with the old ones.
+        """Use new signing keys, profiles or environments from the next batch on; those under way end with the old.
 
-        Everything is checked before anything changes. Raises ``FailedPrecondition`` for another trust domain.
+        ``authorities`` is the whole new mapping. Everything is checked before anything changes: raises
+        ``FailedPrecondition`` for another trust domain, no default CA, or a remote signer without a pool.
         """
         old = self._state
-        authority = authority or old.authority
-        if authority.trust_domain != self.trust_domain:
-            raise FailedPrecondition(f"the new authority is of trust domain {authority.trust_domain}")
-        chosen = old.profiles.values() if profiles is None else profiles
-        self._state = _State.make(authority, jwt_key or old.jwt_key, chosen)
+        new = State.make(
+            self.authorities if authorities is None else authorities,
+            jwt_key or old.jwt_key,
+            old.profiles.values() if profiles is None else profiles,
+            old.awaiting if awaiting is None else frozenset(awaiting),
+            old.revocation,
+            downstream or old.downstream,
+        )
+        if new.trust_domain != self.trust_domain:
+            raise FailedPrecondition(f"the new authority is of trust domain {new.trust_domain}")
+        self._state = self._checked(new)
 
     async def issue_x509(self, requests: Sequence[X509Request]) -> list[X509Svid | Error]:
         """Issue a batch. The result has one item per request, in order: the SVID, or why this one was refused.
 
-        Raises ``LogUnavailable`` when the batch cannot be recorded, and ``FailedPrecondition`` when the issuing CA
-        has ended; then nothing at all is released.
+        Raises ``LogUnavailable`` when the batch cannot be recorded; then nothing at all is released.
         """
         if len(requests) > MAX_BATCH:
             raise Internal(f"a batch has at most {MAX_BATCH} requests, not {len(requests)}")
-        batch = _Batch(self._state, self._clock.now(), self._instance)
+        batch = Batch(self._state, self._clock.now(), self._instance)
         results: list[X509Svid | Error] = []
         entries: list[bytes] = []
+        remote: list[tuple[int, Draft]] = []
         for index, serial in enumerate(serial_numbers(self._entropy, len(requests))):
             if index % YIELD_EVERY == 0 and index:
                 await self._clock.sleep(0)
             try:
-                svid, entry = batch.issue(requests[index], serial)
+                draft = batch.draft(requests[index], serial)
+                if draft.plan.is_remote:
+                    remote.append((index, draft))
+                    results.append(_UNSIGNED)
+                    continue
+                svid, entry = batch.finish(draft, draft.plan.signer.sign(draft.unsigned))
             except Error as error:
                 results.append(error)
             else:
                 results.append(svid)
                 entries.append(entry)
+        if remote:
+            entries += await self._finish_remote(batch, remote, results)
+        if batch.revocable:
+            assert self._register is not None  # _checked has seen to it
+            await self._register.add(batch.revocable)
         if entries:
             await self._recorder.append(entries)
         return results
@@ -125,100 +171,70 @@ class Issuer:
         """Issue one token. Raises the refusal, or ``LogUnavailable``."""
         state = self._state
         now = self._clock.now().replace(microsecond=0)
-        state.admit(request)
+        state.check_identity(request.spiffe_id, state.profile_of(request))
         check_audience(request.audience)
         expires_at = min(now + timedelta(seconds=_jwt_ttl(request.ttl)), state.jwt_key.expires_at)
         if expires_at <= now:
             raise FailedPrecondition("the JWT signing key has expired", fix="rotate the JWT authority")
-        token_id = random_uuid(self._entropy)
-        minted = mint(state.jwt_key, request.spiffe_id, request.audience, now, expires_at, token_id, self._jwt_issuer)
+        key, token_id = state.jwt_key, random_uuid(self._entropy)
+        unsigned = prepare(key, request.spiffe_id, request.audience, now, expires_at, token_id, self._jwt_issuer)
+        (signature,) = await self._sign(key.signer, [unsigned.message])
+        minted = unsigned.finish(signature)
         recording = Recording(timestamp(self._clock.now()), self.trust_domain.name, self._instance)
         await self._recorder.append([recording.jwt(request, minted, expires_at)])
         return JwtSvid(request.spiffe_id, minted.token, request.audience, now, expires_at)
 
+    async def issue_ca(self, request: DownstreamRequest) -> DownstreamCa:
+        """Certify the CA of a server below this one. Raises the refusal, or ``LogUnavailable``."""
+        state = self._state
+        now = self._clock.now()
+        if request.spiffe_id.trust_domain != self.trust_domain:
+            raise PermissionDenied(f"{request.spiffe_id} is not in trust domain {self.trust_domain}")
+        authority = state.downstream_ca(request.environment)
+        (serial,) = serial_numbers(self._entropy, 1)
+        draft = draft_downstream(request, authority, serial, now)
+        (signature,) = await self._sign(authority.signer, [draft])
+        issued = finish_downstream(draft, signature, authority)
+        recording = Recording(timestamp(now), self.trust_domain.name, self._instance)
+        await self._recorder.append([recording.ca(request, issued, authority.key_id)])
+        return issued
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """Everything that decides how a certificate looks, replaced in one assignment."""
+    async def _finish_remote(
+        self, batch: Batch, drafts: Sequence[tuple[int, Draft]], results: list[X509Svid | Error]
+    ) -> list[bytes]:
+        """Sign and finish the drafts of remote keys, each CA's together, so that one CA's outage is its own."""
+        by_key: dict[str, list[tuple[int, Draft]]] = {}
+        for index, draft in drafts:
+            by_key.setdefault(draft.plan.signer.key_id, []).append((index, draft))
+        entries: list[bytes] = []
+        for group in by_key.values():
+            try:
+                signatures = await self._sign(group[0][1].plan.signer, [draft.unsigned for _, draft in group])
+            except Error as error:
+                for index, _ in group:
+                    results[index] = error
+                continue
+            for (index, draft), signature in zip(group, signatures, strict=True):
+                try:
+                    results[index], entry = batch.finish(draft, signature)
+                except Error as error:
+                    results[index] = error
+                else:
+                    entries.append(entry)
+        return entries
 
-    authority: Authority
-    jwt_key: JwtSigningKey
-    profiles: dict[str, Profile]
-    templates: dict[frozenset[Usage], LeafTemplate]
+    async def _sign(self, signer: Signer, messages: Sequence[bytes]) -> Sequence[bytes]:
+        if not signer.is_remote:
+            return [signer.sign(message) for message in messages]
+        assert self._pool is not None  # _checked has seen to it
+        return await self._pool.sign(signer, messages)
 
-    @classmethod
-    def make(cls, authority: Authority, jwt_key: JwtSigningKey, profiles: Iterable[Profile]) -> _State:
-        by_name = {profile.name: profile for profile in (WORKLOAD, *profiles, AGENT, SERVER)}
-        usages = {profile.usage for profile in by_name.values()}
-        return cls(authority, jwt_key, by_name, {usage: authority.template(usage) for usage in usages})
-
-    def admit(self, request: Request) -> Profile:
-        """The request's profile, if that exists and allows the request's door and identity."""
-        profile = self.profiles.get(request.profile)
-        if profile is None:
-            raise NotFound(f"there is no profile {request.profile[:80]!r}")
-        if request.spiffe_id.trust_domain != self.authority.trust_domain:
-            raise PermissionDenied(f"{request.spiffe_id} is not in trust domain {self.authority.trust_domain}")
-        profile.check_door(request.door)
-        profile.check_id(request.spiffe_id)
-        return profile
-
-
-@dataclass(frozen=True, slots=True)
-class _Validity:
-    not_before: datetime
-    not_after: datetime
-    der: bytes
-    not_before_text: str
-    not_after_text: str
-
-
-class _Batch:
-    """One batch: a fixed state, a fixed time, and what is worth encoding only once."""
-
-    def __init__(self, state: _State, now: datetime, instance: Instance) -> None:
-        self._state = state
-        self._now = now.replace(microsecond=0)
-        self._validities: dict[int, _Validity] = {}
-        self._recording = Recording(timestamp(now), state.authority.trust_domain.name, instance)
-        if self._now >= state.authority.not_after:
-            raise FailedPrecondition("the issuing CA has expired", fix="rotate the X.509 authority")
-
-    def issue(self, request: X509Request, serial: int) -> tuple[X509Svid, bytes]:
-        """Profile, build, sign: the SVID and its log entry. Raises the refusal."""
-        authority = self._state.authority
-        profile = self._state.admit(request)
-        if request.dns_names:
-            profile.check_dns_names(request.dns_names)
-        validity = self._validity(profile.ttl(request.ttl))
-        key = verify_csr(request.csr_der, profile.keys)
-
-        template = self._state.templates[profile.usage]
-        unsigned = template.to_be_signed(serial, validity.der, key, str(request.spiffe_id), request.dns_names)
-        certificate = template.wrap(unsigned, authority.signer.sign(unsigned))
-
-        entry = self._recording.x509(
-            request,
-            certificate=certificate,
-            serial=serial,
-            spki=key.spki,
-            issuer_key_id=authority.key_id,
-            not_before=validity.not_before_text,
-            not_after=validity.not_after_text,
-        )
-        chain = (certificate, *authority.chain)
-        return X509Svid(request.spiffe_id, chain, validity.not_before, validity.not_after, serial), entry
-
-    def _validity(self, ttl: int) -> _Validity:
-        found = self._validities.get(ttl)
-        if found is None:
-            authority = self._state.authority
-            not_before = max(self._now - BACKDATE, authority.not_before)
-            not_after = min(self._now + timedelta(seconds=ttl), authority.not_after)
-            der = encode_validity(not_before, not_after)
-            found = _Validity(not_before, not_after, der, timestamp(not_before), timestamp(not_after))
-            self._validities[ttl] = found
-        return found
+    def _checked(self, state: State) -> State:
+        if state.revocation is not None and self._register is None:
+            raise FailedPrecondition("certificates are to be revocable, and nothing is there to remember them")
+        if self._pool is None and any(signer.is_remote for signer in state.signers()):
+            raise FailedPrecondition("a signing key is remote, and nothing is there to sign away from the event loop")
+        return state
 
 
 def _jwt_ttl(requested: int | None) -> int:
@@ -227,3 +243,7 @@ def _jwt_ttl(requested: int | None) -> int:
     if not 0 < requested <= JWT_MAX_TTL:
         raise ProfileViolation(f"a JWT-SVID lives at most {JWT_MAX_TTL} s, not {requested} s")
     return requested
+
+
+# Holds a place in the results until the signature is there; it never leaves.
+_UNSIGNED = Internal("a certificate was not signed")

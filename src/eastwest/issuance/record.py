@@ -1,7 +1,7 @@
 """The log entries of issuance: enough to find, prove and judge every credential, and nothing that is one.
 
-Kinds: ``x509_svid.issued`` carries the certificate itself; ``jwt_svid.issued`` carries header, claims and the hash
-of the signature, never the token.
+Kinds: ``x509_svid.issued`` and ``downstream_ca.issued`` carry the certificate itself; ``jwt_svid.issued`` carries
+header, claims and the hash of the signature, never the token.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from eastwest.issuance.request import Instance, JwtRequest, X509Request
+from eastwest.issuance.downstream import DownstreamCa
+from eastwest.issuance.request import DownstreamRequest, Instance, JwtRequest, Request, X509Request
 from eastwest.log.entry import Entry, encode
 from eastwest.pki.jwt import MintedJwt
 
 X509_ISSUED = "x509_svid.issued"
 JWT_ISSUED = "jwt_svid.issued"
+DOWNSTREAM_CA_ISSUED = "downstream_ca.issued"
 
 
 class Recording:
@@ -62,7 +64,21 @@ class Recording:
         body["not_after"] = expires_at
         return encode(Entry(JWT_ISSUED, body))
 
-    def _body(self, request: X509Request | JwtRequest) -> dict[str, Any]:
+    def ca(self, request: DownstreamRequest, issued: DownstreamCa, issuer_key_id: str) -> bytes:
+        """The entry of one CA certificate."""
+        body = self._body(request)
+        body["certificate"] = b64encode(issued.certificate).decode("ascii")
+        body["certificate_sha256"] = sha256(issued.certificate).hexdigest()
+        body["serial"] = f"{issued.serial:x}"
+        body["spki_sha256"] = sha256(issued.spki).hexdigest()
+        body["key_id"] = issued.key_id
+        body["issuer_key_id"] = issuer_key_id
+        body["not_before"] = issued.not_before
+        body["not_after"] = issued.not_after
+        body["path_length"] = issued.path_length
+        return encode(Entry(DOWNSTREAM_CA_ISSUED, body))
+
+    def _body(self, request: Request) -> dict[str, Any]:
         return {
             "time": self._time,
             "actor": request.caller,
@@ -75,5 +91,6 @@ class Recording:
             "node": request.node,
             "entry_id": request.entry_id,
             "entry_revision": request.entry_revision,
+            "environment": request.environment,
             "evidence": request.evidence,
         }

@@ -46,6 +46,18 @@ class JwtRequest(Request):
     audience: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownstreamRequest(Request):
+    """The CA of a server below this one, to be certified for the key of ``csr_der``; nothing here is verified yet.
+
+    ``spiffe_id`` is that server's own identity, which an entry marked downstream gives it; ``ttl`` is a wish, and
+    ``path_length`` how many CAs it wants to have below itself. Both are bounded by the CA that signs.
+    """
+
+    csr_der: bytes = field(repr=False)
+    path_length: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """Which authority process issued: its name within the trust domain, and its build."""

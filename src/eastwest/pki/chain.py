@@ -11,20 +11,23 @@ Written out rather than left to a web-PKI verifier, whose rules for leaf key typ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from eastwest.errors import Unauthenticated
+from eastwest.pki.constraints import violation
 from eastwest.pki.parsing import PARSE_ERRORS
 from eastwest.spiffe.id import MalformedSpiffeId, SpiffeId, TrustDomain
 from eastwest.spiffe.svid import X509Svid
 
 MAX_CHAIN = 8
 MAX_CERTIFICATE_BYTES = 64 * 1024
+MIN_RSA_BITS = 2048
 
 
 class InvalidSvid(Unauthenticated):
@@ -57,14 +60,12 @@ def verify_chain(
     """
     if not 1 <= len(chain) <= MAX_CHAIN:
         raise MalformedSvid(f"a chain has 1 to {MAX_CHAIN} certificates, not {len(chain)}")
-    certificates = [_load(der) for der in chain]
+    certificates = [load_certificate(der) for der in chain]
     leaf = certificates[0]
     spiffe_id = check_leaf(leaf)
     if trust_domain is not None and spiffe_id.trust_domain != trust_domain:
         raise UntrustedChain(f"{spiffe_id} is not in trust domain {trust_domain}")
-    path = build_path(certificates, roots)
-    for certificate in path:
-        _check_time(certificate, now)
+    path = verify_path(certificates, roots, now)
     return X509Svid(
         spiffe_id,
         tuple(chain[: len(path) - 1]),
@@ -99,7 +100,7 @@ def check_leaf(leaf: x509.Certificate) -> SpiffeId:
     if _is_ca(extensions):
         raise MalformedSvid("a leaf SVID must not be a CA certificate")
     _check_leaf_usage(extensions)
-    _check_critical(extensions, MalformedSvid)
+    _check_critical(extensions, MalformedSvid, _UNDERSTOOD)
     return spiffe_id
 
 
@@ -118,24 +119,55 @@ def check_ca(certificate: x509.Certificate, trust_domain: TrustDomain) -> None:
         raise UntrustedChain(f"the certificate does not name {trust_domain.uri}")
 
 
+def verify_path(
+    chain: Sequence[x509.Certificate], roots: Sequence[bytes], now: datetime, *, below: int = 0
+) -> list[x509.Certificate]:
+    """The first path, root included, on which every rule and every time holds; ``build_path`` says which rules.
+
+    Where none does, raises what is wrong with the first one.
+    """
+    wrong: InvalidSvid | None = None
+    for path in _paths(chain, roots, below):
+        try:
+            for certificate in path:
+                _check_time(certificate, now)
+        except InvalidSvid as error:
+            wrong = wrong or error
+        else:
+            return path
+    assert wrong is not None  # _paths yields one or raises
+    raise wrong
+
+
 def build_path(chain: Sequence[x509.Certificate], roots: Sequence[bytes], *, below: int = 0) -> list[x509.Certificate]:
     """The path from ``chain[0]`` to the first root that issued a member of the chain, root included.
 
-    Checks signatures, names and CA rules, not times. ``below`` is the number of CA certificates under ``chain[0]``'s
-    issuer: 0 when ``chain[0]`` is a leaf, 1 when it is an issuing CA. Raises ``UntrustedChain``.
+    Checks signatures, names, CA rules and name constraints, not times. ``below`` is the number of CA certificates under
+    ``chain[0]``'s issuer: 0 when ``chain[0]`` is a leaf, 1 when it is an issuing CA. Raises ``UntrustedChain``.
     """
-    anchors = [_load_root(der) for der in roots]
-    path = [chain[0]]
-    for depth in range(len(chain)):
-        anchor = next((root for root in anchors if _issued(root, path[-1], below + depth)), None)
-        if anchor is not None:
-            return [*path, anchor]
-        if depth + 1 == len(chain):
-            break
-        if not _issued(chain[depth + 1], path[-1], below + depth):
-            raise UntrustedChain(f"certificate {depth + 1} of the chain did not issue certificate {depth}")
-        path.append(chain[depth + 1])
-    raise UntrustedChain("the chain does not lead to a trusted root", fix="fetch the trust domain's current bundle")
+    return next(_paths(chain, roots, below))
+
+
+def is_strong(public_key: object) -> bool:
+    """Whether a CA key is of a type and size that cannot be forged today; foreign CAs may have RSA or P-521."""
+    if isinstance(public_key, rsa.RSAPublicKey):
+        return public_key.key_size >= MIN_RSA_BITS
+    if isinstance(public_key, ec.EllipticCurvePublicKey):
+        return public_key.curve.name in _CA_CURVES
+    return isinstance(public_key, ed25519.Ed25519PublicKey | mldsa.MLDSA65PublicKey | mldsa.MLDSA87PublicKey)
+
+
+def load_certificate(der: bytes) -> x509.Certificate:
+    """One certificate of version 3 from DER, bounded in size; raise ``MalformedSvid``."""
+    if len(der) > MAX_CERTIFICATE_BYTES:
+        raise MalformedSvid(f"a certificate is larger than {MAX_CERTIFICATE_BYTES} bytes")
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+    except PARSE_ERRORS:
+        raise MalformedSvid("the bytes are not a certificate in DER") from None
+    if certificate.version is not x509.Version.v3:
+        raise MalformedSvid("an SVID is an X.509 certificate of version 3")
+    return certificate
 
 
 def load_chain_pem(pem: bytes) -> tuple[bytes, ...]:
@@ -148,7 +180,44 @@ def load_chain_pem(pem: bytes) -> tuple[bytes, ...]:
 
 def dump_chain_pem(chain: Sequence[bytes]) -> bytes:
     """DER certificates as one PEM text, in order."""
-    return b"".join(_load(der).public_bytes(Encoding.PEM) for der in chain)
+    return b"".join(load_certificate(der).public_bytes(Encoding.PEM) for der in chain)
+
+
+def _paths(chain: Sequence[x509.Certificate], roots: Sequence[bytes], below: int) -> Iterator[list[x509.Certificate]]:
+    """Every path that keeps the rules but for times; raises ``UntrustedChain`` when there is none."""
+    _check_critical(chain[0].extensions, UntrustedChain, _UNDERSTOOD_IN_CA)
+    anchors = [_load_root(der) for der in roots]
+    path = [chain[0]]
+    under = below
+    reason = _NO_ROOT
+    found = False
+    for depth in range(len(chain)):
+        for anchor in anchors:
+            if _issued(anchor, path[-1], under):
+                broken = _violation([*path, anchor])
+                if broken:
+                    reason = broken
+                    continue
+                found = True
+                yield [*path, anchor]
+        if depth + 1 == len(chain):
+            break
+        if not _issued(chain[depth + 1], path[-1], under):
+            if not found and reason == _NO_ROOT:
+                raise UntrustedChain(f"certificate {depth + 1} of the chain did not issue certificate {depth}")
+            break
+        path.append(chain[depth + 1])
+        # A self-issued certificate does not count against a path length (RFC 5280, 6.1.4 l).
+        under += chain[depth + 1].subject != chain[depth + 1].issuer
+    if not found:
+        raise UntrustedChain(reason, fix="fetch the trust domain's current bundle" if reason == _NO_ROOT else "")
+
+
+def _violation(path: Sequence[x509.Certificate]) -> str:
+    try:
+        return violation(path)
+    except PARSE_ERRORS:
+        return "the names in the chain are malformed"
 
 
 def _issued(issuer: x509.Certificate, subject: x509.Certificate, below: int) -> bool:
@@ -159,7 +228,9 @@ def _issued(issuer: x509.Certificate, subject: x509.Certificate, below: int) -> 
         extensions = issuer.extensions
         if not _is_ca(extensions) or not _may_sign(extensions) or not _long_enough(extensions, below):
             return False
-        _check_critical(extensions, UntrustedChain)
+        _check_critical(extensions, UntrustedChain, _UNDERSTOOD_IN_CA)
+        if not is_strong(issuer.public_key()):
+            return False
         subject.verify_directly_issued_by(issuer)
     except _NO_PROOF:
         return False
@@ -196,10 +267,11 @@ def _check_leaf_usage(extensions: x509.Extensions) -> None:
         raise MalformedSvid("a leaf SVID's key must not sign certificates or CRLs")
 
 
-def _check_critical(extensions: x509.Extensions, error: type[InvalidSvid]) -> None:
-    # Name constraints are not evaluated here, so a certificate that insists on them is refused (RFC 5280, 6.1.4).
+def _check_critical(
+    extensions: x509.Extensions, error: type[InvalidSvid], understood: tuple[type[x509.ExtensionType], ...]
+) -> None:
     for extension in extensions:
-        if extension.critical and not isinstance(extension.value, _UNDERSTOOD):
+        if extension.critical and not isinstance(extension.value, understood):
             raise error(f"the critical extension {extension.oid.dotted_string} is not understood")
 
 
@@ -219,25 +291,21 @@ def _check_time(certificate: x509.Certificate, now: datetime) -> None:
         )
 
 
-def _load(der: bytes) -> x509.Certificate:
-    if len(der) > MAX_CERTIFICATE_BYTES:
-        raise MalformedSvid(f"a certificate is larger than {MAX_CERTIFICATE_BYTES} bytes")
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-    except PARSE_ERRORS:
-        raise MalformedSvid("the bytes are not a certificate in DER") from None
-    if certificate.version is not x509.Version.v3:
-        raise MalformedSvid("an SVID is an X.509 certificate of version 3")
-    return certificate
-
-
 def _load_root(der: bytes) -> x509.Certificate:
     try:
-        return _load(der)
+        return load_certificate(der)
     except MalformedSvid as error:
         raise UntrustedChain(f"a trusted root cannot be read: {error.message}") from None
 
 
 _NO_PROOF: tuple[type[Exception], ...] = (*PARSE_ERRORS, InvalidSignature, UntrustedChain)
 _BROKEN_HASHES = frozenset({"md5", "sha1"})
-_UNDERSTOOD = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage, x509.SubjectAlternativeName)
+_NO_ROOT = "the chain does not lead to a trusted root"
+_CA_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
+_UNDERSTOOD: tuple[type[x509.ExtensionType], ...] = (
+    x509.BasicConstraints,
+    x509.KeyUsage,
+    x509.ExtendedKeyUsage,
+    x509.SubjectAlternativeName,
+)
+_UNDERSTOOD_IN_CA: tuple[type[x509.ExtensionType], ...] = (*_UNDERSTOOD, x509.NameConstraints)

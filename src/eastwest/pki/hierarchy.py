@@ -11,14 +11,16 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from eastwest.errors import FailedPrecondition
 from eastwest.pki.chain import UntrustedChain, build_path, check_ca
+from eastwest.pki.lint import Role, lint_certificate, require_clean
 from eastwest.pki.parsing import PARSE_ERRORS
 from eastwest.pki.profile import BACKDATE, Usage
 from eastwest.pki.signer import HASHES, PublicKey, Signer, generate_private_key, key_id_of, verify_signature
-from eastwest.pki.template import LeafTemplate, wrap_signed
+from eastwest.pki.template import LeafTemplate, issuer_key_identifier, wrap_signed
 from eastwest.spiffe.id import TrustDomain
 
 ROOT_LIFETIME = timedelta(days=3650)
@@ -33,10 +35,17 @@ def create_root(
     signer: Signer, trust_domain: TrustDomain, serial: int, now: datetime, lifetime: timedelta = ROOT_LIFETIME
 ) -> bytes:
     """A self-signed root in DER, valid from 30 s before ``now``."""
-    name = _subject(trust_domain, "Eastwest root", signer.public_key)
+    name = ca_subject(trust_domain, "Eastwest root", signer.public_key)
     not_before = now.replace(microsecond=0) - BACKDATE
-    builder = _ca_builder(trust_domain, name, name, signer.public_key, serial, path_length=None)
-    return _sign(builder.not_valid_before(not_before).not_valid_after(not_before + lifetime), signer)
+    builder = add_ca_extensions(
+        x509.CertificateBuilder(name, name, signer.public_key, serial)
+        .not_valid_before(not_before)
+        .not_valid_after(not_before + lifetime),
+        x509.SubjectKeyIdentifier.from_public_key(signer.public_key),
+        x509.SubjectAlternativeName([x509.UniformResourceIdentifier(trust_domain.uri)]),
+        path_length=None,
+    )
+    return sign_certificate(builder, signer)
 
 
 def create_intermediate(
@@ -48,21 +57,24 @@ def create_intermediate(
     now: datetime,
     lifetime: timedelta = INTERMEDIATE_LIFETIME,
 ) -> bytes:
-    """An issuing CA in DER below ``root`` (path length 0: leaves only), never valid beyond it."""
+    """An issuing CA in DER below ``root`` (path length 0: leaves only), never valid beyond it.
+
+    For a key at hand; ``eastwest.pki.ca.certify_ca`` does it from a request, and has more to choose.
+    """
     issuer = x509.load_der_x509_certificate(root)
-    name = _subject(trust_domain, "Eastwest issuing CA", public_key)
-    not_before = max(now.replace(microsecond=0) - BACKDATE, issuer.not_valid_before_utc)
-    not_after = min(not_before + lifetime, issuer.not_valid_after_utc)
-    if not_after <= now:
-        raise UnfitAuthority("the root has expired, so nothing can be issued below it", fix="make a new root")
-    identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    builder = (
-        _ca_builder(trust_domain, name, issuer.subject, public_key, serial, path_length=0)
+    not_before, not_after = bounds_below(issuer, now, lifetime)
+    builder = add_ca_extensions(
+        x509.CertificateBuilder(
+            issuer.subject, ca_subject(trust_domain, "Eastwest issuing CA", public_key), public_key, serial
+        )
         .not_valid_before(not_before)
-        .not_valid_after(not_after)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
+        .not_valid_after(not_after),
+        x509.SubjectKeyIdentifier.from_public_key(public_key),
+        x509.SubjectAlternativeName([x509.UniformResourceIdentifier(trust_domain.uri)]),
+        path_length=0,
+        issuer=issuer,
     )
-    return _sign(builder, root_signer)
+    return sign_certificate(builder, root_signer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,11 @@ class Authority:
         return self.signer.key_id
 
     @property
+    def path_length(self) -> int | None:
+        """How many CAs may stand below this one; None for no bound, 0 for a CA of leaves only."""
+        return self.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
+
+    @property
     def not_before(self) -> datetime:
         """When the issuing CA begins, in UTC."""
         return self.certificate.not_valid_before_utc
@@ -124,20 +141,40 @@ class Authority:
         return LeafTemplate(self.certificate, self.signer.algorithm, usage)
 
 
-def _ca_builder(
-    trust_domain: TrustDomain, name: x509.Name, issuer: x509.Name, key: PublicKey, serial: int, path_length: int | None
+def bounds_below(issuer: x509.Certificate, now: datetime, lifetime: timedelta) -> tuple[datetime, datetime]:
+    """First and last moment of a CA certificate of ``lifetime`` within its issuer's; ``UnfitAuthority`` if none."""
+    not_before = max(now.replace(microsecond=0) - BACKDATE, issuer.not_valid_before_utc)
+    not_after = min(not_before + lifetime, issuer.not_valid_after_utc)
+    if not_after <= now:
+        raise UnfitAuthority("the root has expired, so nothing can be issued below it", fix="make a new root")
+    return not_before, not_after
+
+
+def add_ca_extensions(
+    builder: x509.CertificateBuilder,
+    identifier: x509.SubjectKeyIdentifier,
+    names: x509.SubjectAlternativeName,
+    *,
+    path_length: int | None,
+    issuer: x509.Certificate | None = None,
+    constraints: x509.NameConstraints | None = None,
 ) -> x509.CertificateBuilder:
-    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(trust_domain.uri)])
-    return (
-        x509.CertificateBuilder(issuer, name, key, serial)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        .add_extension(_CA_KEY_USAGE, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    """What every CA certificate of ours carries; ``issuer`` is None for a root, which is its own."""
+    builder = (
+        builder.add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+        .add_extension(_ROOT_KEY_USAGE if issuer is None else _CA_KEY_USAGE, critical=True)
+        .add_extension(identifier, critical=False)
         .add_extension(names, critical=False)
     )
+    if issuer is not None:
+        builder = builder.add_extension(issuer_key_identifier(issuer), critical=False)
+    if constraints is not None:
+        builder = builder.add_extension(constraints, critical=True)
+    return builder
 
 
-def _subject(trust_domain: TrustDomain, common_name: str, key: PublicKey) -> x509.Name:
+def ca_subject(trust_domain: TrustDomain, common_name: str, key: PublicKey) -> x509.Name:
+    """The subject of one generation of a CA."""
     # The key identifier tells generations apart for verifiers that look issuers up by name.
     # An organization name has at most 64 characters; the whole trust domain is in the URI name.
     return x509.Name(
@@ -149,10 +186,22 @@ def _subject(trust_domain: TrustDomain, common_name: str, key: PublicKey) -> x50
     )
 
 
-def _sign(builder: x509.CertificateBuilder, signer: Signer) -> bytes:
+def sign_certificate(builder: x509.CertificateBuilder, signer: Signer) -> bytes:
+    """The certificate in DER, signed first with a throw-away key and linted; then the real key signs the same bytes.
+
+    Raises ``LintFailure`` with the findings, before ``signer`` is asked for anything.
+    """
+    unsigned = draft_certificate(builder, signer)
+    return wrap_signed(unsigned, signer.algorithm, signer.sign(unsigned))
+
+
+def draft_certificate(builder: x509.CertificateBuilder, signer: Signer) -> bytes:
+    """The bytes that ``signer`` is to sign, after a lint of the same certificate signed by a throw-away key."""
     stand_in = generate_private_key(signer.algorithm)
-    draft = builder.sign(stand_in, HASHES.get(signer.algorithm))  # type: ignore[arg-type]  # None for Ed25519
-    return wrap_signed(draft.tbs_certificate_bytes, signer.algorithm, signer.sign(draft.tbs_certificate_bytes))
+    # None for the algorithms that hash by themselves.
+    draft = builder.sign(stand_in, HASHES.get(signer.algorithm))  # type: ignore[arg-type]
+    require_clean(lint_certificate(draft.public_bytes(Encoding.DER), Role.CA))
+    return draft.tbs_certificate_bytes
 
 
 def _check_signer(signer: Signer) -> None:
@@ -163,14 +212,20 @@ def _check_signer(signer: Signer) -> None:
         raise UnfitAuthority("the key store makes signatures that do not verify") from None
 
 
-_CA_KEY_USAGE = x509.KeyUsage(
-    digital_signature=False,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=True,
-    crl_sign=True,
-    encipher_only=False,
-    decipher_only=False,
-)
+def _key_usage(*, digital_signature: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+_ROOT_KEY_USAGE = _key_usage(digital_signature=False)
+# An issuing CA also signs OCSP answers, which wants digitalSignature (RFC 5280, 4.2.1.3).
+_CA_KEY_USAGE = _key_usage(digital_signature=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
+from base64 import b64decode, b64encode, urlsafe_b64encode
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -52,6 +53,22 @@ def export_jwks(bundle: Bundle) -> bytes:
     return msgspec.json.encode({"keys": keys})
 
 
+def export_signing_keys(bundle: Bundle, now: datetime) -> bytes:
+    """The JWT authorities as OpenID Connect wants them: with ``use`` and ``alg``, ended ones left out.
+
+    A tainted key stays until it is revoked: tokens that it signed are still being replaced, and every verifier of the
+    trust domain is to drop it at the same moment, which is its revocation. A key without an algorithm of JWS
+    (RFC 7518) is left out. Keys are ordered by ``kid``, so that equal sets are equal bytes.
+    """
+    live = [key for key in bundle.jwt_authorities if not key.expires_at or key.expires_at > now.timestamp()]
+    keys = []
+    for authority in sorted(live, key=lambda key: key.key_id):
+        members = _public_jwk(authority.spki)
+        if algorithm := _SIGNING.get(members.get("crv", members["kty"])):
+            keys.append({"use": "sig", "alg": algorithm, "kid": authority.key_id, **members})
+    return msgspec.json.encode({"keys": keys})
+
+
 def parse_bundle(trust_domain: TrustDomain, data: bytes) -> Bundle:
     """Read a SPIFFE bundle; keys of unknown use are ignored, as the standard asks. Raises ``MalformedBundle``.
 
@@ -76,18 +93,24 @@ def parse_bundle(trust_domain: TrustDomain, data: bytes) -> Bundle:
 @lru_cache(maxsize=256)
 def import_jwk(spki: bytes) -> jwk.Key:
     """A JOSE key from a SubjectPublicKeyInfo in DER (EC or RSA); raise ``MalformedBundle`` for other keys."""
-    try:
-        key = load_der_public_key(spki)
-    except PARSE_ERRORS:
-        raise MalformedBundle("a key is not a SubjectPublicKeyInfo in DER") from None
+    key = _load(spki)
     if isinstance(key, ec.EllipticCurvePublicKey):
         return jwk.ECKey.import_key(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     if isinstance(key, rsa.RSAPublicKey):
         return jwk.RSAKey.import_key(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     try:
-        return jwk.OKPKey.import_key(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        # Other kinds of keys lack the method or are refused below.
+        pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined]
+        return jwk.OKPKey.import_key(pem)
     except _UNREADABLE:
         raise MalformedBundle("a key is neither EC, RSA nor Ed25519") from None
+
+
+def _load(spki: bytes) -> object:
+    try:
+        return load_der_public_key(spki)
+    except PARSE_ERRORS:
+        raise MalformedBundle("a key is not a SubjectPublicKeyInfo in DER") from None
 
 
 class _Document(msgspec.Struct, frozen=True):
@@ -102,6 +125,14 @@ def _certificate_key(der: bytes) -> bytes:
 
 
 def _public_jwk(spki: bytes) -> dict[str, Any]:
+    key = _load(spki)
+    if isinstance(key, mldsa.MLDSA65PublicKey):
+        # The JOSE library has no such keys yet; these members are of the AKP key type (draft-ietf-cose-dilithium).
+        return {
+            "kty": "AKP",
+            "alg": "ML-DSA-65",
+            "pub": urlsafe_b64encode(key.public_bytes_raw()).rstrip(b"=").decode(),
+        }
     members = import_jwk(spki).as_dict(private=False)
     return {name: members[name] for name in ("kty", "crv", "x", "y", "n", "e") if name in members}
 
@@ -132,4 +163,5 @@ def _read_jwt(key: dict[str, Any]) -> JwtAuthority:
 
 
 _UNREADABLE: tuple[type[Exception], ...] = (*PARSE_ERRORS, JoseError, KeyError, AttributeError)
+_SIGNING = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "RSA": "RS256"}
 _KEY_TYPES: dict[str, Any] = {"EC": jwk.ECKey, "RSA": jwk.RSAKey}

@@ -6,10 +6,12 @@ A token is a live credential: it is returned, and never logged, quoted in an err
 from __future__ import annotations
 
 import hashlib
-from base64 import urlsafe_b64encode
-from collections.abc import Mapping, Sequence
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -25,6 +27,8 @@ from eastwest.spiffe.bundle import Bundle, JwtAuthority
 from eastwest.spiffe.id import MalformedSpiffeId, SpiffeId
 
 MAX_TOKEN_BYTES = 16 * 1024
+MAX_DEPTH = 16
+MAX_DIGITS = 19
 MAX_AUDIENCES = 32
 MAX_AUDIENCE_LENGTH = 2048
 LEEWAY = timedelta(seconds=60)
@@ -82,6 +86,23 @@ class ValidatedJwt:
     claims: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class UnsignedJwt:
+    """A token but for its signature, which may be made elsewhere: ``message`` is what the key signs."""
+
+    message: bytes = field(repr=False)
+    header: Mapping[str, str]
+    claims: Mapping[str, Any]
+    half_length: int
+
+    def finish(self, der_signature: bytes) -> MintedJwt:
+        """The token, given the signature as a ``Signer`` makes it (JOSE has r and s side by side instead)."""
+        r, s = decode_dss_signature(der_signature)
+        signature = r.to_bytes(self.half_length, "big") + s.to_bytes(self.half_length, "big")
+        token = (self.message + b"." + _segment(signature)).decode("ascii")
+        return MintedJwt(token, self.header, self.claims, hashlib.sha256(signature).hexdigest())
+
+
 def mint(
     key: JwtSigningKey,
     spiffe_id: SpiffeId,
@@ -91,8 +112,22 @@ def mint(
     token_id: str,
     issuer: str | None = None,
 ) -> MintedJwt:
-    """Sign a JWT-SVID. Times are truncated to whole seconds; the caller has bounded them by ``key.expires_at``."""
-    algorithm, hash_bytes = _MINTING[key.signer.algorithm]
+    """Make and sign a JWT-SVID at once; ``prepare`` says what the arguments are."""
+    unsigned = prepare(key, spiffe_id, audience, issued_at, expires_at, token_id, issuer)
+    return unsigned.finish(key.signer.sign(unsigned.message))
+
+
+def prepare(
+    key: JwtSigningKey,
+    spiffe_id: SpiffeId,
+    audience: Sequence[str],
+    issued_at: datetime,
+    expires_at: datetime,
+    token_id: str,
+    issuer: str | None = None,
+) -> UnsignedJwt:
+    """A JWT-SVID to be signed. Times are truncated to whole seconds; the caller bounds them by ``key.expires_at``."""
+    algorithm, half_length = _MINTING[key.signer.algorithm]
     header = {"alg": algorithm, "kid": key.key_id, "typ": "JWT"}
     claims: dict[str, Any] = {
         "aud": list(audience),
@@ -104,10 +139,7 @@ def mint(
     if issuer:
         claims["iss"] = issuer
     message = _segment(msgspec.json.encode(header)) + b"." + _segment(msgspec.json.encode(claims))
-    r, s = decode_dss_signature(key.signer.sign(message))
-    signature = r.to_bytes(hash_bytes, "big") + s.to_bytes(hash_bytes, "big")
-    token = (message + b"." + _segment(signature)).decode("ascii")
-    return MintedJwt(token, header, claims, hashlib.sha256(signature).hexdigest())
+    return UnsignedJwt(message, header, claims, half_length)
 
 
 def check_audience(audience: Sequence[str]) -> None:
@@ -151,25 +183,91 @@ def validate(token: str, audience: str, bundle: Bundle, now: datetime) -> Valida
     audiences = _audience(claims)
     if audience not in audiences:
         raise WrongAudience(f"the token is not meant for {audience[:200]!r}")
-    return ValidatedJwt(spiffe_id, audiences, _check_times(claims, now), claims)
+    expires_at = _check_times(claims, now)
+    if authority.expires_at and expires_at.timestamp() > authority.expires_at:
+        raise InvalidSvid("the token outlives the key that signed it, which no issuer allows")
+    return ValidatedJwt(spiffe_id, audiences, expires_at, claims)
 
 
 def _parts(token: str) -> tuple[dict[str, Any], dict[str, Any], jws.CompactSignature]:
     if len(token) > MAX_TOKEN_BYTES:
         raise MalformedSvid(f"the token is larger than {MAX_TOKEN_BYTES} bytes")
-    try:
-        signed = jws.extract_compact(token.encode("ascii"))
-        claims = msgspec.json.decode(signed.payload, type=dict[str, Any])
-    except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError, msgspec.MsgspecError):
-        raise MalformedSvid("the token is not a JWT in compact form") from None
-    header = dict(signed.headers())
-    if header.get("alg") not in _ACCEPTED:
+    segments = token.split(".")
+    if len(segments) == 5:
+        raise MalformedSvid("the token is encrypted (JWE); a JWT-SVID is signed")
+    if len(segments) != 3:
+        raise MalformedSvid("the token is not a JWT in compact form")
+    header, claims = _json_object(segments[0], "header"), _json_object(segments[1], "claims")
+    _decoded(segments[2], "signature")
+    if not isinstance(header.get("alg"), str) or header["alg"] not in _ACCEPTED:
         raise MalformedSvid("the token's algorithm is not one that JWT-SVIDs may use")
     if not isinstance(header.get("kid"), str) or not header["kid"]:
         raise MalformedSvid("the token names no key (kid)")
-    if header.get("typ", "JWT") not in {"JWT", "JOSE"} or not header.keys() <= {"alg", "kid", "typ"}:
+    if header.get("typ", "JWT") not in ("JWT", "JOSE") or not header.keys() <= {"alg", "kid", "typ"}:
         raise MalformedSvid("the token's header has a field that JWT-SVIDs may not have")
-    return header, claims, signed
+    try:
+        return header, claims, jws.extract_compact(token.encode("ascii"))
+    except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise MalformedSvid("the token is not a JWT in compact form") from None
+
+
+def _json_object(segment: str, name: str) -> dict[str, Any]:
+    """A part of the token as every reader must understand it: no name twice, no number that JSON does not know."""
+    text = _decoded(segment, name)
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_int=_integer, parse_float=_finite, parse_constant=_finite
+        )
+    except (ValueError, RecursionError):
+        raise MalformedSvid(f"the token's {name} is not JSON, says something twice, or has numbers too large") from None
+    if not isinstance(value, dict):
+        raise MalformedSvid(f"the token's {name} is not a JSON object")
+    if _depth(value) > MAX_DEPTH:
+        raise MalformedSvid(f"the token's {name} is nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def _decoded(segment: str, name: str) -> bytes:
+    """The bytes of a segment. There is one spelling of each (RFC 7515, 2): no padding, no stray bits or characters."""
+    try:
+        content = urlsafe_b64decode(segment.encode("ascii") + b"=" * (-len(segment) % 4))
+    except ValueError:
+        content = b""
+    if not segment or _segment(content) != segment.encode("ascii", "replace"):
+        raise MalformedSvid(f"the token's {name} is not base64url without padding")
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError
+    return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    """A number, or ``NaN`` and ``Infinity``, which Python reads and JSON does not know."""
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError
+    return value
+
+
+def _depth(value: Any) -> int:
+    level, deepest = [value], 0
+    while level := [inner for outer in level if isinstance(outer, dict | list) for inner in _members(outer)]:
+        deepest += 1
+    return deepest
+
+
+def _members(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _subject(claims: Mapping[str, Any]) -> SpiffeId:

@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from eastwest.errors import InvalidInput, PermissionDenied
-from eastwest.pki.signer import KeyAlgorithm
+from eastwest.pki.signer import CLASSICAL, KeyAlgorithm
 from eastwest.spiffe.id import SpiffeId
 
 BACKDATE = timedelta(seconds=30)
@@ -148,8 +148,9 @@ class Profile:
     def check_environment(self, environment: str) -> None:
         """Raise ``ProfileViolation`` when the profile is not meant for this environment."""
         if self.environments and environment not in self.environments:
+            what = f"environment {environment[:80]}" if environment else "identities without an environment"
             raise ProfileViolation(
-                f"profile {self.name} is not for environment {environment}",
+                f"profile {self.name} is not for {what}",
                 fix=f"use {', '.join(sorted(self.environments))}, or add it to the profile's environments",
             )
 
@@ -276,7 +277,7 @@ WORKLOAD = Profile(
     name="workload",
     doors=frozenset({Door.WORKLOAD_API, Door.SPIRE_API}),
     environments=frozenset(),
-    keys=frozenset(KeyAlgorithm),
+    keys=CLASSICAL,
     default_ttl=3600,
     max_ttl=4 * 3600,
     dns_patterns=("*",),
@@ -288,7 +289,7 @@ AGENT = Profile(
     name="agent",
     doors=frozenset({Door.SPIRE_API, Door.INTERNAL}),
     environments=frozenset(),
-    keys=frozenset(KeyAlgorithm),
+    keys=CLASSICAL,
     default_ttl=3600,
     max_ttl=4 * 3600,
     dns_patterns=(),
@@ -301,7 +302,7 @@ SERVER = Profile(
     name="server",
     doors=frozenset({Door.INTERNAL}),
     environments=frozenset(),
-    keys=frozenset(KeyAlgorithm),
+    keys=CLASSICAL,
     default_ttl=3600,
     max_ttl=4 * 3600,
     dns_patterns=("*",),

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from eastwest.errors import InvalidInput
 
-PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
-PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | mldsa.MLDSA65PublicKey
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | mldsa.MLDSA65PrivateKey
 
 
 class KeyAlgorithm(enum.StrEnum):
@@ -27,6 +27,7 @@ class KeyAlgorithm(enum.StrEnum):
     EC_P256 = "ec-p256"
     EC_P384 = "ec-p384"
     ED25519 = "ed25519"
+    ML_DSA_65 = "ml-dsa-65"
 
 
 class UnsupportedKey(InvalidInput):
@@ -36,7 +37,8 @@ class UnsupportedKey(InvalidInput):
 class Signer(Protocol):
     """One private key that can be used and not seen.
 
-    Signatures are DER ``ECDSA-Sig-Value`` with SHA-256 (P-256) or SHA-384 (P-384), or 64 bytes of Ed25519.
+    Signatures are DER ``ECDSA-Sig-Value`` with SHA-256 (P-256) or SHA-384 (P-384), 64 bytes of Ed25519, or 3,309 bytes
+    of ML-DSA-65 (FIPS 204, pure, empty context; RFC 9881).
     """
 
     @property
@@ -54,8 +56,13 @@ class Signer(Protocol):
         """The subject key identifier in lower-case hex: SHA-1 of the key bits (RFC 5280, 4.2.1.2)."""
         ...
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether a signature is a round trip to another machine or device: then never sign on an event loop."""
+        ...
+
     def sign(self, data: bytes) -> bytes:
-        """Sign ``data`` (unhashed). Raises ``Unavailable`` when the key cannot be reached."""
+        """Sign ``data`` (unhashed). Raises ``Unavailable`` when the key cannot be reached. Safe from many threads."""
         ...
 
 
@@ -77,6 +84,10 @@ class KeyStore(Protocol):
         """The names of all keys, sorted."""
         ...
 
+    def delete(self, name: str) -> None:
+        """Destroy a key for good before returning. Raises ``NotFound``. Signers loaded before may go on working."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyStoreContext:
@@ -94,9 +105,12 @@ class SubjectKey:
     bits: bytes
 
     @classmethod
-    def of(cls, public_key: object) -> SubjectKey:
-        """Encode a public key; raise ``UnsupportedKey`` for other types (RSA, other curves)."""
-        algorithm = algorithm_of(public_key)
+    def of(cls, public_key: object, algorithm: KeyAlgorithm | None = None) -> SubjectKey:
+        """Encode a public key; raise ``UnsupportedKey`` for other types (RSA, other curves).
+
+        ``algorithm`` is given by those who have asked ``algorithm_of`` already.
+        """
+        algorithm = algorithm or algorithm_of(public_key)
         # Algorithm_of has checked its type.
         spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined]
         return cls(algorithm, spki, spki[_SPKI_HEADER_LENGTH[algorithm] :])
@@ -131,11 +145,15 @@ class SoftwareSigner:
     def key_id(self) -> str:
         return self._key_id
 
+    @property
+    def is_remote(self) -> bool:
+        return False
+
     def sign(self, data: bytes) -> bytes:
-        if isinstance(self._key, ed25519.Ed25519PrivateKey):
-            return self._key.sign(data)
-        assert self._ecdsa is not None
-        return self._key.sign(data, self._ecdsa)
+        if isinstance(self._key, ec.EllipticCurvePrivateKey):
+            assert self._ecdsa is not None
+            return self._key.sign(data, self._ecdsa)
+        return self._key.sign(data)
 
     def __repr__(self) -> str:
         return f"SoftwareSigner({self._algorithm}, {self._key_id})"
@@ -148,15 +166,17 @@ def generate_private_key(algorithm: KeyAlgorithm) -> PrivateKey:
     """A fresh private key, from the generator inside the cryptography library."""
     if algorithm is KeyAlgorithm.ED25519:
         return ed25519.Ed25519PrivateKey.generate()
+    if algorithm is KeyAlgorithm.ML_DSA_65:
+        return mldsa.MLDSA65PrivateKey.generate()
     return ec.generate_private_key(CURVES[algorithm])
 
 
 def verify_signature(public_key: PublicKey, signature: bytes, data: bytes) -> None:
     """Check a ``Signer``'s signature; raise cryptography's ``InvalidSignature``."""
-    if isinstance(public_key, ed25519.Ed25519PublicKey):
-        public_key.verify(signature, data)
-    else:
+    if isinstance(public_key, ec.EllipticCurvePublicKey):
         public_key.verify(signature, data, ec.ECDSA(HASHES[algorithm_of(public_key)]))
+    else:
+        public_key.verify(signature, data)
 
 
 def algorithm_of(public_key: object) -> KeyAlgorithm:
@@ -168,6 +188,8 @@ def algorithm_of(public_key: object) -> KeyAlgorithm:
         raise UnsupportedKey(f"keys on curve {public_key.curve.name} are not accepted", fix=_FIX)
     if isinstance(public_key, ed25519.Ed25519PublicKey):
         return KeyAlgorithm.ED25519
+    if isinstance(public_key, mldsa.MLDSA65PublicKey):
+        return KeyAlgorithm.ML_DSA_65
     kind = type(public_key).__name__.removesuffix("PublicKey")
     raise UnsupportedKey(f"{kind} keys are not accepted", fix=_FIX)
 
@@ -177,15 +199,25 @@ def key_id_of(public_key: object) -> str:
     return SubjectKey.of(public_key).identifier.hex()
 
 
+CLASSICAL = frozenset({KeyAlgorithm.EC_P256, KeyAlgorithm.EC_P384, KeyAlgorithm.ED25519})
+"""What every peer's TLS library reads; ML-DSA-65 is for those that were told to speak it."""
+
 HASHES: dict[KeyAlgorithm, hashes.HashAlgorithm] = {
     KeyAlgorithm.EC_P256: hashes.SHA256(),
     KeyAlgorithm.EC_P384: hashes.SHA384(),
 }
+"""The hash that goes with a key type; the types that are missing here hash by themselves."""
+
 CURVES: dict[KeyAlgorithm, ec.EllipticCurve] = {
     KeyAlgorithm.EC_P256: ec.SECP256R1(),
     KeyAlgorithm.EC_P384: ec.SECP384R1(),
 }
 _BY_CURVE = {curve.name: algorithm for algorithm, curve in CURVES.items()}
 # Bytes of a SubjectPublicKeyInfo before the key bits; fixed, since every type has one length.
-_SPKI_HEADER_LENGTH = {KeyAlgorithm.EC_P256: 26, KeyAlgorithm.EC_P384: 23, KeyAlgorithm.ED25519: 12}
-_FIX = "use a P-256, P-384 or Ed25519 key"
+_SPKI_HEADER_LENGTH = {
+    KeyAlgorithm.EC_P256: 26,
+    KeyAlgorithm.EC_P384: 23,
+    KeyAlgorithm.ED25519: 12,
+    KeyAlgorithm.ML_DSA_65: 22,
+}
+_FIX = "use a P-256, P-384, Ed25519 or ML-DSA-65 key"

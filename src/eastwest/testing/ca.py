@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from eastwest.entropy import serial_numbers
 from eastwest.pki.chain import dump_chain_pem
-from eastwest.pki.hierarchy import Authority, create_intermediate, create_root
+from eastwest.pki.constraints import uri_host_constraint
+from eastwest.pki.hierarchy import (
+    Authority,
+    add_ca_extensions,
+    bounds_below,
+    ca_subject,
+    create_root,
+    sign_certificate,
+)
 from eastwest.pki.jwt import JwtSigningKey, mint
 from eastwest.pki.profile import BACKDATE, Usage
-from eastwest.pki.signer import KeyAlgorithm, PrivateKey, SoftwareSigner, SubjectKey, generate_private_key
+from eastwest.pki.signer import KeyAlgorithm, PrivateKey, Signer, SoftwareSigner, SubjectKey, generate_private_key
 from eastwest.pki.template import encode_validity
 from eastwest.spiffe.bundle import Bundle, X509Authority
 from eastwest.spiffe.id import SpiffeId, TrustDomain
@@ -31,12 +40,16 @@ class TestCA:
         now: datetime = START,
         algorithm: KeyAlgorithm = KeyAlgorithm.EC_P256,
         lifetime: timedelta = timedelta(days=1),
+        *,
+        constrained_to: TrustDomain | None = None,
     ) -> None:
+        """``constrained_to``: the trust domain that the issuing CA's name constraint permits; None for no bound."""
         self.trust_domain = TrustDomain.parse(trust_domain)
         self.now = now
         self._entropy = SeededEntropy()
         self.root_signer = SoftwareSigner(generate_private_key(algorithm))
         self.root = create_root(self.root_signer, self.trust_domain, self._serial(), now)
+        self._constrained_to = constrained_to
         self.authority = self.new_authority(algorithm, lifetime)
         self.jwt_key = JwtSigningKey(SoftwareSigner(generate_private_key(KeyAlgorithm.EC_P256)), now + lifetime)
 
@@ -51,13 +64,33 @@ class TestCA:
         return Bundle(self.trust_domain, (X509Authority(self.root),), (self.jwt_key.authority,), sequence=1)
 
     def new_authority(
-        self, algorithm: KeyAlgorithm = KeyAlgorithm.EC_P256, lifetime: timedelta = timedelta(days=1)
+        self,
+        algorithm: KeyAlgorithm = KeyAlgorithm.EC_P256,
+        lifetime: timedelta = timedelta(days=1),
+        *,
+        path_length: int = 0,
+        signer: Signer | None = None,
     ) -> Authority:
-        """Another generation of the issuing CA below the same root."""
-        signer = SoftwareSigner(generate_private_key(algorithm))
-        certificate = create_intermediate(
-            signer.public_key, self.root, self.root_signer, self.trust_domain, self._serial(), self.now, lifetime
+        """Another generation of the issuing CA below the same root; ``signer`` in place of a fresh key in memory."""
+        signer = signer or SoftwareSigner(generate_private_key(algorithm))
+        issuer = x509.load_der_x509_certificate(self.root)
+        not_before, not_after = bounds_below(issuer, self.now, lifetime)
+        builder = add_ca_extensions(
+            x509.CertificateBuilder(
+                issuer.subject,
+                ca_subject(self.trust_domain, "Test issuing CA", signer.public_key),
+                signer.public_key,
+                self._serial(),
+            )
+            .not_valid_before(not_before)
+            .not_valid_after(not_after),
+            x509.SubjectKeyIdentifier.from_public_key(signer.public_key),
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(self.trust_domain.uri)]),
+            path_length=path_length,
+            issuer=issuer,
+            constraints=uri_host_constraint(self._constrained_to) if self._constrained_to else None,
         )
+        certificate = sign_certificate(builder, self.root_signer)
         return Authority.create(self.trust_domain, signer, [certificate], self.roots)
 
     def svid(
@@ -68,18 +101,23 @@ class TestCA:
         now: datetime | None = None,
         dns_names: tuple[str, ...] = (),
         algorithm: KeyAlgorithm = KeyAlgorithm.EC_P256,
+        authority: Authority | None = None,
     ) -> tuple[X509Svid, PrivateKey]:
-        """An X.509-SVID and its key; ``now`` and ``ttl`` may lie in the past, for expired ones."""
+        """An X.509-SVID and its key; ``now`` and ``ttl`` may lie in the past, for expired ones.
+
+        ``authority`` issues instead of the own one, and is not asked whether it may.
+        """
+        authority = authority or self.authority
         private_key = generate_private_key(algorithm)
         spiffe_id = self.trust_domain.id(path)
         start = (now or self.now).replace(microsecond=0)
         not_before, not_after = start - BACKDATE, start + ttl
         serial = self._serial()
-        template = self.authority.template(frozenset(Usage))
+        template = authority.template(frozenset(Usage))
         key = SubjectKey.of(private_key.public_key())
         unsigned = template.to_be_signed(serial, encode_validity(not_before, not_after), key, str(spiffe_id), dns_names)
-        leaf = template.wrap(unsigned, self.authority.signer.sign(unsigned))
-        return X509Svid(spiffe_id, (leaf, *self.authority.chain), not_before, not_after, serial), private_key
+        leaf = template.wrap(unsigned, authority.signer.sign(unsigned))
+        return X509Svid(spiffe_id, (leaf, *authority.chain), not_before, not_after, serial), private_key
 
     def jwt(self, path: str, audience: str, ttl: timedelta = timedelta(minutes=5)) -> str:
         """A JWT-SVID in compact form."""

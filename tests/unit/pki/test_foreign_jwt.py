@@ -1,0 +1,65 @@
+"""JWT keys of other servers of the trust domain in the CA's state."""
+
+import pytest
+from msgspec.structs import replace
+
+from eastwest.errors import AlreadyExists, FailedPrecondition, InvalidInput
+from eastwest.pki import rotation
+from eastwest.pki.rotation import JwtKey, Stage, State
+from eastwest.spiffe.bundle import JwtAuthority
+from eastwest.spiffe.id import TrustDomain
+
+NOW = 1_800_000_000
+DOMAIN = TrustDomain.parse("td.test")
+OWN = JwtKey(id="own", key="jwt-1", spki=b"own", not_before=NOW, not_after=NOW + 100, stage=Stage.ACTIVE)
+
+
+def theirs(key_id="theirs", spki=b"spki", end=NOW + 3600):
+    return JwtAuthority(spki, key_id, end)
+
+
+def test_a_published_key_is_in_a_newer_bundle_and_never_signs():
+    before = State(sequence=5, jwt=(OWN,))
+    after = rotation.publish_jwt(before, theirs(), NOW)
+    bundle = rotation.bundle_of(after, DOMAIN)
+    assert bundle.sequence == 6
+    assert theirs() in bundle.jwt_authorities
+    assert after.active_jwt == OWN
+    assert list(after.key_names()) == ["jwt-1"]
+
+
+def test_publishing_again_changes_nothing():
+    state = rotation.publish_jwt(State(jwt=(OWN,)), theirs(), NOW)
+    assert rotation.publish_jwt(state, theirs(), NOW) is state
+
+
+@pytest.mark.parametrize("key_id", ["theirs", "own"])
+def test_a_kid_is_not_taken_over(key_id):
+    state = rotation.publish_jwt(State(jwt=(OWN,)), theirs(), NOW)
+    with pytest.raises(AlreadyExists, match=key_id):
+        rotation.publish_jwt(state, theirs(key_id, b"another"), NOW)
+
+
+@pytest.mark.parametrize(
+    "authority",
+    [theirs(""), theirs("x" * 257), theirs("a\nb"), theirs(end=NOW), theirs(end=NOW + 401 * 24 * 3600), theirs(end=-1)],
+)
+def test_a_key_that_is_out_of_bounds_is_refused(authority):
+    with pytest.raises(InvalidInput):
+        rotation.publish_jwt(State(), authority, NOW)
+
+
+def test_their_number_is_bounded():
+    state = State()
+    for number in range(rotation.MAX_FOREIGN_JWT):
+        state = rotation.publish_jwt(state, theirs(f"kid-{number}"), NOW)
+    with pytest.raises(FailedPrecondition, match="already"):
+        rotation.publish_jwt(state, theirs("one more"), NOW)
+
+
+def test_an_ended_key_goes_and_leaves_no_key_to_destroy():
+    state = rotation.publish_jwt(State(jwt=(replace(OWN, not_after=NOW + 10**9),)), theirs(), NOW)
+    pruned = rotation.prune(state, NOW + 3600 + rotation.KEPT_AFTER_END + 1)
+    assert [key.id for key in pruned.jwt] == ["own"]
+    assert pruned.loose == ()
+    assert pruned.sequence == state.sequence + 1
