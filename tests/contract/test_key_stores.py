@@ -1,4 +1,4 @@
-"""Every key store keeps the promises of the port; the disk store also keeps its files to itself."""
+"""Every key store keeps the promises of the port; each one also has what is its own."""
 
 from __future__ import annotations
 

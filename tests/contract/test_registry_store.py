@@ -8,7 +8,7 @@ import pytest
 from eastwest.errors import AlreadyExists, FailedPrecondition
 from eastwest.registry.entry import Entry, Origin
 from eastwest.registry.node import JoinToken, Node
-from eastwest.registry.ports import Batch, RegistryStore, Snapshot
+from eastwest.registry.ports import Batch, PrivilegedSvid, RegistryStore, Snapshot
 from eastwest.spiffe.id import TrustDomain
 from eastwest.spiffe.selector import Selector
 from eastwest.store.database import Database
@@ -40,6 +40,9 @@ ENTRY = Entry(
     profile="special",
     owner="group:commerce",
     origin=Origin.ESTATE,
+    environment="prod",
+    managed_by="estate",
+    attributes=(("kind", "a \"b\""), ("tenants", ("acme", "globex"))),
 )
 PLAIN = Entry(id="e2", spiffe_id=TD.id("/w"), parent_id=AGENT, selectors=frozenset({Selector("unix", "uid:1")}))
 NODE = Node(
@@ -123,6 +126,17 @@ async def test_every_field_survives_a_restart(opener):
     assert before.version == 1
 
 
+async def test_privileged_svids_are_kept_until_they_end(opener):
+    store = await opener.open()
+    early, late = PrivilegedSvid("340282366920938463463374607431768211455", "e1", 100), PrivilegedSvid("2", "e2", 200)
+    await store.save_svids([early, late], 50)
+    assert set((await (await opener.open()).load()).svids) == {early, late}
+    store = await opener.open()
+    again = PrivilegedSvid("3", "e1", 300)
+    await store.save_svids([again], 100)
+    assert set((await store.load()).svids) == {late, again}
+
+
 async def test_a_put_replaces_and_a_drop_removes(store):
     await store.apply(Batch(1, put_entries=(ENTRY, PLAIN), put_nodes=(NODE,)))
     changed, promoted = replace(ENTRY, hint="new", revision=8), replace(NODE, banned=False)
@@ -159,7 +173,7 @@ async def test_a_batch_that_does_not_follow_is_refused(store, version):
     assert sets(await store.load()) == ({ENTRY}, set(), 1)
 
 
-async def test_a_token_is_taken_once(opener):
+async def test_a_token_is_used_by_one_key(opener):
     store = await opener.open()
     token = JoinToken(digest=b"\x01" * 32, expires_at=10, group="prod-nodes", alias=TD.id("/extra"))
     plain = JoinToken(digest=b"\x02" * 32, expires_at=20)
@@ -168,20 +182,32 @@ async def test_a_token_is_taken_once(opener):
     with pytest.raises(AlreadyExists):
         await store.save_token(replace(token, group="other"))
     store = await opener.open()
-    assert await store.take_token(b"\x03" * 32) is None
-    takers = await asyncio.gather(*(store.take_token(token.digest) for _ in range(8)))
-    assert [taken for taken in takers if taken is not None] == [token]
-    assert await store.take_token(plain.digest) == plain
+    assert await store.find_token(b"\x03" * 32) is None
+    assert [await store.find_token(each.digest) for each in (token, plain)] == [token, plain]
+    attempts = await asyncio.gather(
+        *(store.apply(Batch(1, use_tokens=(replace(token, used_by=bytes([key]) * 32),))) for key in range(1, 9)),
+        return_exceptions=True,
+    )
+    assert [type(attempt) for attempt in attempts].count(FailedPrecondition) == 7
     store = await opener.open()
-    assert await store.take_token(token.digest) is None
+    used = await store.find_token(token.digest)
+    assert used == replace(token, used_by=used.used_by)
+    assert used.used_by
+    # The same key may come again, another may not, and what goes with a refused use does not happen either.
+    await store.apply(Batch(2, use_tokens=(used,)))
+    for wrong in (replace(used, used_by=b"\xee" * 32), replace(used, digest=b"\x03" * 32)):
+        with pytest.raises(FailedPrecondition):
+            await store.apply(Batch(3, put_entries=(ENTRY,), use_tokens=(wrong,)))
+    assert sets(await store.load()) == (set(), set(), 2)
+    assert await store.find_token(token.digest) == used
 
 
 async def test_ended_tokens_are_dropped(store):
     for end in (10, 11, 12):
         await store.save_token(JoinToken(digest=bytes([end]) * 32, expires_at=end))
     assert await store.drop_tokens(11) == 2
-    assert await store.take_token(bytes([11]) * 32) is None
-    assert await store.take_token(bytes([12]) * 32) is not None
+    assert await store.find_token(bytes([11]) * 32) is None
+    assert await store.find_token(bytes([12]) * 32) is not None
 
 
 async def test_operations_take_turns_and_outlive_their_callers(store):

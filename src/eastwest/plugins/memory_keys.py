@@ -7,7 +7,7 @@ from typing import Self
 
 from eastwest.errors import AlreadyExists, NotFound
 from eastwest.pki.signer import KeyAlgorithm, KeyStoreContext, Signer, SoftwareSigner, generate_private_key
-from eastwest.plugins.disk_keys import check_key_name
+from eastwest.plugins.key_names import check_key_name
 
 
 class MemoryKeyStore:
@@ -36,3 +36,8 @@ class MemoryKeyStore:
 
     def names(self) -> Sequence[str]:
         return sorted(self._signers)
+
+    def delete(self, name: str) -> None:
+        check_key_name(name)
+        if self._signers.pop(name, None) is None:
+            raise NotFound(f"there is no key named {name}")

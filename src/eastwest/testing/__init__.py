@@ -8,5 +8,6 @@ from eastwest.testing.ca import TestCA
 from eastwest.testing.clock import FakeClock
 from eastwest.testing.entropy import SeededEntropy
 from eastwest.testing.keys import KeyStoreContract
+from eastwest.testing.upstreams import UpstreamContract
 
-__all__ = ["FakeClock", "KeyStoreContract", "SeededEntropy", "TestCA"]
+__all__ = ["FakeClock", "KeyStoreContract", "SeededEntropy", "TestCA", "UpstreamContract"]

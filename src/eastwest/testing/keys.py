@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from cryptography.exceptions import InvalidSignature
 
@@ -14,6 +15,9 @@ from eastwest.pki.signer import KeyAlgorithm, KeyStore, Signer, key_id_of, verif
 
 class KeyStoreContract:
     """The promises of ``eastwest.pki.signer.KeyStore``, each one a test."""
+
+    algorithms: tuple[KeyAlgorithm, ...] = tuple(KeyAlgorithm)
+    """The key types that this store makes; the others it must refuse."""
 
     def make_store(self) -> KeyStore:
         """An empty store, new for each test."""
@@ -28,7 +32,7 @@ class KeyStoreContract:
 
     def test_a_created_key_signs_with_its_algorithm(self) -> None:
         store = self.make_store()
-        for algorithm in KeyAlgorithm:
+        for algorithm in self.algorithms:
             signer = store.create(f"key-{algorithm}", algorithm)
             assert signer.algorithm is algorithm
             assert signer.key_id == key_id_of(signer.public_key)
@@ -36,12 +40,60 @@ class KeyStoreContract:
 
     def test_a_loaded_key_is_the_created_one(self) -> None:
         store = self.make_store()
-        for algorithm in KeyAlgorithm:
+        for algorithm in self.algorithms:
             created = store.create(f"key-{algorithm}", algorithm)
             loaded = self.reopen(store).load(f"key-{algorithm}")
             assert (loaded.key_id, loaded.algorithm) == (created.key_id, algorithm)
             _check_signs(loaded)
             verify_signature(created.public_key, loaded.sign(b"data"), b"data")
+
+    def test_a_key_type_that_the_store_does_not_make_is_refused(self) -> None:
+        store = self.make_store()
+        for algorithm in set(KeyAlgorithm) - set(self.algorithms):
+            _expect(InvalidInput, lambda algorithm=algorithm: store.create("key", algorithm))  # type: ignore[misc]
+        assert list(store.names()) == []
+
+    def test_data_of_any_length_is_signed(self) -> None:
+        signer = self.make_store().create("key", KeyAlgorithm.EC_P256)
+        for data in (b"", b"x", bytes(100_000)):
+            verify_signature(signer.public_key, signer.sign(data), data)
+
+    def test_many_threads_sign_at_once(self) -> None:
+        store = self.make_store()
+        signers = [store.create(f"key-{number}", KeyAlgorithm.EC_P256) for number in range(2)]
+
+        def sign_some(number: int) -> None:
+            signer = signers[number % 2]
+            for turn in range(5):
+                data = f"{number} {turn}".encode()
+                verify_signature(signer.public_key, signer.sign(data), data)
+
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(sign_some, range(16)))
+
+    def test_of_many_that_create_one_name_one_succeeds(self) -> None:
+        store = self.make_store()
+
+        def create(_number: int) -> str | None:
+            try:
+                return store.create("root", KeyAlgorithm.EC_P256).key_id
+            except AlreadyExists:
+                return None
+
+        with ThreadPoolExecutor(4) as threads:
+            made = [key_id for key_id in threads.map(create, range(4)) if key_id is not None]
+        assert made == [self.reopen(store).load("root").key_id]
+
+    def test_a_deleted_key_is_gone(self) -> None:
+        store = self.make_store()
+        first = store.create("old", KeyAlgorithm.EC_P256)
+        store.create("kept", KeyAlgorithm.EC_P256)
+        store.delete("old")
+        _expect(NotFound, lambda: store.load("old"))
+        _expect(NotFound, lambda: store.delete("old"))
+        assert list(self.reopen(store).names()) == ["kept"]
+        assert store.create("old", KeyAlgorithm.EC_P256).key_id != first.key_id
+        assert self.reopen(store).load("old").key_id != first.key_id
 
     def test_every_key_is_new(self) -> None:
         store = self.make_store()
@@ -62,6 +114,7 @@ class KeyStoreContract:
     def test_a_missing_key_is_not_found(self) -> None:
         store = self.make_store()
         _expect(NotFound, lambda: store.load("root"))
+        _expect(NotFound, lambda: store.delete("root"))
         store.create("other", KeyAlgorithm.EC_P256)
         _expect(NotFound, lambda: store.load("root"))
 
@@ -70,6 +123,7 @@ class KeyStoreContract:
         for name in ("", ".", "..", "../root", "a/b", "/etc/x", "-a", ".a", "A", "a b", "a\n", "a\0", "ä", "a" * 101):
             _expect(InvalidInput, lambda name=name: store.create(name, KeyAlgorithm.EC_P256))  # type: ignore[misc]
             _expect(InvalidInput, lambda name=name: store.load(name))  # type: ignore[misc]
+            _expect(InvalidInput, lambda name=name: store.delete(name))  # type: ignore[misc]
         assert list(store.names()) == []
 
     def test_a_signer_does_not_show_or_hand_out_its_key(self) -> None:

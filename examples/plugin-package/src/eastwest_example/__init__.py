@@ -1,0 +1,1 @@
+"""Plug-ins for Eastwest, one of each kind; named in ``pyproject.toml`` as entry points."""
