@@ -42,7 +42,7 @@ ENTRY = Entry(
     origin=Origin.ESTATE,
     environment="prod",
     managed_by="estate",
-    attributes=(("kind", "a \"b\""), ("tenants", ("acme", "globex"))),
+    attributes=(("kind", 'a "b"'), ("tenants", ("acme", "globex"))),
 )
 PLAIN = Entry(id="e2", spiffe_id=TD.id("/w"), parent_id=AGENT, selectors=frozenset({Selector("unix", "uid:1")}))
 NODE = Node(

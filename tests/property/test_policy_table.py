@@ -60,9 +60,23 @@ def make_world(random: Random) -> World:
         files[f"services/{name}.yaml"] = _service(
             random, name, workload, placement[workload], 8000 + i, operations, routes
         )
+    foreign = _foreign(random)
+    files["estate.yaml"] += foreign
+    workloads += [f"spiffe://f.example/w{i}" for i in range(2) if f"/w{i}" in foreign]
     policies = [_policy(random, f"p{i}", workloads, services, operations) for i in range(random.randint(1, 7))]
     files["policies/all.cedar"] = "\n".join(policies)
     return World({k: v.encode() for k, v in files.items()}, workloads, services, policies, routes)
+
+
+def _foreign(random: Random) -> str:
+    """Callers of a federated trust domain, sometimes."""
+    rows = [
+        f"{{spiffe_id: spiffe://f.example/w{i}, environment: {random.choice(['prod', 'staging'])}, "
+        f"domain: {random.choice(['d1', 'd2'])}, owner: '{random.choice(OWNERS)}', "
+        f"attributes: {{{_attributes(random)}}}}}"
+        for i in range(random.randint(0, 2))
+    ]
+    return f"federation: [{{trust_domain: f.example, workloads: [{', '.join(rows)}]}}]\n" if rows else ""
 
 
 def _attributes(random: Random) -> str:
@@ -199,6 +213,8 @@ def test_table_equals_cedar(seed: int) -> None:
     for request in _requests(random, world, 30):
         expected = oracle.decide(*request)
         assert lookup(sidecars[request[1]], *request) == expected, (request, "\n".join(world.policies))
+        if expected[0] is Verdict.ALLOW and request[0].startswith("spiffe://f.example/"):
+            assert sidecars[request[1]].federated_callers == ("f.example",), "admitted, so its bundle is trusted"
 
 
 @settings(max_examples=12, deadline=None)

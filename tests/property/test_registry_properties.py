@@ -89,7 +89,7 @@ class RegistryMachine(RuleBasedStateMachine):
         def edit(entry):
             return replace(draft, id="ignored", revision=99)
 
-        [outcome] = self.run(self.registry.entries.update([(target, edit)]))
+        [outcome] = self.run(self.registry.entries.update([(target, edit)], NOW))
         kept = self.entries.get(target)
         if kept is None:
             assert isinstance(outcome.error, UnknownEntry)
@@ -134,7 +134,7 @@ class RegistryMachine(RuleBasedStateMachine):
         estate = {entry.key: entry for entry in after.values() if entry.origin is Origin.ESTATE}
         assert set(estate) == {item.key for item in items}
         for item in items:
-            assert estate[item.key].has_content_of(replace(item, origin=Origin.ESTATE))
+            assert estate[item.key].has_content_of(replace(item, origin=Origin.ESTATE, managed_by="estate"))
             old = before.get(estate[item.key].id)
             if old is not None:
                 assert estate[item.key].revision == old.revision + (not old.has_content_of(estate[item.key]))

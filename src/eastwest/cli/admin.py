@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,10 +66,58 @@ class AdminClient:
         reply = await self._call("ApplyEstate", request)
         return {"version": reply.version, "changes": msgspec.json.decode(reply.plan)}
 
+    async def plan_estate(self, files: Mapping[str, bytes]) -> pb.PlanEstateResponse:
+        """What applying these files would do to registrations, and why the caller may not ("": may)."""
+        reply: pb.PlanEstateResponse = await self._call("PlanEstate", pb.PlanEstateRequest(files=files))
+        return reply
+
+    async def entries(self, wanted: pb.ListEntriesRequest) -> list[pb.ManagedEntry]:
+        """All entries that the request's filter admits, page by page."""
+        found: list[pb.ManagedEntry] = []
+        while True:
+            page = await self._call("ListEntries", wanted)
+            found += page.entries
+            wanted.page_token = page.next_page_token
+            if not wanted.page_token:
+                return found
+
+    async def write_entries(self, request: pb.WriteEntriesRequest) -> pb.WriteEntriesResponse:
+        """Create, change and delete entries; each result has its own status."""
+        reply: pb.WriteEntriesResponse = await self._call("WriteEntries", request)
+        return reply
+
+    async def wait_for_entries(
+        self, awaited: Sequence[pb.WaitForEntriesRequest.Awaited], seconds: float
+    ) -> pb.WaitForEntriesResponse:
+        """Which agents hold the entries, once all concerned do or the time is over."""
+        request = pb.WaitForEntriesRequest(entries=awaited, timeout_ms=int(seconds * 1000))
+        reply: pb.WaitForEntriesResponse = await self._channel.unary(
+            method(_ADMIN, "WaitForEntries"), request, deadline=seconds + 30
+        )
+        return reply
+
+    async def explain_entries(self, selectors: Sequence[str], node: str = "") -> dict[str, Any]:
+        """Which entries a process with these selectors would match, and what it lacks for others."""
+        request = pb.ExplainEntriesRequest(selectors=selectors, node=node)
+        reply = await self._call("ExplainEntries", request)
+        explanation: dict[str, Any] = msgspec.json.decode(reply.explanation)
+        return explanation
+
     async def mesh_status(self) -> pb.GetMeshStatusResponse:
         """What every agent and sidecar was told and has acknowledged."""
         reply: pb.GetMeshStatusResponse = await self._call("GetMeshStatus", pb.GetMeshStatusRequest())
         return reply
+
+    async def nodes(self, spiffe_id: str = "") -> list[pb.ListNodesResponse.Node]:
+        """All attested nodes, or the one named; raises ``NotFound`` when that is not known."""
+        found: list[pb.ListNodesResponse.Node] = []
+        token = ""
+        while True:
+            page = await self._call("ListNodes", pb.ListNodesRequest(spiffe_id=spiffe_id, page_token=token))
+            found += page.nodes
+            token = page.next_page_token
+            if not token:
+                return found
 
     async def decisions(self, **query: Any) -> tuple[list[dict[str, Any]], int]:
         """Ledger rows that match (fields of ``ListDecisionsRequest``), and how many were ever lost."""

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from eastwest.policy.plan import Plan
 
 EXIT_ERRORS = 1
+Effect = dict[str, Any]
 
 estate_app = typer.Typer(no_args_is_help=True, help="The schemas of the files that people write.")
 
@@ -59,8 +60,8 @@ def schema(
 
 def plan(directory: Directory, data: MaybeDataDir = None, *, as_json: AsJson = False) -> None:
     """Check an estate, say what it amounts to, and with --data what it would change."""
-    made = _plan(directory, data)
-    _show(made, directory, as_json=as_json)
+    made, effect = _plan(directory, data)
+    _show(made, directory, effect, as_json=as_json)
     if not made.ok:
         raise typer.Exit(EXIT_ERRORS)
 
@@ -72,20 +73,21 @@ def apply(directory: Directory, data: DataDir, *, as_json: AsJson = False) -> No
 
     files = read_directory(directory)
 
-    async def work() -> tuple[Plan, str]:
+    async def work() -> tuple[Plan, Effect | None, str]:
         async with AdminClient.connect(data) as admin:
             status = await admin.estate_status()
             made = plan_files(files, _today(), status["files"] if status else None)
             if not made.ok:
-                return made, ""
+                return made, None, ""
+            effect = _effect(await admin.plan_estate(files))
             reply = await admin.apply_estate(files, status["version"] if status else "")
-            return made, str(reply["version"])
+            return made, effect, str(reply["version"])
 
-    made, version = run(work)
+    made, effect, version = run(work)
     if as_json:
-        print_json(made.to_dict() | {"applied_version": version})
+        print_json(made.to_dict() | {"registrations": effect, "applied_version": version})
     else:
-        _show(made, directory, as_json=False)
+        _show(made, directory, effect, as_json=False)
         if version:
             print(f"applied: version {version}")
     if not made.ok:
@@ -124,30 +126,50 @@ def _walk(directory: Path) -> Iterator[Path]:
                 yield path
 
 
-def _plan(directory: Path, data: Path | None) -> Plan:
+def _plan(directory: Path, data: Path | None) -> tuple[Plan, Effect | None]:
     from eastwest.policy.plan import plan_files
 
     files = read_directory(directory)
     if data is None:
-        return plan_files(files, _today())
+        return plan_files(files, _today()), None
 
     from eastwest.cli.admin import AdminClient
 
-    async def applied() -> dict[str, bytes] | None:
+    async def work() -> tuple[Plan, Effect | None]:
         async with AdminClient.connect(data) as admin:
             status = await admin.estate_status()
-            return status["files"] if status else None
+            made = plan_files(files, _today(), status["files"] if status else None)
+            return made, _effect(await admin.plan_estate(files)) if made.ok else None
 
-    return plan_files(files, _today(), run(applied))
+    return run(work)
 
 
-def _show(made: Plan, directory: Path, *, as_json: bool) -> None:
+def _effect(reply: Any) -> Effect:
+    """What the server says that applying would do to registrations."""
+    return {
+        "create": reply.create,
+        "update": reply.update,
+        "delete": reply.delete,
+        "kept_of_others": dict(sorted(reply.foreign.items())),
+        "refusal": reply.refusal,
+    }
+
+
+def _show(made: Plan, directory: Path, effect: Effect | None, *, as_json: bool) -> None:
     if as_json:
-        print_json(made.to_dict())
+        print_json(made.to_dict() | {"registrations": effect})
         return
     from eastwest.cli.estate_table import print_plan
 
     print_plan(made, directory)
+    if effect is None:
+        return
+    print(f"registrations: {effect['create']} new, {effect['update']} changed, {effect['delete']} deleted")
+    if effect["kept_of_others"]:
+        kept = ", ".join(f"{count} by {who}" for who, count in effect["kept_of_others"].items())
+        print(f"registrations of others, which apply never touches: {kept}")
+    if effect["refusal"]:
+        print(f"not for you: {effect['refusal']}")
 
 
 def _today() -> date:

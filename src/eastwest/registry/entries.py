@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from eastwest.entropy import Entropy, random_uuid
-from eastwest.errors import AlreadyExists, Error, FailedPrecondition, NotFound
-from eastwest.registry.entry import Entry, InvalidEntry, Key, Origin
+from eastwest.errors import AlreadyExists, Error, FailedPrecondition, NotFound, PermissionDenied
+from eastwest.registry.entry import Entry, Key, Origin
 from eastwest.registry.estate import EstatePlan, plan_estate
 from eastwest.registry.index import Index
 from eastwest.registry.listing import EntryFilter, Page, paginate
+from eastwest.registry.rules import Rules
 from eastwest.registry.state import State
 from eastwest.spiffe.id import TrustDomain
 
@@ -28,6 +29,41 @@ class UnknownEntry(NotFound):
 
 class KeptByEstate(FailedPrecondition):
     """The entry comes from the estate's files and can only be changed there."""
+
+
+class KeptByOther(PermissionDenied):
+    """The entry is kept by another hand than the controller that wants to change it."""
+
+
+CONTROLLER_PREFIX = "controller:"
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Who writes entries: what is noted as ``managed_by``, and what they may change.
+
+    ``permits`` is given an entry before and after (None: it is not there) and raises ``PermissionDenied``.
+    """
+
+    managed_by: str = ""
+    permits: Callable[[Entry | None, Entry | None], None] = lambda _before, _after: None
+
+    def check(self, before: Entry | None, after: Entry | None) -> None:
+        """Raise the refusal, if any; a controller may change only what it made."""
+        if (
+            before is not None
+            and self.managed_by.startswith(CONTROLLER_PREFIX)
+            and before.managed_by != self.managed_by
+        ):
+            raise KeptByOther(
+                f"entry {before.id} for {before.spiffe_id} is kept by {before.managed_by or 'api'}, "
+                f"not by {self.managed_by}",
+                fix="leave it to whoever keeps it",
+            )
+        self.permits(before, after)
+
+
+ANYBODY = Writer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +92,7 @@ class Entries:
         self._trust_domain = trust_domain
         self._state = state
         self._entropy = entropy
+        self.rules = Rules()
 
     def get(self, entry_id: str) -> Entry | None:
         """The entry with this id."""
@@ -80,31 +117,59 @@ class Entries:
             narrowed = index.entries.after(page_token or None)
         return paginate(narrowed, wanted.admits, lambda entry: entry.id, page_size)
 
-    async def create(self, drafts: Sequence[Entry], now: datetime, record: Record = _unrecorded) -> Sequence[Outcome]:
-        """Create entries; a draft without an id gets one. Revision and creation time are set here.
+    async def create(
+        self,
+        drafts: Sequence[Entry],
+        now: datetime,
+        record: Record = _unrecorded,
+        writer: Writer = ANYBODY,
+        *,
+        dry_run: bool = False,
+    ) -> Sequence[Outcome]:
+        """Create entries; a draft without an id gets one. Revision, creation time and environment are set here.
 
-        Errors of items: ``InvalidEntry``, ``SimilarEntry``.
+        With ``dry_run`` everything is judged and nothing recorded or changed, here as below. Errors of items:
+        ``InvalidEntry``, ``ImpossibleSelector``, ``SimilarEntry``, and what ``writer`` refuses.
         """
-        return await self._state.in_turn(lambda: self._create(drafts, now, record))
+        return await self._state.in_turn(lambda: self._create(drafts, now, record, writer, dry_run=dry_run))
 
-    async def update(self, edits: Sequence[tuple[str, Edit]], record: Record = _unrecorded) -> Sequence[Outcome]:
+    async def update(
+        self,
+        edits: Sequence[tuple[str, Edit]],
+        now: datetime,
+        record: Record = _unrecorded,
+        writer: Writer = ANYBODY,
+        *,
+        dry_run: bool = False,
+    ) -> Sequence[Outcome]:
         """Change entries by id. Each edit gets the entry as it is and returns it as it should be.
 
-        Id, creation time and origin stay; the revision grows by one if the content differs. Errors of items:
-        ``UnknownEntry``, ``InvalidEntry``, ``SimilarEntry``, ``KeptByEstate``, and what an edit raises of ``Error``.
+        Id, creation time, origin and keeper stay; the revision grows by one if the content differs. Errors of items:
+        those of ``create``, ``UnknownEntry``, ``KeptByEstate``, ``KeptByOther``, and what an edit raises of ``Error``.
         """
-        return await self._state.in_turn(lambda: self._update(edits, record))
+        return await self._state.in_turn(lambda: self._update(edits, now, record, writer, dry_run=dry_run))
 
-    async def delete(self, ids: Sequence[str], record: Record = _unrecorded) -> Sequence[Outcome]:
-        """Delete entries. Errors of items: ``UnknownEntry``, ``KeptByEstate``."""
-        return await self._state.in_turn(lambda: self._delete(ids, record))
+    async def delete(
+        self, ids: Sequence[str], record: Record = _unrecorded, writer: Writer = ANYBODY, *, dry_run: bool = False
+    ) -> Sequence[Outcome]:
+        """Delete entries. Errors of items: ``UnknownEntry``, ``KeptByEstate``, and what ``writer`` refuses."""
+        return await self._state.in_turn(lambda: self._delete(ids, record, writer, dry_run=dry_run))
 
-    def plan_estate(self, intended: Iterable[Entry], now: datetime) -> EstatePlan:
-        """What ``replace_estate`` would do; raises as it would."""
-        return plan_estate(self._state.index, self._trust_domain, intended, int(now.timestamp()))
+    def check(self, entry: Entry, now: datetime) -> None:
+        """Raise what ``create`` would say of the entry itself, whatever else is registered."""
+        entry.check(self._trust_domain)
+        self.rules.check(entry, now.date())
+
+    def plan_estate(self, intended: Iterable[Entry], now: datetime, rules: Rules | None = None) -> EstatePlan:
+        """What ``replace_estate`` would do; raises as it would, or as ``rules`` demand."""
+        return plan_estate(self._state.index, self._trust_domain, intended, now, rules or Rules())
 
     async def replace_estate(self, intended: Sequence[Entry], now: datetime) -> EstatePlan:
-        """Make ``intended`` the whole of the estate's entries, at once; see ``eastwest.registry.estate``."""
+        """Make ``intended`` the whole of the estate's entries, at once; see ``eastwest.registry.estate``.
+
+        Rules are not asked again: they judged the estate when it was applied (``plan_estate``), and a server must
+        start with what is in force even when a waiver has ended since.
+        """
 
         async def operation() -> EstatePlan:
             plan = self.plan_estate(intended, now)
@@ -130,7 +195,9 @@ class Entries:
         """The earliest ``expires_at`` of any entry (Unix seconds), or ``None``."""
         return min(self._state.index.ends().values(), default=None)
 
-    async def _create(self, drafts: Sequence[Entry], now: datetime, record: Record) -> Sequence[Outcome]:
+    async def _create(
+        self, drafts: Sequence[Entry], now: datetime, record: Record, writer: Writer, *, dry_run: bool
+    ) -> Sequence[Outcome]:
         overlay = _Overlay(self._state.index)
         outcomes: list[Outcome] = []
         for draft in drafts:
@@ -140,13 +207,24 @@ class Entries:
                 revision=0,
                 created_at=int(now.timestamp()),
                 origin=Origin.API,
+                environment=self.rules.environment_of(draft.spiffe_id),
+                managed_by=writer.managed_by or draft.managed_by or Origin.API.value,
             )
-            outcomes.append(self._admit(overlay, entry, overlay.get(entry.id)))
-        await record(outcomes)
-        await self._state.commit(put_entries=overlay.puts.values())
+            outcomes.append(self._admit(overlay, entry, None, now, writer))
+        if not dry_run:
+            await record(outcomes)
+            await self._state.commit(put_entries=overlay.puts.values())
         return outcomes
 
-    async def _update(self, edits: Sequence[tuple[str, Edit]], record: Record) -> Sequence[Outcome]:
+    async def _update(
+        self,
+        edits: Sequence[tuple[str, Edit]],
+        now: datetime,
+        record: Record,
+        writer: Writer,
+        *,
+        dry_run: bool,
+    ) -> Sequence[Outcome]:
         overlay = _Overlay(self._state.index)
         outcomes: list[Outcome] = []
         for entry_id, edit in edits:
@@ -160,33 +238,57 @@ class Entries:
             except Error as error:
                 outcomes.append(Outcome(kept, error))
                 continue
-            edited = replace(edited, id=kept.id, created_at=kept.created_at, origin=kept.origin, revision=kept.revision)
+            edited = replace(
+                edited,
+                id=kept.id,
+                created_at=kept.created_at,
+                origin=kept.origin,
+                managed_by=kept.managed_by,
+                environment=(
+                    kept.environment
+                    if edited.spiffe_id == kept.spiffe_id
+                    else self.rules.environment_of(edited.spiffe_id)
+                ),
+                revision=kept.revision,
+            )
             if edited == kept:
                 outcomes.append(Outcome(kept))
                 continue
-            outcomes.append(self._admit(overlay, replace(edited, revision=kept.revision + 1), None))
-        await record(outcomes)
-        await self._state.commit(put_entries=overlay.puts.values())
+            edited = replace(edited, revision=kept.revision + 1)
+            outcomes.append(self._admit(overlay, edited, kept, now, writer))
+        if not dry_run:
+            await record(outcomes)
+            await self._state.commit(put_entries=overlay.puts.values())
         return outcomes
 
-    async def _delete(self, ids: Sequence[str], record: Record) -> Sequence[Outcome]:
+    async def _delete(self, ids: Sequence[str], record: Record, writer: Writer, *, dry_run: bool) -> Sequence[Outcome]:
         drops: dict[str, None] = {}
         outcomes: list[Outcome] = []
         for entry_id in ids:
             kept = None if entry_id in drops else self.get(entry_id)
             refusal = _refusal(entry_id, kept)
+            if refusal is None:
+                try:
+                    writer.check(kept, None)
+                except Error as error:
+                    refusal = error
             outcomes.append(Outcome(kept, refusal))
             if refusal is None:
                 drops[entry_id] = None
-        await record(outcomes)
-        await self._state.commit(drop_entries=drops)
+        if not dry_run:
+            await record(outcomes)
+            await self._state.commit(drop_entries=drops)
         return outcomes
 
-    def _admit(self, overlay: _Overlay, entry: Entry, same_id: Entry | None) -> Outcome:
+    def _admit(self, overlay: _Overlay, entry: Entry, before: Entry | None, now: datetime, writer: Writer) -> Outcome:
+        """Take the entry in, new (``before`` None) or in place of ``before``; or the outcome that says why not."""
         try:
             entry.check(self._trust_domain)
-        except InvalidEntry as error:
+            writer.check(before, entry)
+            self.rules.check(entry, now.date())
+        except Error as error:
             return Outcome(None, error)
+        same_id = overlay.get(entry.id) if before is None else None
         similar = overlay.similar(entry.key) or same_id
         if similar is not None and (similar is same_id or similar.id != entry.id):
             return Outcome(

@@ -1,7 +1,7 @@
 """Registration entries: which selectors, on which nodes, earn which SPIFFE ID, and how it is issued.
 
 The meaning of every field is SPIRE's (``spire.api.types.Entry``), so that its agents and tools can be served;
-``profile``, ``owner`` and ``origin`` are ours.
+``profile``, ``owner``, ``attributes``, ``environment``, ``origin`` and ``managed_by`` are ours.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.spiffe.selector import MAX_SELECTOR_LENGTH, Selector
 
 SERVER_PATH = "/spire/server"
+PROBE_PREFIX = "/spire-controller-manager/"
 GROUP_PREFIX = "/eastwest/group/"
 MAX_SVID_TTL = 4 * 3600
 MAX_HINT_LENGTH = 1024
 MAX_SELECTORS = 100
 MAX_DNS_NAMES = 100
 MAX_ENTRY_ID_LENGTH = 255
+MAX_ATTRIBUTES = 64
+MAX_ATTRIBUTE_LENGTH = 4096
 
+Attributes = tuple[tuple[str, str | tuple[str, ...]], ...]
 Key = tuple[SpiffeId, SpiffeId, frozenset[Selector]]
 
 
@@ -43,7 +47,9 @@ class Entry:
 
     A process that has all ``selectors``, on a node that reaches ``parent_id``, may have ``spiffe_id``.
     ``revision`` starts at 0 and grows by one with every change of content; a changed revision makes agents
-    sign anew. An empty ``id`` means that the registry chooses one.
+    sign anew. An empty ``id`` means that the registry chooses one. ``environment`` is that of the estate's workload,
+    or the one that the SPIFFE ID names under the estate's convention; empty when neither says. ``managed_by`` tells
+    who keeps the entry: ``estate``, ``api:WHO`` or ``controller:NAME``. ``attributes`` are sorted by name.
     """
 
     spiffe_id: SpiffeId
@@ -66,6 +72,9 @@ class Entry:
     profile: str = "workload"
     owner: str = ""
     origin: Origin = Origin.API
+    environment: str = ""
+    managed_by: str = ""
+    attributes: Attributes = ()
 
     @property
     def key(self) -> Key:
@@ -80,6 +89,14 @@ class Entry:
         its selectors.
         """
         return self.parent_id.path == SERVER_PATH
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether this is the entry by which spire-controller-manager finds out which fields a server knows.
+
+        It is its own parent, so no node reaches it, and it is never served to workloads.
+        """
+        return self.spiffe_id == self.parent_id and self.store_svid and self.spiffe_id.path.startswith(PROBE_PREFIX)
 
     def is_expired(self, now: datetime) -> bool:
         """Whether the entry's own end has come."""
@@ -100,6 +117,8 @@ class Entry:
 
 _ENTRY_ID = re.compile(r"[A-Za-z0-9._-]+")
 _DNS_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_OWNER = re.compile(r"[a-z]+:\S{1,255}")
+_ATTRIBUTE = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -127,7 +146,7 @@ def _check_ids(entry: Entry, trust_domain: TrustDomain) -> None:
             f"spiffe_id {entry.spiffe_id} names a node group and cannot be a workload's",
             fix=f"choose a path outside {GROUP_PREFIX}",
         )
-    if entry.spiffe_id == entry.parent_id:
+    if entry.spiffe_id == entry.parent_id and not entry.is_probe:
         raise InvalidEntry(f"{entry.spiffe_id} is its own parent", fix="name the node, or its group, as the parent")
 
 
@@ -183,3 +202,13 @@ def _check_texts(entry: Entry) -> None:
         raise InvalidEntry(
             f"{entry.profile[:80]!r} is not a profile's name", fix="use letters, digits, dot, underscore, dash"
         )
+    if entry.owner and not _OWNER.fullmatch(entry.owner):
+        raise InvalidEntry(f"{entry.owner[:80]!r} is not an owner", fix="write kind:name, such as group:commerce")
+    if len(entry.attributes) > MAX_ATTRIBUTES:
+        raise InvalidEntry(f"the entry has more than {MAX_ATTRIBUTES} attributes")
+    for name, value in entry.attributes:
+        if not _ATTRIBUTE.fullmatch(name):
+            raise InvalidEntry(f"{name[:80]!r} is not an attribute's name", fix="use a-z, 0-9 and _")
+        values = (value,) if isinstance(value, str) else value
+        if any(not text or len(text) > MAX_ATTRIBUTE_LENGTH for text in values):
+            raise InvalidEntry(f"attribute {name!r} has an empty or overlong value")

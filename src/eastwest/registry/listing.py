@@ -46,6 +46,7 @@ class EntryFilter:
     federates_with: tuple[frozenset[TrustDomain], Match] | None = None
     hint: str | None = None
     downstream: bool | None = None
+    managed_by: str | None = None  # exact, or what stands before the colon
 
     def admits(self, entry: Entry) -> bool:
         """Whether ``entry`` answers all that is asked."""
@@ -54,6 +55,7 @@ class EntryFilter:
             and (self.parent_id is None or entry.parent_id == self.parent_id)
             and (self.hint is None or entry.hint == self.hint)
             and (self.downstream is None or entry.downstream == self.downstream)
+            and (self.managed_by is None or self.managed_by in {entry.managed_by, entry.managed_by.partition(":")[0]})
             and (self.selectors is None or self.selectors[1].holds(entry.selectors, self.selectors[0]))
             and (
                 self.federates_with is None

@@ -10,14 +10,17 @@ from eastwest.spiffe.id import SpiffeId
 from eastwest.spiffe.selector import Selector
 
 AGENT_PREFIX = "/spire/agent/"
+SEEN_STEP = 300
+"""Seconds in which a node that goes on calling is not noted again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One attested node. Serials are decimal; ``not_after`` values are Unix seconds.
+    """One attested node. Serials are decimal; ``not_after`` values and moments are Unix seconds.
 
-    ``serial_new`` is a renewed certificate that the agent has not used yet: until it does, the current one
-    counts as well, so that an answer lost on the way locks nobody out.
+    ``attested_at`` is when it last showed evidence; ``last_seen`` when it last called with a certificate of its own,
+    to within ``SEEN_STEP``, and 0 until it first did. ``serial_new`` is a renewed certificate that the agent has not
+    used yet: until it does, the current one counts as well, so that an answer lost on the way locks nobody out.
     """
 
     spiffe_id: SpiffeId
@@ -30,19 +33,23 @@ class Node:
     can_reattest: bool = False
     selectors: frozenset[Selector] = frozenset()
     agent_version: str = ""
+    attested_at: int = 0
+    last_seen: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinToken:
     """What is kept of a join token: the SHA-256 of its text, its end (Unix seconds), and what it grants.
 
-    ``group`` is a node group or ``""``; ``alias`` an extra identity for the node, or ``None``.
+    ``group`` is a node group or ``""``; ``alias`` an extra identity for the node, or ``None``. ``used_by`` is the
+    SHA-256 of the public key (SubjectPublicKeyInfo) that joined by it, empty while it is unused.
     """
 
     digest: bytes
     expires_at: int
     group: str = ""
     alias: SpiffeId | None = None
+    used_by: bytes = b""
 
 
 class Standing(enum.Enum):

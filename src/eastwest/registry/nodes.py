@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from datetime import datetime
 
 from eastwest.errors import InvalidInput, NotFound, PermissionDenied
 from eastwest.registry.listing import NodeFilter, Page, paginate
-from eastwest.registry.node import AGENT_PREFIX, Node
+from eastwest.registry.node import AGENT_PREFIX, SEEN_STEP, JoinToken, Node
 from eastwest.registry.state import State
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.spiffe.selector import Selector
@@ -48,33 +49,68 @@ class Nodes:
         admits = (wanted or NodeFilter()).admits
         return paginate(self._state.index.nodes.after(start), admits, lambda node: str(node.spiffe_id), page_size)
 
-    def ensure_may_attest(self, agent_id: SpiffeId) -> None:
-        """Raise ``NodeBanned``, or ``NodeKnown`` when the node is known and cannot attest again.
+    def ensure_may_attest(self, agent_id: SpiffeId, kind: str = "", token: JoinToken | None = None) -> None:
+        """Raise ``NodeBanned``, or ``NodeKnown`` when the node is known and cannot attest again by this evidence.
 
-        Ask before a certificate is issued; ``record_attestation`` asks once more.
+        ``kind``: the attestor, which must be the one that let the node in. ``token``: the checked join token; it may
+        bring back a node that has never been seen, for ``Tokens.check`` has compared the keys. Ask before a
+        certificate is issued; ``record_attestation`` asks once more. Raises ``InvalidInput`` for what is no agent.
         """
+        if not agent_id.is_member_of(self._trust_domain) or not agent_id.path.startswith(AGENT_PREFIX):
+            raise InvalidInput(f"{agent_id} is not an agent's ID in {self._trust_domain}")
         node = self.get(agent_id)
-        if node is not None and node.banned:
+        if node is None:
+            return
+        if node.banned:
             raise NodeBanned(f"{agent_id} is banned", fix="evict the agent to let it attest again")
-        if node is not None and not node.can_reattest:
+        if kind and node.attestation_type != kind:
+            raise NodeKnown(
+                f"{agent_id} came in by {node.attestation_type}, which {kind} cannot replace",
+                fix="evict the agent, or let the attestors give different IDs",
+            )
+        if not node.can_reattest and (token is None or node.last_seen):
             raise NodeKnown(
                 f"{agent_id} has attested already and its kind of evidence works only once",
                 fix="evict the agent, then join with new evidence",
             )
 
-    async def record_attestation(self, node: Node) -> None:
-        """Keep a node that has just attested, with the serial and end of the certificate it was given."""
+    async def record_attestation(self, node: Node, token: JoinToken | None = None) -> None:
+        """Keep a node that has just attested, with the serial and end of the certificate it was given.
+
+        ``token``, the join token it came by, is used up in the same step.
+        """
 
         async def operation() -> None:
-            if not node.spiffe_id.is_member_of(self._trust_domain) or not node.spiffe_id.path.startswith(AGENT_PREFIX):
-                raise InvalidInput(f"{node.spiffe_id} is not an agent's ID in {self._trust_domain}")
-            self.ensure_may_attest(node.spiffe_id)
+            self.ensure_may_attest(node.spiffe_id, node.attestation_type, token)
             known = self.get(node.spiffe_id)
-            version = node.agent_version or (known.agent_version if known else "")
-            fresh = replace(node, serial_new="", new_not_after=0, banned=False, agent_version=version)
-            await self._state.commit(put_nodes=[fresh])
+            fresh = replace(node, serial_new="", new_not_after=0, banned=False)
+            if known is not None:
+                version = node.agent_version or known.agent_version
+                fresh = replace(fresh, agent_version=version, last_seen=known.last_seen)
+            await self._state.commit(put_nodes=[fresh], use_tokens=[token] if token is not None else [])
 
         await self._state.in_turn(operation)
+
+    async def note_seen(self, agent_id: SpiffeId, now: datetime) -> None:
+        """Keep that the node called; durably at the first call, then every ``SEEN_STEP`` seconds."""
+        node, moment = self.get(agent_id), int(now.timestamp())
+        if node is not None and not node.last_seen <= moment < node.last_seen + SEEN_STEP:
+            await self._change(agent_id, lambda node: replace(node, last_seen=moment))
+
+    def expired(self, ended_before: int, *, every_kind: bool = False) -> Sequence[Node]:
+        """Nodes all of whose certificates ended before that moment (Unix seconds); never banned ones.
+
+        Only those that can be forgotten without harm: they can prove themselves again, or came by a join token, which
+        nobody can show a second time. ``every_kind``: also those that are trusted because they came first, whose
+        place anybody with the same evidence could take.
+        """
+        return [
+            node
+            for node in self._state.index.nodes.after(None)
+            if max(node.not_after, node.new_not_after) < ended_before
+            and not node.banned
+            and (every_kind or node.can_reattest or node.attestation_type == "join_token")
+        ]
 
     async def record_renewal(self, agent_id: SpiffeId, serial: str, not_after: int) -> None:
         """Keep a renewed certificate; it becomes the current one when the agent first uses it (``promote``)."""
@@ -116,11 +152,28 @@ class Nodes:
         async def operation() -> None:
             if self.get(agent_id) is None:
                 raise _unknown(agent_id)
-            tied = frozenset({node_selector(agent_id)})
-            own = [entry.id for entry in self._state.index.children(agent_id) if entry.selectors == tied]
-            await self._state.commit(drop_nodes=[agent_id], drop_entries=own)
+            await self._forget([agent_id])
 
         await self._state.in_turn(operation)
+
+    async def purge(self, nodes: Iterable[Node]) -> Sequence[Node]:
+        """Forget nodes that are still as given; those that changed meanwhile stay. Returns the forgotten."""
+
+        async def operation() -> Sequence[Node]:
+            unchanged = [node for node in nodes if self.get(node.spiffe_id) == node]
+            await self._forget([node.spiffe_id for node in unchanged])
+            return unchanged
+
+        return await self._state.in_turn(operation)
+
+    async def _forget(self, agents: Sequence[SpiffeId]) -> None:
+        own = [
+            entry.id
+            for agent_id in agents
+            for entry in self._state.index.children(agent_id)
+            if entry.selectors == frozenset({node_selector(agent_id)})
+        ]
+        await self._state.commit(drop_nodes=agents, drop_entries=own)
 
     async def _change(self, agent_id: SpiffeId, change: Callable[[Node], Node]) -> None:
         async def operation() -> None:

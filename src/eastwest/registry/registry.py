@@ -14,17 +14,18 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from eastwest.entropy import Entropy
-from eastwest.registry.authorized import Authorized, closure, reaches
+from eastwest.registry.authorized import Authorized, closure, holders, reaches
 from eastwest.registry.entries import Entries
 from eastwest.registry.entry import Entry
 from eastwest.registry.groups import group_name
 from eastwest.registry.node import Node, Verdict, judge
 from eastwest.registry.nodes import NodeBanned, Nodes, UnknownNode
 from eastwest.registry.ports import RegistryStore
+from eastwest.registry.privileged import Privileged
 from eastwest.registry.state import Listener, State
 from eastwest.registry.tokens import Tokens
 from eastwest.spiffe.id import SpiffeId, TrustDomain
@@ -38,6 +39,7 @@ class Registry:
         self._state = state
         self.entries = Entries(trust_domain, state, entropy)
         self.nodes = Nodes(trust_domain, state)
+        self.privileged = Privileged(state)
         self.tokens = Tokens(trust_domain, state, self.entries, entropy)
 
     @classmethod
@@ -73,6 +75,14 @@ class Registry:
             return None
         return entry
 
+    def reachable(self, node: Node) -> list[Entry]:
+        """Every entry in the closure of a node, whether it may be issued now or not."""
+        return closure(self._state.index, node)
+
+    def holders(self, entries: Iterable[Entry]) -> set[SpiffeId]:
+        """Every known node that reaches at least one of the entries."""
+        return holders(self._state.index, entries)
+
     def groups_of(self, agent_id: SpiffeId) -> tuple[str, ...]:
         """Names of the node groups that the node belongs to, sorted; none for an unknown node."""
         node = self.nodes.get(agent_id)
@@ -80,6 +90,12 @@ class Registry:
             return ()
         names = {group_name(alias.spiffe_id) for alias in self._state.index.aliases_of(node)}
         return tuple(sorted(names - {""}))
+
+    def aliases_of(self, agent_id: SpiffeId) -> tuple[str, ...]:
+        """SPIFFE IDs of the node aliases that the node matches, groups included, sorted; none for an unknown node."""
+        node = self.nodes.get(agent_id)
+        aliases = self._state.index.aliases_of(node) if node is not None else ()
+        return tuple(sorted({str(alias.spiffe_id) for alias in aliases}))
 
     def _admitted(self, agent_id: SpiffeId) -> Node:
         node = self.nodes.get(agent_id)

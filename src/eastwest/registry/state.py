@@ -9,8 +9,8 @@ from typing import TypeVar
 from eastwest.registry.authorized import holders
 from eastwest.registry.entry import Entry
 from eastwest.registry.index import Index
-from eastwest.registry.node import Node
-from eastwest.registry.ports import Batch, RegistryStore
+from eastwest.registry.node import JoinToken, Node
+from eastwest.registry.ports import Batch, PrivilegedSvid, RegistryStore
 from eastwest.spiffe.id import SpiffeId
 
 T = TypeVar("T")
@@ -44,6 +44,7 @@ class State:
     def __init__(self, store: RegistryStore) -> None:
         self.store = store
         self.index = Index()
+        self.svids: dict[str, PrivilegedSvid] = {}
         self.version = 0
         self._listeners: list[Listener] = []
 
@@ -55,6 +56,7 @@ class State:
         for entry in snapshot.entries:
             self.index.put_entry(entry)
         self.version = snapshot.version
+        self.svids = {svid.serial: svid for svid in snapshot.svids}
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` after every change, in order; the function returned ends that."""
@@ -77,10 +79,18 @@ class State:
         drop_entries: Iterable[str] = (),
         put_nodes: Iterable[Node] = (),
         drop_nodes: Iterable[SpiffeId] = (),
+        use_tokens: Iterable[JoinToken] = (),
     ) -> None:
         """Store a batch, follow it in memory, tell the listeners. A failure of the store changes nothing."""
-        batch = Batch(self.version + 1, tuple(put_entries), tuple(drop_entries), tuple(put_nodes), tuple(drop_nodes))
-        if not (batch.put_entries or batch.drop_entries or batch.put_nodes or batch.drop_nodes):
+        batch = Batch(
+            self.version + 1,
+            tuple(put_entries),
+            tuple(drop_entries),
+            tuple(put_nodes),
+            tuple(drop_nodes),
+            tuple(use_tokens),
+        )
+        if batch == Batch(batch.version):
             return
         await self.store.apply(batch)
         self._notify(self._follow(batch))

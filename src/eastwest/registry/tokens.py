@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from eastwest.entropy import Entropy, random_uuid
 from eastwest.errors import InvalidInput
-from eastwest.registry.entries import Entries
+from eastwest.registry.entries import Entries, SimilarEntry
 from eastwest.registry.entry import Entry
 from eastwest.registry.groups import group_id
 from eastwest.registry.node import AGENT_PREFIX, JoinToken
@@ -45,6 +45,7 @@ class Tokens:
 
     def __init__(self, trust_domain: TrustDomain, state: State, entries: Entries, entropy: Entropy) -> None:
         self._trust_domain = trust_domain
+        self._state = state
         self._store = state.store
         self._entries = entries
         self._entropy = entropy
@@ -69,32 +70,45 @@ class Tokens:
             group_id(self._trust_domain, group)
         if alias is not None:
             # The same checks as at use, so that a bad identity is refused to the operator and not to the node.
-            self._extra_identity(alias, "x").check(self._trust_domain)
+            self._extra_identity(alias, self._trust_domain.id(JOIN_TOKEN_PREFIX + "x")).check(self._trust_domain)
         value = value or random_uuid(self._entropy)
         expires_at = int(now.timestamp()) + (ttl or DEFAULT_TTL)
         await self._store.drop_tokens(int(now.timestamp()))
         await self._store.save_token(JoinToken(digest=_digest(value), expires_at=expires_at, group=group, alias=alias))
         return NewToken(value, expires_at)
 
-    async def consume(self, value: str, now: datetime) -> JoinToken:
-        """Use a join token up, and register the extra identity that it brings.
+    async def check(self, value: str, spki: bytes, now: datetime) -> JoinToken:
+        """What a join token grants to the key ``spki`` (SubjectPublicKeyInfo, DER). Nothing is used up yet.
 
-        Of any number of attempts one succeeds; all others, and every attempt after its end, raise
-        ``InvalidJoinToken``. A token that came too late is used up as well.
+        ``Nodes.record_attestation`` does that, together with letting the node in: what fails between costs nothing.
+        A used token is good once more for the same key, until the node has been seen and while the token lives:
+        its answer may have been lost on the way. All else raises ``InvalidJoinToken``.
         """
         if not (_TOKEN.fullmatch(value) and len(value) <= MAX_TOKEN_LENGTH):
             raise _refused()
         digest = _digest(value)
-        token = await self._store.take_token(digest)
+        token = await self._store.find_token(digest)
         if token is None or not hmac.compare_digest(token.digest, digest) or token.expires_at <= now.timestamp():
             raise _refused()
-        if token.alias is not None:
-            # The entry's parent holds the token's text, so it is made only now that the text opens nothing.
-            await self._entries.create([self._extra_identity(token.alias, value)], now)
-        return token
+        key = hashlib.sha256(spki).digest()
+        if token.used_by:
+            node = self._state.index.nodes.get(self._trust_domain.id(JOIN_TOKEN_PREFIX + value))
+            if not hmac.compare_digest(token.used_by, key) or node is None or node.last_seen:
+                raise _refused()
+        return replace(token, used_by=key)
 
-    def _extra_identity(self, alias: SpiffeId, value: str) -> Entry:
-        agent_id = self._trust_domain.id(JOIN_TOKEN_PREFIX + value)
+    async def bring_along(self, token: JoinToken, agent_id: SpiffeId, now: datetime) -> None:
+        """Register the extra identity of a token for the node that joined by it; no error when it is there.
+
+        The entry's parent holds the token's text, so call it only when the text opens nothing any more.
+        """
+        if token.alias is None:
+            return
+        [outcome] = await self._entries.create([self._extra_identity(token.alias, agent_id)], now)
+        if outcome.error is not None and not isinstance(outcome.error, SimilarEntry):
+            raise outcome.error
+
+    def _extra_identity(self, alias: SpiffeId, agent_id: SpiffeId) -> Entry:
         return Entry(spiffe_id=alias, parent_id=agent_id, selectors=frozenset({node_selector(agent_id)}))
 
 

@@ -12,9 +12,12 @@ from eastwest.errors import InvalidInput
 from eastwest.registry.registry import Registry
 from eastwest.rpc.service import Call, Service
 from eastwest.server.control import AgentStream, ControlHub
+from eastwest.server.entries import ManagedEntries
 from eastwest.server.estate import EstateKeeper
 from eastwest.server.gate import Gate
 from eastwest.server.journal import Journal
+from eastwest.server.nodes import NodeQueries
+from eastwest.server.tokens import check_token
 from eastwest.spiffe.id import SpiffeId
 from eastwest.store.ledger import DecisionQuery, SqliteLedger
 from eastwest.store.log import SqliteLog
@@ -44,6 +47,8 @@ class AdminService:
         self._journal = journal
         self._clock = clock
         self._gate = gate
+        self._entries = ManagedEntries(registry, hub, journal, clock, gate)
+        self._nodes = NodeQueries(registry, hub, gate)
         self._started = clock.monotonic()
         self.agent_address = ""
         self.health_address = ""
@@ -57,6 +62,9 @@ class AdminService:
                 "CreateJoinToken": self._create_join_token,
                 "GetEstate": self._get_estate,
                 "ApplyEstate": self._apply_estate,
+                "PlanEstate": self._plan_estate,
+                **self._entries.handlers(),
+                **self._nodes.handlers(),
                 "GetMeshStatus": self._mesh_status,
                 "ListDecisions": self._decisions,
                 "FlushLog": self._flush_log,
@@ -79,10 +87,13 @@ class AdminService:
         )
 
     async def _create_join_token(self, request: pb.CreateJoinTokenRequest, call: Call) -> types_pb2.JoinToken:
-        actor = await self._gate.admin(call)
+        caller = await self._gate.administrator(call)
+        actor = caller.name
         if request.group:
             self._estate.check_group(request.group)
         alias = SpiffeId.parse(request.spiffe_id) if request.spiffe_id else None
+        environment = self._estate.environment_of_group(request.group)
+        check_token(caller, self._registry, environment, alias, self._clock.now())
         token = await self._registry.tokens.create(self._clock.now(), ttl=request.ttl, group=request.group, alias=alias)
         await self._journal.record(
             "join_token.created", actor=actor, subject=str(alias or ""), group=request.group, ttl=request.ttl
@@ -101,9 +112,20 @@ class AdminService:
         )
 
     async def _apply_estate(self, request: pb.ApplyEstateRequest, call: Call) -> pb.ApplyEstateResponse:
-        actor = await self._gate.admin(call)
-        plan = await self._estate.apply(dict(request.files), request.expected_version, actor)
+        caller = await self._gate.administrator(call)
+        plan = await self._estate.apply(dict(request.files), request.expected_version, caller)
         return pb.ApplyEstateResponse(version=self._estate.version, plan=msgspec.json.encode(plan))
+
+    async def _plan_estate(self, request: pb.PlanEstateRequest, call: Call) -> pb.PlanEstateResponse:
+        caller = await self._gate.administrator(call)
+        plan, refusal = await self._estate.plan(dict(request.files), caller)
+        return pb.PlanEstateResponse(
+            create=len(plan.create),
+            update=len(plan.update),
+            delete=len(plan.delete),
+            foreign=dict(plan.foreign),
+            refusal=refusal,
+        )
 
     async def _mesh_status(self, _request: pb.GetMeshStatusRequest, _call: Call) -> pb.GetMeshStatusResponse:
         reply = pb.GetMeshStatusResponse(policy_version=self._estate.version)

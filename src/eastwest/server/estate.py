@@ -8,27 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from eastwest.clock import Clock
-from eastwest.errors import FailedPrecondition, InvalidInput, NotFound
+from eastwest.errors import Error, FailedPrecondition, InvalidInput, NotFound
 from eastwest.issuance.issuer import Issuer
 from eastwest.pki.profile import Profile, ProfileConfig
 from eastwest.policy.enforcement import encode_sidecar
-from eastwest.policy.estate import Estate, Workload
+from eastwest.policy.estate import Estate, ForeignWorkload, Workload
 from eastwest.policy.forms import duration
 from eastwest.policy.load import load_estate
-from eastwest.policy.plan import plan_files
+from eastwest.policy.naming import Naming
+from eastwest.policy.plan import Plan, plan_files
 from eastwest.policy.problems import EstateInvalid
 from eastwest.policy.table import CompiledPolicy, compile_estate
+from eastwest.registry.administrators import Administrator, Administrators
 from eastwest.registry.entry import Entry, Origin
+from eastwest.registry.estate import EstatePlan
 from eastwest.registry.groups import group_entries, group_id
 from eastwest.registry.registry import Registry
+from eastwest.registry.rules import Rules
+from eastwest.registry.state import Change
+from eastwest.server.estate_scope import check_scope
+from eastwest.server.federation import Federation
+from eastwest.server.federation_estate import foreign_domains, intended_federation
 from eastwest.server.journal import Journal
+from eastwest.server.known_callers import is_candidate, known_callers
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.spiffe.selector import Selector
 from eastwest.store.estate import AppliedEstate, SqliteEstates
@@ -45,6 +55,8 @@ class SidecarConfig:
     token: bytes
     data: bytes
     services: tuple[str, ...]
+    trust_domains: tuple[TrustDomain, ...] = ()
+    """Foreign trust domains whose bundles the sidecar needs."""
 
 
 class EstateKeeper:
@@ -58,6 +70,7 @@ class EstateKeeper:
         issuer: Issuer,
         journal: Journal,
         clock: Clock,
+        administrators: Administrators,
     ) -> None:
         self._trust_domain = trust_domain
         self._store = store
@@ -65,12 +78,18 @@ class EstateKeeper:
         self._issuer = issuer
         self._journal = journal
         self._clock = clock
+        self._administrators = administrators
+        self._registered: tuple[ForeignWorkload, ...] = ()
+        self._candidates: frozenset[str] = frozenset()
+        self._callers_changed = asyncio.Event()
         self._turn = asyncio.Lock()
         self._estate: Estate | None = None
         self._compiled: CompiledPolicy | None = None
         self.applied: AppliedEstate | None = None
         self.sidecars: Mapping[SpiffeId, SidecarConfig] = {}
         self.on_change: Callable[[], None] = lambda: None
+        self.federation: Federation | None = None
+        self.on_environments: Callable[[Collection[str], str], Awaitable[None]] | None = None
 
     @property
     def version(self) -> str:
@@ -85,14 +104,13 @@ class EstateKeeper:
         estate, compiled = await asyncio.to_thread(_compile, applied.files)
         await self._put_in_force(applied, estate, compiled)
 
-    async def apply(self, files: dict[str, bytes], expected: str, actor: str) -> dict[str, Any]:
+    async def apply(self, files: dict[str, bytes], expected: str, administrator: Administrator) -> dict[str, Any]:
         """Check, record, store and put in force; returns the plan that was carried out.
 
-        Raises ``EstateInvalid`` with every problem, or ``FailedPrecondition`` when another version than ``expected``
-        (``*``: any) is in force.
+        Raises ``EstateInvalid`` with every problem, ``NotAllowed`` when the administrator oversteps, or
+        ``FailedPrecondition`` when another version than ``expected`` (``*``: any) is in force.
         """
-        if len(files) > MAX_FILES or sum(map(len, files.values())) > MAX_BYTES:
-            raise InvalidInput(f"an estate has at most {MAX_FILES} files and {MAX_BYTES} bytes")
+        actor = administrator.name
         async with self._turn:
             if expected not in {ANY_VERSION, self.version}:
                 raise FailedPrecondition(
@@ -100,22 +118,54 @@ class EstateKeeper:
                     fix="plan again, then apply",
                 )
             now = self._clock.now()
-            plan = await asyncio.to_thread(plan_files, files, now.date(), self._compiled)
-            estate, compiled = plan.estate, plan.compiled
-            if not plan.ok or estate is None or compiled is None:
-                raise EstateInvalid(plan.errors)
-            if estate.settings.trust_domain != self._trust_domain.name:
-                raise FailedPrecondition(
-                    f"the estate is of {estate.settings.trust_domain}, this server of {self._trust_domain}",
-                    where="estate.yaml",
-                    fix="apply it to its own server",
-                )
-            self._registry.entries.plan_estate(registrations(estate, self._trust_domain), now)
+            plan, estate, compiled, registered = await self._planned(files, now)
+            self._check_scope(administrator, estate, files)
             await self._record(compiled, estate, files, actor)
             applied = AppliedEstate(compiled.version, files, now, actor)
             await self._store.save(applied)
             await self._put_in_force(applied, estate, compiled)
-            return plan.to_dict()
+            return plan.to_dict() | {"foreign_entries": dict(registered.foreign)}
+
+    async def plan(self, files: dict[str, bytes], administrator: Administrator) -> tuple[EstatePlan, str]:
+        """What applying would do to registrations, and why this administrator may not ("": may). Nothing changes."""
+        _, estate, _, registered = await self._planned(files, self._clock.now())
+        try:
+            self._check_scope(administrator, estate, files)
+        except Error as error:
+            return registered, str(error)
+        return registered, ""
+
+    async def _planned(self, files: dict[str, bytes], now: datetime) -> tuple[Plan, Estate, CompiledPolicy, EstatePlan]:
+        if len(files) > MAX_FILES or sum(map(len, files.values())) > MAX_BYTES:
+            raise InvalidInput(f"an estate has at most {MAX_FILES} files and {MAX_BYTES} bytes")
+        plan = await asyncio.to_thread(plan_files, files, now.date(), self._compiled)
+        estate, compiled = plan.estate, plan.compiled
+        if not plan.ok or estate is None or compiled is None:
+            raise EstateInvalid(plan.errors)
+        if estate.settings.trust_domain != self._trust_domain.name:
+            raise FailedPrecondition(
+                f"the estate is of {estate.settings.trust_domain}, this server of {self._trust_domain}",
+                where="estate.yaml",
+                fix="apply it to its own server",
+            )
+        if self.federation is not None:
+            self.federation.check_estate(intended_federation(estate))
+        # Names were judged with the plan, with the environment and domain that each workload declares.
+        rules = Rules(self._registry.entries.rules.selectors)
+        intended = registrations(estate, self._trust_domain)
+        return plan, estate, compiled, self._registry.entries.plan_estate(intended, now, rules)
+
+    def _check_scope(self, administrator: Administrator, estate: Estate, files: Mapping[str, bytes]) -> None:
+        before = self.applied.files if self.applied is not None else {}
+        trust_domain = self._trust_domain
+        check_scope(
+            administrator, self._estate, estate, (before, files), lambda workload: _registration(workload, trust_domain)
+        )
+
+    def environment_of_group(self, name: str) -> str:
+        """The environment of a node group of the estate in force, or ``""``."""
+        groups = self._estate.settings.node_groups if self._estate else ()
+        return next((group.environment for group in groups if group.name == name), "")
 
     def check_group(self, name: str) -> None:
         """Raise ``NotFound`` when the estate in force has no such node group."""
@@ -137,17 +187,66 @@ class EstateKeeper:
         )
 
     async def _put_in_force(self, applied: AppliedEstate, estate: Estate, compiled: CompiledPolicy) -> None:
+        if self.on_environments is not None:
+            # Before anything asks for a certificate of theirs.
+            await self.on_environments([one.name for one in estate.settings.environments], applied.applied_by)
+        naming = Naming.of(estate.settings, estate.waivers, estate.services)
+        self._registry.entries.rules = Rules(self._registry.entries.rules.selectors, naming)
+        self._administrators.replace(estate.settings.administrators)
         self._issuer.replace(profiles=[_profile(profile) for profile in estate.profiles])
         await self._registry.entries.replace_estate(registrations(estate, self._trust_domain), self._clock.now())
+        if self.federation is not None:
+            await self.federation.replace_estate(intended_federation(estate), applied.applied_by)
+        self._estate, self._compiled, self.applied = estate, compiled, applied
+        self._registered = self._known_callers()
+        await self._compile_sidecars()
+
+    async def _compile_sidecars(self) -> None:
+        """Give every sidecar its rules, with the callers that were registered by API."""
+        estate, compiled = self._estate, self._compiled
+        assert estate is not None
+        assert compiled is not None
+        if self._registered:
+            whole = msgspec.structs.replace(estate, registered=self._registered)
+            compiled = await asyncio.to_thread(compile_estate, whole)
         sidecars = {}
         for spiffe_id, sidecar in compiled.sidecars.items():
             data = encode_sidecar(sidecar)
             sidecars[SpiffeId.parse(spiffe_id)] = SidecarConfig(
-                hashlib.sha256(data).digest(), data, tuple(inbound.service for inbound in sidecar.inbound)
+                hashlib.sha256(data).digest(),
+                data,
+                tuple(inbound.service for inbound in sidecar.inbound),
+                foreign_domains(sidecar),
             )
         self.sidecars = sidecars
-        self._estate, self._compiled, self.applied = estate, compiled, applied
         self.on_change()
+
+    def _known_callers(self) -> tuple[ForeignWorkload, ...]:
+        naming = self._registry.entries.rules.naming
+        if self._estate is None or naming is None:
+            return ()
+        entries = self._registry.entries.list().items
+        self._candidates = frozenset(entry.id for entry in entries if is_candidate(entry))
+        return known_callers(entries, self._estate, naming)
+
+    def registry_changed(self, change: Change) -> None:
+        """Look again at callers registered by API, when a change is about any (``keep_callers`` does it)."""
+        for entry_id in change.entries:
+            entry = self._registry.entries.get(entry_id)
+            if entry_id in self._candidates or (entry is not None and is_candidate(entry)):
+                self._callers_changed.set()
+                return
+
+    async def keep_callers(self) -> None:
+        """Compile anew, for ever, whenever the callers known to policies have changed; bursts become one."""
+        while True:
+            await self._callers_changed.wait()
+            self._callers_changed.clear()
+            async with self._turn:
+                callers = self._known_callers()
+                if callers != self._registered:
+                    self._registered = callers
+                    await self._compile_sidecars()
 
 
 def registrations(estate: Estate, trust_domain: TrustDomain) -> list[Entry]:
@@ -167,11 +266,14 @@ def _registration(workload: Workload, trust_domain: TrustDomain) -> Entry:
         parent_id=parent,
         selectors=frozenset(Selector.parse(text) for text in workload.selectors),
         x509_svid_ttl=int(duration(workload.ttl).total_seconds()) if workload.ttl else 0,
+        federates_with=tuple(sorted(map(TrustDomain.parse, workload.federates_with))),
         dns_names=workload.dns_names,
         hint=workload.hint,
         profile=workload.profile,
         owner=workload.owner,
         origin=Origin.ESTATE,
+        environment=workload.environment,
+        attributes=tuple(sorted(workload.attributes.items())),
     )
 
 

@@ -1,7 +1,9 @@
 """Who is calling, and what they may call.
 
 Two gates, one for each listener: on the agents' port a caller is what its client certificate proves; on the admin
-socket it is a process of this machine whose user owns the server. Where a call comes from over a network never counts.
+socket it is a process of this machine. Where a call comes from over a network never counts. Which method asks for
+which right is in ``eastwest.server.rights``; limits to parts of the estate are asked by the methods themselves, of the
+``Administrator`` that the gate gives them.
 """
 
 from __future__ import annotations
@@ -17,22 +19,17 @@ from cryptography import x509
 from eastwest.api.spire.api.types import types_pb2
 from eastwest.clock import Clock
 from eastwest.errors import PermissionDenied, Unauthenticated
-from eastwest.registry.node import Standing
+from eastwest.policy.estate import Right
+from eastwest.registry.administrators import Administrator, Administrators, full
+from eastwest.registry.entry import Entry
+from eastwest.registry.node import AGENT_PREFIX, Standing
 from eastwest.registry.registry import Registry
 from eastwest.rpc.peer import peer_credentials
 from eastwest.rpc.service import Call
 from eastwest.rpc.status import Refused
 from eastwest.rpc.tls import certificate_id
+from eastwest.server.rights import AGENT_METHODS, DOWNSTREAM_METHODS, OPEN_METHODS, rights_for
 from eastwest.spiffe.id import SpiffeId
-
-OPEN_METHODS = frozenset(
-    {
-        "/spire.api.server.agent.v1.Agent/AttestAgent",
-        "/spire.api.server.bundle.v1.Bundle/GetBundle",
-        "/spire.api.server.bundle.v1.Bundle/GetFederatedBundle",
-    }
-)
-"""What is served on the agents' port to callers without a certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,34 +61,88 @@ class Gate(Protocol):
         """The calling agent, or a refusal with SPIRE's reason."""
         ...
 
+    async def administrator(self, call: Call) -> Administrator:
+        """The calling administrator, who has a right to the method, perhaps for a part of the estate only."""
+        ...
+
     async def admin(self, call: Call) -> str:
-        """The administrator's name for the record (``unix:uid:0``), or a refusal."""
+        """The administrator's name for the record (``unix:uid:0``); for methods whose rights know no parts."""
+        ...
+
+    async def downstream(self, call: Call) -> Entry:
+        """The ``downstream`` entry under which the calling server got its certificate, or a refusal."""
         ...
 
 
 class PortGate:
-    """The gate of the agents' TLS port."""
+    """The gate of the agents' TLS port.
 
-    def __init__(self, registry: Registry, clock: Clock) -> None:
+    Agents are known by their serial number. Anybody else of the trust domain is an administrator if the estate says
+    so of its SPIFFE ID, or if its very certificate was issued under an entry with ``admin``: another entry that gives
+    the same ID gives no rights.
+    """
+
+    def __init__(self, registry: Registry, administrators: Administrators, clock: Clock) -> None:
         self._registry = registry
+        self._administrators = administrators
         self._clock = clock
         self._presented: WeakKeyDictionary[object, Presented] = WeakKeyDictionary()
 
     async def enter(self, call: Call) -> None:
-        if call.method not in OPEN_METHODS:
+        if call.method in OPEN_METHODS:
+            return
+        shown = self._shown(call)
+        if shown.id.path.startswith(AGENT_PREFIX):
             await self.agent(call)
+            if call.method not in AGENT_METHODS:
+                raise PermissionDenied(f"{call.method} is not for agents", fix="call it as an administrator")
+        elif call.method in DOWNSTREAM_METHODS:
+            await self.downstream(call)
+        else:
+            await self.administrator(call)
 
     async def agent(self, call: Call) -> AgentCaller:
-        shown = self._presented.get(call.connection) or self._read_certificate(call)
+        shown = self._shown(call)
         verdict = self._registry.judge(shown.id, shown.serial, shown.not_after, self._clock.now())
         if verdict.standing is not Standing.OK:
             raise refusal(verdict.standing, shown.id)
         if verdict.promote:
             await self._registry.nodes.promote(shown.id, shown.serial)
+        await self._registry.nodes.note_seen(shown.id, self._clock.now())
         return AgentCaller(shown.id, shown.serial, shown.not_after)
 
+    async def administrator(self, call: Call) -> Administrator:
+        shown = self._shown(call)
+        entry = self._entry(shown)
+        found = full(str(shown.id)) if entry is not None and entry.admin else None
+        if found is None and not shown.id.is_reserved and self._clock.now() <= shown.not_after:
+            found = self._administrators.find(str(shown.id))
+        if found is None:
+            raise PermissionDenied(
+                f"{shown.id} is no administrator of this server",
+                fix="name it in administrators of estate.yaml, or call with an SVID of an entry with admin",
+            )
+        return _checked(found, call)
+
     async def admin(self, call: Call) -> str:
-        raise PermissionDenied(f"{call.method} is served on the admin socket only")
+        return _unlimited(await self.administrator(call), call)
+
+    async def downstream(self, call: Call) -> Entry:
+        shown = self._shown(call)
+        entry = self._entry(shown)
+        if entry is None or not entry.downstream:
+            raise PermissionDenied(
+                f"{shown.id} is no downstream server", fix="register it with downstream, and renew its certificate"
+            )
+        return entry
+
+    def _entry(self, shown: Presented) -> Entry | None:
+        """The privileged entry under which this very certificate was issued, while both live."""
+        now = self._clock.now()
+        return None if now > shown.not_after else self._registry.privileged.entry_of(shown.serial, shown.id, now)
+
+    def _shown(self, call: Call) -> Presented:
+        return self._presented.get(call.connection) or self._read_certificate(call)
 
     def _read_certificate(self, call: Call) -> Presented:
         der = call.peer_certificate
@@ -107,19 +158,51 @@ class PortGate:
 
 
 class SocketGate:
-    """The gate of the admin socket: root, and the user that the server runs as."""
+    """The gate of the admin socket: whom the estate names by user; else root, and the user that the server runs as."""
+
+    def __init__(self, administrators: Administrators) -> None:
+        self._administrators = administrators
 
     async def enter(self, call: Call) -> None:
-        await self.admin(call)
+        if call.method not in OPEN_METHODS:
+            await self.administrator(call)
 
     async def agent(self, call: Call) -> AgentCaller:
         raise PermissionDenied(f"{call.method} is served to agents on the TLS port only")
 
-    async def admin(self, call: Call) -> str:
+    async def administrator(self, call: Call) -> Administrator:
         _pid, uid, _gid = peer_credentials(call.socket)
-        if uid not in {0, os.geteuid()}:
-            raise PermissionDenied(f"uid {uid} is no administrator of this server")
-        return f"unix:uid:{uid}"
+        name = f"unix:uid:{uid}"
+        found = self._administrators.find(name)
+        if found is None and uid in {0, os.geteuid()}:
+            found = full(name)
+        if found is None:
+            raise PermissionDenied(
+                f"uid {uid} is no administrator of this server", fix=f"name {name} in administrators of estate.yaml"
+            )
+        return _checked(found, call)
+
+    async def admin(self, call: Call) -> str:
+        return _unlimited(await self.administrator(call), call)
+
+    async def downstream(self, call: Call) -> Entry:
+        raise PermissionDenied(f"{call.method} is served to downstream servers on the TLS port only")
+
+
+def _checked(administrator: Administrator, call: Call) -> Administrator:
+    rights = rights_for(call.method)
+    if not any(administrator.may(right) for right in rights):
+        raise administrator.refusal(rights[0], f"call {call.method.rpartition('.')[2]}")
+    return administrator
+
+
+def _unlimited(administrator: Administrator, call: Call) -> str:
+    """The name, for a method that asks no limits: then a right that is limited to a part does not do."""
+    what = f"call {call.method.rpartition('.')[2]}"
+    rights = rights_for(call.method)
+    if Right.READ not in rights:
+        administrator.require_unlimited(rights[0], what)
+    return administrator.name
 
 
 def refusal(standing: Standing, agent: SpiffeId) -> Refused:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from eastwest.errors import AlreadyExists, FailedPrecondition
-from eastwest.registry.entry import Entry, Origin
+from eastwest.registry.entry import Attributes, Entry, Origin
 from eastwest.registry.node import JoinToken, Node
-from eastwest.registry.ports import Batch, Snapshot
+from eastwest.registry.ports import Batch, PrivilegedSvid, Snapshot
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.spiffe.selector import Selector
 from eastwest.store.database import Database
@@ -38,7 +38,9 @@ class SqliteRegistryStore:
 
         def insert(connection: sqlite3.Connection) -> None:
             try:
-                connection.execute("INSERT INTO join_tokens VALUES (?, ?, ?, ?)", row)
+                connection.execute(
+                    "INSERT INTO join_tokens (digest, expires_at, node_group, alias) VALUES (?, ?, ?, ?)", row
+                )
             except sqlite3.IntegrityError:
                 raise AlreadyExists(
                     "this join token exists already", fix="leave the token out to have one made"
@@ -46,17 +48,15 @@ class SqliteRegistryStore:
 
         await self._database.write(insert)
 
-    async def take_token(self, digest: bytes) -> JoinToken | None:
-        def take(connection: sqlite3.Connection) -> JoinToken | None:
+    async def find_token(self, digest: bytes) -> JoinToken | None:
+        def find(connection: sqlite3.Connection) -> JoinToken | None:
             row = connection.execute("SELECT * FROM join_tokens WHERE digest = ?", (digest,)).fetchone()
             if row is None:
                 return None
-            connection.execute("DELETE FROM join_tokens WHERE digest = ?", (digest,))
-            return JoinToken(
-                digest=row[0], expires_at=row[1], group=row[2], alias=SpiffeId.parse(row[3]) if row[3] else None
-            )
+            alias = SpiffeId.parse(row[3]) if row[3] else None
+            return JoinToken(digest=row[0], expires_at=row[1], group=row[2], alias=alias, used_by=row[4])
 
-        return await self._database.write(take)
+        return await self._database.read(find)
 
     async def drop_tokens(self, ended_by: int) -> int:
         def drop(connection: sqlite3.Connection) -> int:
@@ -64,12 +64,22 @@ class SqliteRegistryStore:
 
         return await self._database.write(drop)
 
+    async def save_svids(self, svids: Sequence[PrivilegedSvid], ended_by: int) -> None:
+        rows = [(svid.serial, svid.entry_id, svid.not_after) for svid in svids]
+
+        def save(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM privileged_svids WHERE not_after <= ?", (ended_by,))
+            connection.executemany("INSERT OR REPLACE INTO privileged_svids VALUES (?, ?, ?)", rows)
+
+        await self._database.write(save)
+
     async def in_turn(self, operation: Callable[[], Awaitable[T]]) -> T:
         return await self._turns.run(operation)
 
 
-_PUT_ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_PUT_NODE = "INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT_ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT_NODE = "INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_USE_TOKEN = "UPDATE join_tokens SET used_by = ?1 WHERE digest = ?2 AND used_by IN (x'', ?1)"
 
 
 def _apply(connection: sqlite3.Connection, batch: Batch) -> None:
@@ -89,6 +99,9 @@ def _apply(connection: sqlite3.Connection, batch: Batch) -> None:
         raise AlreadyExists("an entry with the same SPIFFE ID, parent and selectors is stored already") from None
     connection.executemany("DELETE FROM nodes WHERE spiffe_id = ?", [(str(gone_id),) for gone_id in batch.drop_nodes])
     connection.executemany(_PUT_NODE, map(_node_row, batch.put_nodes))
+    for token in batch.use_tokens:
+        if connection.execute(_USE_TOKEN, (token.used_by, token.digest)).rowcount != 1:
+            raise FailedPrecondition("the join token has been used meanwhile", fix="make a new one")
 
 
 def _load(connection: sqlite3.Connection) -> Snapshot:
@@ -96,7 +109,8 @@ def _load(connection: sqlite3.Connection) -> Snapshot:
     (version,) = connection.execute("SELECT version FROM registry_state").fetchone()
     entries = tuple(_entry(row, parts) for row in connection.execute("SELECT * FROM entries ORDER BY id"))
     nodes = tuple(_node(row, parts) for row in connection.execute("SELECT * FROM nodes ORDER BY spiffe_id"))
-    return Snapshot(entries, nodes, version)
+    svids = tuple(PrivilegedSvid(*row) for row in connection.execute("SELECT * FROM privileged_svids"))
+    return Snapshot(entries, nodes, version, svids)
 
 
 class _Parts:
@@ -148,6 +162,9 @@ def _entry_row(entry: Entry) -> tuple[Any, ...]:
         entry.profile,
         entry.owner,
         entry.origin.value,
+        entry.environment,
+        entry.managed_by,
+        msgspec.json.encode(dict(entry.attributes)).decode() if entry.attributes else "{}",
     )
 
 
@@ -173,6 +190,9 @@ def _entry(row: tuple[Any, ...], parts: _Parts) -> Entry:
         profile=row[17],
         owner=row[18],
         origin=Origin(row[19]),
+        environment=row[20],
+        managed_by=row[21],
+        attributes=_attributes(row[22]) if row[22] != "{}" else (),
     )
 
 
@@ -188,6 +208,8 @@ def _node_row(node: Node) -> tuple[Any, ...]:
         node.can_reattest,
         _selectors_text(node.selectors),
         node.agent_version,
+        node.attested_at,
+        node.last_seen,
     )
 
 
@@ -203,7 +225,16 @@ def _node(row: tuple[Any, ...], parts: _Parts) -> Node:
         can_reattest=bool(row[7]),
         selectors=parts.selectors(row[8]),
         agent_version=row[9],
+        attested_at=row[10],
+        last_seen=row[11],
     )
+
+
+_decode_attributes = msgspec.json.Decoder(dict[str, str | tuple[str, ...]]).decode
+
+
+def _attributes(text: str) -> Attributes:
+    return tuple(sorted(_decode_attributes(text).items()))
 
 
 def _selectors_text(selectors: frozenset[Selector]) -> str:

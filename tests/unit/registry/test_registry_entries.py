@@ -94,7 +94,7 @@ async def test_an_update_counts_only_what_changes(registry, changes):
         ("absent", lambda entry: entry),
         (made.entry.id, lambda entry: replace(entry, selectors=frozenset())),
     ]
-    first, second, third, absent, bad = await registry.entries.update(edits)
+    first, second, third, absent, bad = await registry.entries.update(edits, START)
     assert first.entry == replace(made.entry, hint="new", revision=1)
     assert second.entry == third.entry == replace(first.entry, owner="group:a", revision=2)
     assert isinstance(absent.error, UnknownEntry)
@@ -109,20 +109,23 @@ async def test_an_edit_that_refuses_is_an_answer(registry):
     def edit(_entry):
         raise InvalidInput("no")
 
-    [outcome] = await registry.entries.update([(made.entry.id, edit)])
+    [outcome] = await registry.entries.update([(made.entry.id, edit)], START)
     assert isinstance(outcome.error, InvalidInput)
 
 
 async def test_an_update_cannot_become_similar_to_another(registry):
     a, b = await registry.entries.create([draft("/a"), draft("/b")], START)
-    [outcome] = await registry.entries.update([(a.entry.id, lambda entry: replace(entry, spiffe_id=TD.id("/b")))])
+    [outcome] = await registry.entries.update(
+        [(a.entry.id, lambda entry: replace(entry, spiffe_id=TD.id("/b")))], START
+    )
     assert isinstance(outcome.error, SimilarEntry)
     assert outcome.entry == b.entry
     moved, taken = await registry.entries.update(
         [
             (b.entry.id, lambda entry: replace(entry, spiffe_id=TD.id("/c"))),
             (a.entry.id, lambda entry: replace(entry, spiffe_id=TD.id("/b"))),
-        ]
+        ],
+        START,
     )
     assert (moved.error, taken.error) == (None, None)
     [again] = await registry.entries.create([draft("/b")], START)
@@ -177,7 +180,7 @@ async def test_estate_ids_tell_selectors_apart(registry):
 async def test_the_estates_entries_are_changed_there_only(registry):
     plan = await registry.entries.replace_estate([draft("/a")], START)
     [deleted] = await registry.entries.delete([plan.create[0].id])
-    [updated] = await registry.entries.update([(plan.create[0].id, lambda entry: replace(entry, hint="x"))])
+    [updated] = await registry.entries.update([(plan.create[0].id, lambda entry: replace(entry, hint="x"))], START)
     assert isinstance(deleted.error, KeptByEstate)
     assert isinstance(updated.error, KeptByEstate)
     assert registry.entries.get(plan.create[0].id) == plan.create[0]
@@ -338,7 +341,8 @@ async def test_a_change_among_many_entries_costs_what_it_concerns(registry):
                     registry.entries.list(EntryFilter(spiffe_id=TD.id(f"/w{n}"))).items[0].id,
                     lambda e: replace(e, hint="x"),
                 )
-            ]
+            ],
+            START,
         )
     # The memory store copies its dictionary each time, which is nearly all of this.
     assert time.process_time() - started < 5
@@ -359,7 +363,7 @@ async def test_what_cannot_be_recorded_does_not_take_effect(registry, changes):
     del changes[:]
     for attempt in (
         registry.entries.create([draft("/other")], START, refuse),
-        registry.entries.update([(made.entry.id, lambda entry: replace(entry, hint="new"))], refuse),
+        registry.entries.update([(made.entry.id, lambda entry: replace(entry, hint="new"))], START, refuse),
         registry.entries.delete([made.entry.id], refuse),
     ):
         with pytest.raises(LogUnavailable):

@@ -188,3 +188,58 @@ async def test_nodes_are_listed_by_filter_and_page(registry):
     assert [len(first.items), len(rest.items), rest.next_token] == [3, 2, ""]
     with pytest.raises(MalformedSpiffeId):
         registry.nodes.list(page_token="junk")
+
+
+async def test_another_kind_of_evidence_takes_no_nodes_place(registry):
+    await registry.nodes.record_attestation(replace(NODE, attestation_type="x509pop", can_reattest=True))
+    registry.nodes.ensure_may_attest(AGENT, "x509pop")
+    with pytest.raises(NodeKnown, match="came in by x509pop"):
+        registry.nodes.ensure_may_attest(AGENT, "http_challenge")
+    with pytest.raises(NodeKnown):
+        await registry.nodes.record_attestation(replace(NODE, attestation_type="http_challenge"))
+
+
+async def test_a_node_is_noted_as_seen_now_and_then(registry):
+    await registry.nodes.record_attestation(replace(NODE, can_reattest=True))
+    await registry.nodes.note_seen(AGENT, START)
+    version = registry.version
+    await registry.nodes.note_seen(AGENT, START + timedelta(seconds=299))
+    assert registry.version == version
+    await registry.nodes.note_seen(AGENT, START + timedelta(seconds=300))
+    assert registry.nodes.get(AGENT).last_seen == int(START.timestamp()) + 300
+    await registry.nodes.note_seen(AGENT, START)  # the clock was set back
+    assert registry.nodes.get(AGENT).last_seen == int(START.timestamp())
+    await registry.nodes.record_attestation(replace(NODE, can_reattest=True, serial_current="2"))
+    assert registry.nodes.get(AGENT).last_seen == int(START.timestamp())
+    await registry.nodes.evict(AGENT)
+    await registry.nodes.note_seen(AGENT, START)
+    assert registry.nodes.get(AGENT) is None
+
+
+def aged(name: str, **fields) -> Node:
+    return replace(NODE, spiffe_id=TD.id(f"/spire/agent/x/{name}"), not_after=100, **fields)
+
+
+async def test_what_is_purged(registry):
+    for node in (
+        aged("token"),
+        aged("again", attestation_type="x509pop", can_reattest=True),
+        aged("first-use", attestation_type="http_challenge"),
+        aged("banned", attestation_type="x509pop", can_reattest=True),
+        replace(aged("live", can_reattest=True), not_after=200),
+        aged("renewed"),
+    ):
+        await registry.nodes.record_attestation(node)
+    await registry.nodes.ban(TD.id("/spire/agent/x/banned"))
+    await registry.nodes.record_renewal(TD.id("/spire/agent/x/renewed"), "9", 300)
+
+    def named(nodes):
+        return [node.spiffe_id.path.removeprefix("/spire/agent/x/") for node in nodes]
+
+    assert named(registry.nodes.expired(150)) == ["again", "token"]
+    assert named(registry.nodes.expired(150, every_kind=True)) == ["again", "first-use", "token"]
+    assert registry.nodes.expired(100) == []
+    chosen = registry.nodes.expired(150)
+    await registry.nodes.record_attestation(replace(chosen[0], not_after=900))
+    assert named(await registry.nodes.purge(chosen)) == ["token"], "one has come back meanwhile"
+    assert named(registry.nodes.list().items) == ["again", "banned", "first-use", "live", "renewed"]

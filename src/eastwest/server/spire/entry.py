@@ -39,7 +39,7 @@ _SYNC_FIELDS = (
     "additional_attributes",
     "created_at",
 )
-_EDITABLE = {
+EDITABLE = {
     # Mask field of SPIRE's message → fields of our entry.
     "spiffe_id": ("spiffe_id",),
     "parent_id": ("parent_id",),
@@ -84,13 +84,19 @@ class EntryService:
         )
 
     async def _count(self, request: pb.CountEntriesRequest, call: Call) -> pb.CountEntriesResponse:
-        await self._gate.admin(call)
-        return pb.CountEntriesResponse(count=self._registry.entries.count(_filter(request.filter)))
+        caller = await self._gate.administrator(call)
+        wanted = _filter(request.filter)
+        if caller.sees_only_own:
+            wanted = replace(wanted, managed_by=caller.managed_by)
+        return pb.CountEntriesResponse(count=self._registry.entries.count(wanted))
 
     async def _list(self, request: pb.ListEntriesRequest, call: Call) -> pb.ListEntriesResponse:
-        await self._gate.admin(call)
+        caller = await self._gate.administrator(call)
+        wanted = _filter(request.filter)
+        if caller.sees_only_own:
+            wanted = replace(wanted, managed_by=caller.managed_by)
         page = self._registry.entries.list(
-            _filter(request.filter),
+            wanted,
             page_size=min(request.page_size, 1000) if request.page_size > 0 else 0,
             page_token=request.page_token,
         )
@@ -107,13 +113,13 @@ class EntryService:
         return masked(entry_to_proto(entry), request.output_mask if request.HasField("output_mask") else None)
 
     async def _create(self, request: pb.BatchCreateEntryRequest, call: Call) -> pb.BatchCreateEntryResponse:
-        actor = await self._gate.admin(call)
+        caller = await self._gate.administrator(call)
         _check_batch(len(request.entries))
         drafts = [_try(lambda message=message: entry_from_proto(message)) for message in request.entries]
-        record = partial(self._note, "entry.created", actor)
-        created = iter(
-            await self._registry.entries.create([d for d in drafts if isinstance(d, Entry)], self._clock.now(), record)
-        )
+        record = partial(note_entries, self._journal, "entry.created", caller.name)
+        entries = self._registry.entries
+        good = [draft for draft in drafts if isinstance(draft, Entry)]
+        created = iter(await entries.create(good, self._clock.now(), record, caller.writer(entries.rules)))
         outcomes = [next(created) if isinstance(draft, Entry) else Outcome(None, draft) for draft in drafts]
         mask = request.output_mask if request.HasField("output_mask") else None
         reply = pb.BatchCreateEntryResponse()
@@ -122,11 +128,13 @@ class EntryService:
         return reply
 
     async def _update(self, request: pb.BatchUpdateEntryRequest, call: Call) -> pb.BatchUpdateEntryResponse:
-        actor = await self._gate.admin(call)
+        caller = await self._gate.administrator(call)
         _check_batch(len(request.entries))
         mask = request.input_mask if request.HasField("input_mask") else None
-        edits = [(message.id, _edit(message, mask)) for message in request.entries]
-        outcomes = await self._registry.entries.update(edits, partial(self._note, "entry.changed", actor))
+        edits = [(message.id, edit_of(message, mask)) for message in request.entries]
+        record = partial(note_entries, self._journal, "entry.changed", caller.name)
+        entries = self._registry.entries
+        outcomes = await entries.update(edits, self._clock.now(), record, caller.writer(entries.rules))
         output = request.output_mask if request.HasField("output_mask") else None
         reply = pb.BatchUpdateEntryResponse()
         for outcome in outcomes:
@@ -134,10 +142,11 @@ class EntryService:
         return reply
 
     async def _delete(self, request: pb.BatchDeleteEntryRequest, call: Call) -> pb.BatchDeleteEntryResponse:
-        actor = await self._gate.admin(call)
+        caller = await self._gate.administrator(call)
         _check_batch(len(request.ids))
-        record = partial(self._note, "entry.deleted", actor)
-        outcomes = await self._registry.entries.delete(list(request.ids), record)
+        record = partial(note_entries, self._journal, "entry.deleted", caller.name)
+        entries = self._registry.entries
+        outcomes = await entries.delete(list(request.ids), record, caller.writer(entries.rules))
         reply = pb.BatchDeleteEntryResponse()
         for entry_id, outcome in zip(request.ids, outcomes, strict=True):
             reply.results.add(status=_status(outcome), id=entry_id)
@@ -179,18 +188,23 @@ class EntryService:
                 more = start + PAGE < len(found)
                 await call.send(pb.SyncAuthorizedEntriesResponse(entries=part, more=more))
 
-    async def _note(self, kind: str, actor: str, outcomes: Sequence[Outcome]) -> None:
-        changed = [outcome.entry for outcome in outcomes if outcome.error is None and outcome.entry is not None]
-        await self._journal.record_all([Event(kind, actor, str(entry.spiffe_id), _facts(entry)) for entry in changed])
+
+async def note_entries(journal: Journal, kind: str, actor: str, outcomes: Sequence[Outcome]) -> None:
+    """Record what a batch is about to do to entries: one event for each that will change."""
+    changed = [outcome.entry for outcome in outcomes if outcome.error is None and outcome.entry is not None]
+    await journal.record_all([Event(kind, actor, str(entry.spiffe_id), _facts(entry)) for entry in changed])
 
 
 def _facts(entry: Entry) -> dict[str, Any]:
-    return {
+    facts: dict[str, Any] = {
         "entry": entry.id,
         "revision": entry.revision,
         "parent": str(entry.parent_id),
         "selectors": [str(selector) for selector in sorted(entry.selectors)],
+        "managed_by": entry.managed_by,
     }
+    # What gives rights is told when it is there.
+    return facts | {name: True for name in ("admin", "downstream") if getattr(entry, name)}
 
 
 def _check_batch(size: int) -> None:
@@ -205,11 +219,13 @@ def _try(parse: object) -> Entry | Error:
         return error
 
 
-def _edit(message: types_pb2.Entry, mask: types_pb2.EntryMask | None) -> Edit:
+def edit_of(message: types_pb2.Entry, mask: types_pb2.EntryMask | None) -> Edit:
+    """How an entry changes: the masked fields come from the message, all of them without a mask."""
+
     def edit(current: Entry) -> Entry:
         # What the mask leaves out may be absent from the message, so it is read from the entry as it is.
         whole = entry_to_proto(current)
-        for field in _EDITABLE:
+        for field in EDITABLE:
             if mask is None or getattr(mask, field):
                 whole.ClearField(field)  # type: ignore[arg-type]
                 source = types_pb2.Entry()
@@ -218,7 +234,7 @@ def _edit(message: types_pb2.Entry, mask: types_pb2.EntryMask | None) -> Edit:
                     source.ClearField(other)  # type: ignore[arg-type]
                 whole.MergeFrom(source)
         parsed = entry_from_proto(whole)
-        names = [name for field in _EDITABLE for name in _EDITABLE[field]]
+        names = [name for field in EDITABLE for name in EDITABLE[field]]
         return replace(current, **{name: getattr(parsed, name) for name in names})
 
     return edit

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -15,10 +16,13 @@ from eastwest.api.spire.api.types import types_pb2
 from eastwest.clock import Clock
 from eastwest.errors import Error, Exhausted, InvalidInput, NotFound
 from eastwest.issuance.issuer import Issuer
-from eastwest.issuance.request import JwtRequest, X509Request
+from eastwest.issuance.request import DownstreamRequest, JwtRequest, X509Request
 from eastwest.pki.parsing import PARSE_ERRORS
 from eastwest.pki.profile import Door
+from eastwest.policy.estate import Right
+from eastwest.registry.administrators import Administrator, subject_of
 from eastwest.registry.entry import Entry
+from eastwest.registry.ports import PrivilegedSvid
 from eastwest.registry.registry import Registry
 from eastwest.rpc.service import Call, Service
 from eastwest.rpc.spire import id_from_proto, id_to_proto, svid_to_proto
@@ -32,6 +36,15 @@ from eastwest.spiffe.svid import JwtSvid, X509Svid
 
 MAX_BATCH = 500
 MAX_AUDIENCES = 32
+MAX_DEPTH = 8
+"""Servers below a server below this one; the signing CA's own path length lets mostly fewer stand there."""
+SMALL_BATCH = 16
+"""Requests up to which a batch need not take its turn behind others."""
+LARGE_AT_ONCE = 2
+"""Larger batches that are worked on at a time: one is signed while the other is made durable. Each slows single
+requests, and more at once would finish none of them sooner."""
+YIELD_EVERY = 32
+"""Requests read, or answers written, between two yields to other calls: a third of a millisecond each time."""
 _SERVICE = pb.DESCRIPTOR.services_by_name["SVID"]
 _UNREADABLE: tuple[type[Exception], ...] = (x509.ExtensionNotFound, *PARSE_ERRORS)
 
@@ -56,6 +69,7 @@ class SvidService:
         self._clock = clock
         self._metrics = metrics
         self._gate = gate
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
     def service(self) -> Service:
         """The gRPC service."""
@@ -66,6 +80,7 @@ class SvidService:
                 "NewJWTSVID": self._new_jwt,
                 "MintX509SVID": self._mint_x509,
                 "MintJWTSVID": self._mint_jwt,
+                "NewDownstreamX509CA": self._new_downstream_ca,
             },
             guard=self._gate.enter,
         )
@@ -74,16 +89,30 @@ class SvidService:
         agent = await self._gate.agent(call)
         if len(request.params) > MAX_BATCH:
             raise Exhausted(f"a batch has at most {MAX_BATCH} requests, not {len(request.params)}")
+        if len(request.params) <= SMALL_BATCH:
+            return await self._issue(agent, request)
+        async with self._large:
+            return await self._issue(agent, request)
+
+    async def _issue(self, agent: AgentCaller, request: pb.BatchNewX509SVIDRequest) -> pb.BatchNewX509SVIDResponse:
         now = self._clock.now()
-        planned = [self._plan(agent, params, now) for params in request.params]
+        planned: list[X509Request | Error] = []
+        for number, params in enumerate(request.params, 1):
+            planned.append(self._plan(agent, params, now))
+            if number % YIELD_EVERY == 0:
+                await asyncio.sleep(0)
         wanted = [item for item in planned if isinstance(item, X509Request)]
         with self._metrics.issuance_seconds.time():
-            outcomes = iter(await self._issuer.issue_x509(wanted)) if wanted else iter(())
+            outcomes = await self._issuer.issue_x509(wanted) if wanted else []
         reply = pb.BatchNewX509SVIDResponse()
         results = reply.results
+        await self._note_privileged(wanted, outcomes, now)
         issued: Counter[str] = Counter()
-        for item in planned:
-            outcome = next(outcomes) if isinstance(item, X509Request) else item
+        outcome_of = iter(outcomes)
+        for number, item in enumerate(planned, 1):
+            if number % YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+            outcome = next(outcome_of) if isinstance(item, X509Request) else item
             self._fill(results.add(), outcome)
             if isinstance(item, X509Request) and isinstance(outcome, X509Svid):
                 issued[item.profile] += 1
@@ -96,6 +125,18 @@ class SvidService:
         if entry is None:
             return NotFound("the entry does not exist or this agent is not authorized for it")
         return x509_request(entry, params.csr, str(agent.id), self._door(agent))
+
+    async def _note_privileged(
+        self, requests: Sequence[X509Request], outcomes: Sequence[X509Svid | Error], now: datetime
+    ) -> None:
+        """Keep the serials of certificates under entries that give rights, before any of them leaves."""
+        noted = []
+        for request, outcome in zip(requests, outcomes, strict=True):
+            entry = self._registry.entries.get(request.entry_id)
+            if entry is not None and (entry.admin or entry.downstream) and isinstance(outcome, X509Svid):
+                noted.append(PrivilegedSvid(str(outcome.serial), entry.id, int(outcome.not_after.timestamp())))
+        if noted:
+            await self._registry.privileged.note(noted, now)
 
     def _door(self, agent: AgentCaller) -> str:
         # Our agents ask for what their Workload API serves; of a stock agent only its own API is known.
@@ -133,8 +174,9 @@ class SvidService:
         return pb.NewJWTSVIDResponse(svid=_jwt_to_proto(svid))
 
     async def _mint_x509(self, request: pb.MintX509SVIDRequest, call: Call) -> pb.MintX509SVIDResponse:
-        admin = await self._gate.admin(call)
+        admin = await self._gate.administrator(call)
         spiffe_id, dns_names = _names(request.csr)
+        environment = self._may_mint(admin, spiffe_id)
         wanted = X509Request(
             csr_der=request.csr,
             spiffe_id=spiffe_id,
@@ -142,7 +184,8 @@ class SvidService:
             ttl=request.ttl or None,
             profile="workload",
             door=Door.SPIRE_API,
-            caller=admin,
+            caller=admin.name,
+            environment=environment,
         )
         [outcome] = await self._issuer.issue_x509([wanted])
         if isinstance(outcome, Error):
@@ -151,18 +194,43 @@ class SvidService:
         return pb.MintX509SVIDResponse(svid=svid_to_proto(outcome))
 
     async def _mint_jwt(self, request: pb.MintJWTSVIDRequest, call: Call) -> pb.MintJWTSVIDResponse:
-        admin = await self._gate.admin(call)
+        admin = await self._gate.administrator(call)
+        spiffe_id = id_from_proto(request.id, "id")
+        environment = self._may_mint(admin, spiffe_id)
         svid = await self._issuer.issue_jwt(
             JwtRequest(
-                spiffe_id=id_from_proto(request.id, "id"),
+                spiffe_id=spiffe_id,
                 audience=_audience(request.audience),
                 ttl=request.ttl or self._jwt_ttl,
                 door=Door.SPIRE_API,
-                caller=admin,
+                caller=admin.name,
+                environment=environment,
             )
         )
         self._metrics.issued.labels("jwt", "workload").inc()
         return pb.MintJWTSVIDResponse(svid=_jwt_to_proto(svid))
+
+    def _may_mint(self, admin: Administrator, spiffe_id: SpiffeId) -> str:
+        """The environment of the ID; raises the refusal when the administrator may not mint it."""
+        subject = subject_of(spiffe_id, self._registry.entries.rules)
+        admin.require_for(Right.MINT, subject, f"mint {spiffe_id}")
+        return subject.environment
+
+    async def _new_downstream_ca(
+        self, request: pb.NewDownstreamX509CARequest, call: Call
+    ) -> pb.NewDownstreamX509CAResponse:
+        entry = await self._gate.downstream(call)
+        issued = await self._issuer.issue_ca(
+            DownstreamRequest(
+                csr_der=request.csr,
+                spiffe_id=entry.spiffe_id,
+                ttl=request.preferred_ttl or None,
+                path_length=MAX_DEPTH,
+                **_origin(entry, str(entry.spiffe_id), Door.SPIRE_API) | {"node": ""},
+            )
+        )
+        self._metrics.issued.labels("x509_ca", "downstream").inc()
+        return pb.NewDownstreamX509CAResponse(ca_cert_chain=issued.chain, x509_authorities=issued.roots)
 
 
 def x509_request(entry: Entry, csr: bytes, agent: str, door: str) -> X509Request:
@@ -184,6 +252,7 @@ def _origin(entry: Entry, agent: str, door: str) -> dict[str, Any]:
         "node": agent,
         "entry_id": entry.id,
         "entry_revision": entry.revision,
+        "environment": entry.environment,
         "evidence": {"selectors": _selector_texts(entry.selectors)},
     }
 

@@ -88,8 +88,14 @@ class Ack(_message.Message):
 
     NUMBER_FIELD_NUMBER: _builtins.int
     SIDECARS_FIELD_NUMBER: _builtins.int
+    BUNDLE_SEQUENCE_FIELD_NUMBER: _builtins.int
+    TAINTED_SVIDS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """applied by the agent"""
+    bundle_sequence: _builtins.int
+    """of the own trust domain's bundle that the agent has on disk"""
+    tainted_svids: _builtins.int
+    """held here or by sidecars although they chain to a tainted authority"""
     @_builtins.property
     def sidecars(self) -> _containers.RepeatedCompositeFieldContainer[Global___SidecarStatus]: ...
     def __init__(
@@ -97,10 +103,12 @@ class Ack(_message.Message):
         *,
         number: _builtins.int = ...,
         sidecars: _abc.Iterable[Global___SidecarStatus] | None = ...,
+        bundle_sequence: _builtins.int = ...,
+        tainted_svids: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "sidecars", b"sidecars"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_sequence", b"bundle_sequence", "number", b"number", "sidecars", b"sidecars", "tainted_svids", b"tainted_svids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -117,6 +125,8 @@ class SidecarStatus(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     CONNECTED_AT_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
+    BUNDLE_SEQUENCE_FIELD_NUMBER: _builtins.int
+    TAINTED_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     spiffe_id: _builtins.str
     acknowledged_version: _builtins.str
@@ -126,6 +136,10 @@ class SidecarStatus(_message.Message):
     """last refusal, naming the resource"""
     connected_at: _builtins.int
     connected: _builtins.bool
+    bundle_sequence: _builtins.int
+    """of the own trust domain's bundle that its Envoy has acknowledged"""
+    tainted: _builtins.bool
+    """its Envoy still shows a certificate that chains to a tainted authority"""
     def __init__(
         self,
         *,
@@ -136,10 +150,12 @@ class SidecarStatus(_message.Message):
         error: _builtins.str = ...,
         connected_at: _builtins.int = ...,
         connected: _builtins.bool = ...,
+        bundle_sequence: _builtins.int = ...,
+        tainted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_version", b"acknowledged_version", "connected", b"connected", "connected_at", b"connected_at", "error", b"error", "intended_version", b"intended_version", "node_id", b"node_id", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_version", b"acknowledged_version", "bundle_sequence", b"bundle_sequence", "connected", b"connected", "connected_at", b"connected_at", "error", b"error", "intended_version", b"intended_version", "node_id", b"node_id", "spiffe_id", b"spiffe_id", "tainted", b"tainted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -201,18 +217,20 @@ class ResourceName(_message.Message):
         KIND_ENTRY: ResourceName._Kind.ValueType  # 1
         KIND_BUNDLE: ResourceName._Kind.ValueType  # 2
         KIND_SIDECAR: ResourceName._Kind.ValueType  # 3
+        KIND_TAINTED: ResourceName._Kind.ValueType  # 4
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: ResourceName.Kind.ValueType  # 0
     KIND_ENTRY: ResourceName.Kind.ValueType  # 1
     KIND_BUNDLE: ResourceName.Kind.ValueType  # 2
     KIND_SIDECAR: ResourceName.Kind.ValueType  # 3
+    KIND_TAINTED: ResourceName.Kind.ValueType  # 4
 
     KIND_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     kind: Global___ResourceName.Kind.ValueType
     name: _builtins.str
-    """entry id, trust domain name, SPIFFE ID"""
+    """entry id, trust domain name, SPIFFE ID, trust domain name"""
     def __init__(
         self,
         *,
@@ -235,6 +253,7 @@ class Resource(_message.Message):
     ENTRY_FIELD_NUMBER: _builtins.int
     BUNDLE_FIELD_NUMBER: _builtins.int
     SIDECAR_FIELD_NUMBER: _builtins.int
+    TAINTED_FIELD_NUMBER: _builtins.int
     sidecar: _builtins.bytes
     """canonical JSON of eastwest.policy.enforcement.Sidecar"""
     @_builtins.property
@@ -243,6 +262,8 @@ class Resource(_message.Message):
     def entry(self) -> _types_pb2.Entry: ...
     @_builtins.property
     def bundle(self) -> _types_pb2.Bundle: ...
+    @_builtins.property
+    def tainted(self) -> Global___Tainted: ...
     def __init__(
         self,
         *,
@@ -250,16 +271,39 @@ class Resource(_message.Message):
         entry: _types_pb2.Entry | None = ...,
         bundle: _types_pb2.Bundle | None = ...,
         sidecar: _builtins.bytes = ...,
+        tainted: Global___Tainted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "entry", b"entry", "name", b"name", "sidecar", b"sidecar"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "entry", b"entry", "name", b"name", "sidecar", b"sidecar", "tainted", b"tainted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "entry", b"entry", "name", b"name", "sidecar", b"sidecar"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "entry", b"entry", "name", b"name", "sidecar", b"sidecar", "tainted", b"tainted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["entry", "bundle", "sidecar"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["entry", "bundle", "sidecar", "tainted"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___Resource: _TypeAlias = Resource  # noqa: Y015
+
+@_typing.final
+class Tainted(_message.Message):
+    """Issuing CAs of the own trust domain below which nothing should be held any more; roots say it in the bundle."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_KEY_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def subject_key_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        subject_key_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subject_key_ids", b"subject_key_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tainted: _TypeAlias = Tainted  # noqa: Y015
 
 @_typing.final
 class ReportDecisionsRequest(_message.Message):

@@ -19,6 +19,33 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _LogLevel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LogLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogLevel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNSPECIFIED: _LogLevel.ValueType  # 0
+    PANIC: _LogLevel.ValueType  # 1
+    FATAL: _LogLevel.ValueType  # 2
+    ERROR: _LogLevel.ValueType  # 3
+    WARN: _LogLevel.ValueType  # 4
+    INFO: _LogLevel.ValueType  # 5
+    DEBUG: _LogLevel.ValueType  # 6
+    TRACE: _LogLevel.ValueType  # 7
+
+class LogLevel(_LogLevel, metaclass=_LogLevelEnumTypeWrapper): ...
+
+UNSPECIFIED: LogLevel.ValueType  # 0
+PANIC: LogLevel.ValueType  # 1
+FATAL: LogLevel.ValueType  # 2
+ERROR: LogLevel.ValueType  # 3
+WARN: LogLevel.ValueType  # 4
+INFO: LogLevel.ValueType  # 5
+DEBUG: LogLevel.ValueType  # 6
+TRACE: LogLevel.ValueType  # 7
+Global___LogLevel: _TypeAlias = LogLevel  # noqa: Y015
+
 @_typing.final
 class SPIFFEID(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -668,3 +695,124 @@ class EntryMask(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EntryMask: _TypeAlias = EntryMask  # noqa: Y015
+
+@_typing.final
+class FederationRelationship(_message.Message):
+    """A foreign trust domain and where its bundle is fetched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    BUNDLE_ENDPOINT_URL_FIELD_NUMBER: _builtins.int
+    HTTPS_WEB_FIELD_NUMBER: _builtins.int
+    HTTPS_SPIFFE_FIELD_NUMBER: _builtins.int
+    TRUST_DOMAIN_BUNDLE_FIELD_NUMBER: _builtins.int
+    trust_domain: _builtins.str
+    bundle_endpoint_url: _builtins.str
+    @_builtins.property
+    def https_web(self) -> Global___HTTPSWebProfile: ...
+    @_builtins.property
+    def https_spiffe(self) -> Global___HTTPSSPIFFEProfile: ...
+    @_builtins.property
+    def trust_domain_bundle(self) -> Global___Bundle:
+        """to begin with, or as it is held now"""
+
+    def __init__(
+        self,
+        *,
+        trust_domain: _builtins.str = ...,
+        bundle_endpoint_url: _builtins.str = ...,
+        https_web: Global___HTTPSWebProfile | None = ...,
+        https_spiffe: Global___HTTPSSPIFFEProfile | None = ...,
+        trust_domain_bundle: Global___Bundle | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle_endpoint_profile", b"bundle_endpoint_profile", "https_spiffe", b"https_spiffe", "https_web", b"https_web", "trust_domain_bundle", b"trust_domain_bundle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_endpoint_profile", b"bundle_endpoint_profile", "bundle_endpoint_url", b"bundle_endpoint_url", "https_spiffe", b"https_spiffe", "https_web", b"https_web", "trust_domain", b"trust_domain", "trust_domain_bundle", b"trust_domain_bundle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_bundle_endpoint_profile: _TypeAlias = _typing.Literal["https_web", "https_spiffe"]  # noqa: Y015
+    _WhichOneofArgType_bundle_endpoint_profile: _TypeAlias = _typing.Literal["bundle_endpoint_profile", b"bundle_endpoint_profile"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_bundle_endpoint_profile) -> _WhichOneofReturnType_bundle_endpoint_profile | None: ...
+
+Global___FederationRelationship: _TypeAlias = FederationRelationship  # noqa: Y015
+
+@_typing.final
+class HTTPSSPIFFEProfile(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINT_SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    endpoint_spiffe_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        endpoint_spiffe_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_spiffe_id", b"endpoint_spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HTTPSSPIFFEProfile: _TypeAlias = HTTPSSPIFFEProfile  # noqa: Y015
+
+@_typing.final
+class HTTPSWebProfile(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HTTPSWebProfile: _TypeAlias = HTTPSWebProfile  # noqa: Y015
+
+@_typing.final
+class FederationRelationshipMask(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_ENDPOINT_URL_FIELD_NUMBER: _builtins.int
+    BUNDLE_ENDPOINT_PROFILE_FIELD_NUMBER: _builtins.int
+    TRUST_DOMAIN_BUNDLE_FIELD_NUMBER: _builtins.int
+    bundle_endpoint_url: _builtins.bool
+    bundle_endpoint_profile: _builtins.bool
+    trust_domain_bundle: _builtins.bool
+    def __init__(
+        self,
+        *,
+        bundle_endpoint_url: _builtins.bool = ...,
+        bundle_endpoint_profile: _builtins.bool = ...,
+        trust_domain_bundle: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_endpoint_profile", b"bundle_endpoint_profile", "bundle_endpoint_url", b"bundle_endpoint_url", "trust_domain_bundle", b"trust_domain_bundle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FederationRelationshipMask: _TypeAlias = FederationRelationshipMask  # noqa: Y015
+
+@_typing.final
+class Logger(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENT_LEVEL_FIELD_NUMBER: _builtins.int
+    LAUNCH_LEVEL_FIELD_NUMBER: _builtins.int
+    current_level: Global___LogLevel.ValueType
+    launch_level: Global___LogLevel.ValueType
+    def __init__(
+        self,
+        *,
+        current_level: Global___LogLevel.ValueType = ...,
+        launch_level: Global___LogLevel.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_level", b"current_level", "launch_level", b"launch_level"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Logger: _TypeAlias = Logger  # noqa: Y015

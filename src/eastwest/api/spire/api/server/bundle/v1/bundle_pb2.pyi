@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from eastwest.api.spire.api.types import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -144,3 +145,338 @@ class GetFederatedBundleRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetFederatedBundleRequest: _TypeAlias = GetFederatedBundleRequest  # noqa: Y015
+
+@_typing.final
+class BatchCreateFederatedBundleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    OUTPUT_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def bundle(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Bundle]: ...
+    @_builtins.property
+    def output_mask(self) -> _types_pb2.BundleMask: ...
+    def __init__(
+        self,
+        *,
+        bundle: _abc.Iterable[_types_pb2.Bundle] | None = ...,
+        output_mask: _types_pb2.BundleMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output_mask", b"output_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "output_mask", b"output_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCreateFederatedBundleRequest: _TypeAlias = BatchCreateFederatedBundleRequest  # noqa: Y015
+
+@_typing.final
+class BatchCreateFederatedBundleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Result(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        STATUS_FIELD_NUMBER: _builtins.int
+        BUNDLE_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def status(self) -> _types_pb2.Status: ...
+        @_builtins.property
+        def bundle(self) -> _types_pb2.Bundle: ...
+        def __init__(
+            self,
+            *,
+            status: _types_pb2.Status | None = ...,
+            bundle: _types_pb2.Bundle | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "status", b"status"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "status", b"status"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchCreateFederatedBundleResponse.Result]: ...
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchCreateFederatedBundleResponse.Result] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCreateFederatedBundleResponse: _TypeAlias = BatchCreateFederatedBundleResponse  # noqa: Y015
+
+@_typing.final
+class BatchUpdateFederatedBundleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    INPUT_MASK_FIELD_NUMBER: _builtins.int
+    OUTPUT_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def bundle(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Bundle]: ...
+    @_builtins.property
+    def input_mask(self) -> _types_pb2.BundleMask: ...
+    @_builtins.property
+    def output_mask(self) -> _types_pb2.BundleMask: ...
+    def __init__(
+        self,
+        *,
+        bundle: _abc.Iterable[_types_pb2.Bundle] | None = ...,
+        input_mask: _types_pb2.BundleMask | None = ...,
+        output_mask: _types_pb2.BundleMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input_mask", b"input_mask", "output_mask", b"output_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "input_mask", b"input_mask", "output_mask", b"output_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUpdateFederatedBundleRequest: _TypeAlias = BatchUpdateFederatedBundleRequest  # noqa: Y015
+
+@_typing.final
+class BatchUpdateFederatedBundleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Result(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        STATUS_FIELD_NUMBER: _builtins.int
+        BUNDLE_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def status(self) -> _types_pb2.Status: ...
+        @_builtins.property
+        def bundle(self) -> _types_pb2.Bundle: ...
+        def __init__(
+            self,
+            *,
+            status: _types_pb2.Status | None = ...,
+            bundle: _types_pb2.Bundle | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "status", b"status"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "status", b"status"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchUpdateFederatedBundleResponse.Result]: ...
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchUpdateFederatedBundleResponse.Result] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUpdateFederatedBundleResponse: _TypeAlias = BatchUpdateFederatedBundleResponse  # noqa: Y015
+
+@_typing.final
+class BatchSetFederatedBundleRequest(_message.Message):
+    """Creates, or replaces whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    OUTPUT_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def bundle(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Bundle]: ...
+    @_builtins.property
+    def output_mask(self) -> _types_pb2.BundleMask: ...
+    def __init__(
+        self,
+        *,
+        bundle: _abc.Iterable[_types_pb2.Bundle] | None = ...,
+        output_mask: _types_pb2.BundleMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output_mask", b"output_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "output_mask", b"output_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchSetFederatedBundleRequest: _TypeAlias = BatchSetFederatedBundleRequest  # noqa: Y015
+
+@_typing.final
+class BatchSetFederatedBundleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Result(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        STATUS_FIELD_NUMBER: _builtins.int
+        BUNDLE_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def status(self) -> _types_pb2.Status: ...
+        @_builtins.property
+        def bundle(self) -> _types_pb2.Bundle: ...
+        def __init__(
+            self,
+            *,
+            status: _types_pb2.Status | None = ...,
+            bundle: _types_pb2.Bundle | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "status", b"status"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "status", b"status"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchSetFederatedBundleResponse.Result]: ...
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchSetFederatedBundleResponse.Result] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchSetFederatedBundleResponse: _TypeAlias = BatchSetFederatedBundleResponse  # noqa: Y015
+
+@_typing.final
+class BatchDeleteFederatedBundleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Mode:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[BatchDeleteFederatedBundleRequest._Mode.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        RESTRICT: BatchDeleteFederatedBundleRequest._Mode.ValueType  # 0
+        """refuse while there are any"""
+        DELETE: BatchDeleteFederatedBundleRequest._Mode.ValueType  # 1
+        """delete them"""
+        DISSOCIATE: BatchDeleteFederatedBundleRequest._Mode.ValueType  # 2
+        """they federate with it no longer"""
+
+    class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+        """What becomes of entries that federate with the trust domain."""
+
+    RESTRICT: BatchDeleteFederatedBundleRequest.Mode.ValueType  # 0
+    """refuse while there are any"""
+    DELETE: BatchDeleteFederatedBundleRequest.Mode.ValueType  # 1
+    """delete them"""
+    DISSOCIATE: BatchDeleteFederatedBundleRequest.Mode.ValueType  # 2
+    """they federate with it no longer"""
+
+    TRUST_DOMAINS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    mode: Global___BatchDeleteFederatedBundleRequest.Mode.ValueType
+    @_builtins.property
+    def trust_domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        trust_domains: _abc.Iterable[_builtins.str] | None = ...,
+        mode: Global___BatchDeleteFederatedBundleRequest.Mode.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "trust_domains", b"trust_domains"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchDeleteFederatedBundleRequest: _TypeAlias = BatchDeleteFederatedBundleRequest  # noqa: Y015
+
+@_typing.final
+class BatchDeleteFederatedBundleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Result(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        STATUS_FIELD_NUMBER: _builtins.int
+        TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+        trust_domain: _builtins.str
+        @_builtins.property
+        def status(self) -> _types_pb2.Status: ...
+        def __init__(
+            self,
+            *,
+            status: _types_pb2.Status | None = ...,
+            trust_domain: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["status", b"status", "trust_domain", b"trust_domain"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchDeleteFederatedBundleResponse.Result]: ...
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchDeleteFederatedBundleResponse.Result] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchDeleteFederatedBundleResponse: _TypeAlias = BatchDeleteFederatedBundleResponse  # noqa: Y015
+
+@_typing.final
+class PublishJWTAuthorityRequest(_message.Message):
+    """From another server of the trust domain, which shows an SVID of an entry with `downstream`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JWT_AUTHORITY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def jwt_authority(self) -> _types_pb2.JWTKey: ...
+    def __init__(
+        self,
+        *,
+        jwt_authority: _types_pb2.JWTKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["jwt_authority", b"jwt_authority"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jwt_authority", b"jwt_authority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishJWTAuthorityRequest: _TypeAlias = PublishJWTAuthorityRequest  # noqa: Y015
+
+@_typing.final
+class PublishJWTAuthorityResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JWT_AUTHORITIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def jwt_authorities(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.JWTKey]:
+        """all of the trust domain"""
+
+    def __init__(
+        self,
+        *,
+        jwt_authorities: _abc.Iterable[_types_pb2.JWTKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jwt_authorities", b"jwt_authorities"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishJWTAuthorityResponse: _TypeAlias = PublishJWTAuthorityResponse  # noqa: Y015

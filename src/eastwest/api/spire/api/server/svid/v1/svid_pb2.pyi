@@ -239,3 +239,57 @@ class NewJWTSVIDResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NewJWTSVIDResponse: _TypeAlias = NewJWTSVIDResponse  # noqa: Y015
+
+@_typing.final
+class NewDownstreamX509CARequest(_message.Message):
+    """From another server of the trust domain, which shows an SVID of an entry with `downstream`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CSR_FIELD_NUMBER: _builtins.int
+    PREFERRED_TTL_FIELD_NUMBER: _builtins.int
+    csr: _builtins.bytes
+    """only its key counts"""
+    preferred_ttl: _builtins.int
+    """seconds; 0: as the server sees fit"""
+    def __init__(
+        self,
+        *,
+        csr: _builtins.bytes = ...,
+        preferred_ttl: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "preferred_ttl", b"preferred_ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewDownstreamX509CARequest: _TypeAlias = NewDownstreamX509CARequest  # noqa: Y015
+
+@_typing.final
+class NewDownstreamX509CAResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CA_CERT_CHAIN_FIELD_NUMBER: _builtins.int
+    X509_AUTHORITIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ca_cert_chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """DER, the new CA first, without the root"""
+
+    @_builtins.property
+    def x509_authorities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """DER"""
+
+    def __init__(
+        self,
+        *,
+        ca_cert_chain: _abc.Iterable[_builtins.bytes] | None = ...,
+        x509_authorities: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_cert_chain", b"ca_cert_chain", "x509_authorities", b"x509_authorities"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewDownstreamX509CAResponse: _TypeAlias = NewDownstreamX509CAResponse  # noqa: Y015

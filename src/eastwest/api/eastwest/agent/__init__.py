@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/agent by tools/generate.py."""

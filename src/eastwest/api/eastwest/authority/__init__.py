@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/authority by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/certificates by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/certificates/v1 by tools/generate.py."""

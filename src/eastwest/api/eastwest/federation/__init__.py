@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/federation by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/spire/api/server/localauthority by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/spire/api/server/logger by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/spire/api/server/logger/v1 by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/spire/api/server/trustdomain by tools/generate.py."""
