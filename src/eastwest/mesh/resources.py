@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+import msgspec
 from envoy.config.core.v3 import extension_pb2
 
 from eastwest.mesh import names, rbac
@@ -29,6 +30,24 @@ def sidecar_snapshot(sidecar: Sidecar, settings: Settings, secrets: SecretSet) -
     return snapshot
 
 
+def verifiable(sidecar: Sidecar, bundles: Collection[str]) -> tuple[Sidecar, tuple[str, ...]]:
+    """The part of ``sidecar`` whose servers ``bundles`` (trust domains) can verify, and the services left out.
+
+    A foreign trust domain whose bundle has not come, or is gone, takes away its own services and nothing else.
+    """
+    own = SpiffeId.parse(sidecar.spiffe_id).trust_domain
+
+    def known(spiffe_id: str) -> bool:
+        domain = SpiffeId.parse(spiffe_id).trust_domain
+        return domain == own or domain.name in bundles
+
+    lost = tuple(outbound.service for outbound in sidecar.outbound if not known(outbound.spiffe_id))
+    if not lost:
+        return sidecar, ()
+    outbound = tuple(one for one in sidecar.outbound if one.service not in lost)
+    return msgspec.structs.replace(sidecar, outbound=outbound), lost
+
+
 def config_resources(sidecar: Sidecar, settings: Settings) -> list[Resource]:
     """Everything but secrets. The result depends on nothing else, so it may be kept while secrets rotate."""
     found = egress_resources(sidecar.outbound, sidecar.spiffe_id, settings)
@@ -48,7 +67,7 @@ def filter_resources(inbound: Inbound, known_callers: Sequence[str]) -> list[Res
 
 def sidecar_secrets(sidecar: Sidecar, identity: Identity, bundles: Mapping[str, bytes]) -> SecretSet:
     """The secrets of one workload: its own identity, and only the bundles that its calls need."""
-    callers = trust_domains_of([sidecar.spiffe_id, *sidecar.known_callers])
+    callers = (*trust_domains_of([sidecar.spiffe_id]), *sidecar.federated_callers)
     servers = trust_domains_of(outbound.spiffe_id for outbound in sidecar.outbound)
     needed = {*callers, *servers}
     return SecretSet(

@@ -41,6 +41,7 @@ class SecretSet:
     trust_domain: str
     bundles: Mapping[str, bytes]  # trust domain name → concatenated PEM roots
     callers: tuple[str, ...] = ()  # trust domains for `eastwest:callers`; those without a bundle are left out
+    marker: object = None  # what all this stands for, to be told once it is acknowledged
 
     def find(self, name: str) -> Resource | None:
         """The secret called ``name``, or None where there is none (yet)."""
@@ -62,7 +63,8 @@ class SecretSet:
     def snapshot(self) -> Snapshot:
         """Every secret under every name, for incremental streams of secrets alone."""
         aliases = (self.find(name) for name in (DEFAULT, ROOT_CA, ALL))
-        return Snapshot.of("", [*self.resources(), *(resource for resource in aliases if resource is not None)])
+        found = [*self.resources(), *(resource for resource in aliases if resource is not None)]
+        return Snapshot.of("", found, self.marker)
 
     def _message(self, name: str) -> Any:
         if name == DEFAULT:

@@ -47,14 +47,17 @@ class Snapshot:
 
     version: str
     resources: Mapping[str, Named]
+    marker: object = None
+    """What its secrets stand for, to be told once they are acknowledged; snapshots that differ in it are different."""
 
     @classmethod
-    def of(cls, version: str, resources: Iterable[Resource]) -> Snapshot:
+    def of(cls, version: str, resources: Iterable[Resource], marker: object = None) -> Snapshot:
         """Group ``resources``; a name given twice keeps its last resource."""
         by_type: dict[str, dict[str, Resource]] = {}
         for resource in resources:
             by_type.setdefault(resource.type_url, {})[resource.name] = resource
-        return cls(version, MappingProxyType({kind: MappingProxyType(named) for kind, named in by_type.items()}))
+        grouped = MappingProxyType({kind: MappingProxyType(named) for kind, named in by_type.items()})
+        return cls(version, grouped, marker)
 
     def of_type(self, type_url: str) -> Named:
         """The resources of one type by name."""

@@ -56,6 +56,7 @@ class SessionStatus:
     version_acked: str
     acked: tuple[tuple[str, str, str], ...]  # (type URL, name, resource version), sorted
     refusals: tuple[Refusal, ...]  # those still standing, newest last
+    secrets_acked: object = None  # marker of the newest snapshot whose every secret in use it has acknowledged
 
 
 class Resources(Protocol):
@@ -63,6 +64,9 @@ class Resources(Protocol):
 
     @property
     def version(self) -> str: ...
+
+    @property
+    def marker(self) -> object: ...
 
     def of_type(self, type_url: str) -> Named: ...
 
@@ -89,6 +93,7 @@ class DeltaSession:
         self._current: Resources | None = None
         self._nonce = 0
         self._version_acked = ""
+        self._secrets_acked: object = None
 
     def on_request(self, request: Any) -> list[Any]:
         """Take a ``DeltaDiscoveryRequest``; the responses to send now, often none."""
@@ -101,6 +106,7 @@ class DeltaSession:
             _acknowledge(subscription, request)
             _resubscribe(subscription, request)
         self._note_version()
+        self._note_secrets()
         return self._respond(subscription)
 
     def on_snapshot(self, resources: Resources) -> list[Any]:
@@ -110,6 +116,7 @@ class DeltaSession:
         ordered += [sub for url, sub in self._types.items() if url not in names.PUSH_ORDER]
         responses = [response for subscription in ordered for response in self._respond(subscription)]
         self._note_version()
+        self._note_secrets()
         return responses
 
     def status(self) -> SessionStatus:
@@ -117,7 +124,9 @@ class DeltaSession:
         acked = sorted((url, name, ver) for url, sub in self._types.items() for name, ver in sub.acked.items())
         refusals = dict.fromkeys(refusal for sub in self._types.values() for refusal in sub.refusals.values())
         sent = "" if self._current is None else self._current.version
-        return SessionStatus(self.node_id, sent, self._version_acked, tuple(acked), tuple(refusals))
+        return SessionStatus(
+            self.node_id, sent, self._version_acked, tuple(acked), tuple(refusals), self._secrets_acked
+        )
 
     def _open(self, request: Any) -> _Subscription:
         if len(self._types) >= len(names.PUSH_ORDER) + 8:
@@ -189,6 +198,22 @@ class DeltaSession:
                 return
         self._version_acked = self._current.version
 
+    def _note_secrets(self) -> None:
+        """Secrets count as taken once every one that is in use is acknowledged as it is now."""
+        current = self._current
+        if current is None:
+            return
+        subscription = self._types.get(names.SECRET)
+        if subscription is None:
+            # Without TLS there is nothing to take; before its first words a sidecar has taken nothing.
+            if self._version_acked and self._version_acked == current.version:
+                self._secrets_acked = current.marker
+            return
+        available = current.of_type(names.SECRET)
+        used = available.keys() if subscription.wildcard else subscription.names & available.keys()
+        if not subscription.in_flight and all(subscription.acked.get(n) == available[n].version for n in used):
+            self._secrets_acked = current.marker
+
 
 class SecretSession:
     """One state-of-the-world stream for secrets, with SPIRE's names."""
@@ -200,7 +225,10 @@ class SecretSession:
         self._type_url = names.SECRET
         self._last: tuple[tuple[str, str], ...] | None = None
         self._version = 0
+        self._sent_marker: object = None
         self.refusal: Refusal | None = None
+        self.secrets_acked: object = None
+        """The marker of the newest secrets that were acknowledged, None before the first."""
 
     def on_request(self, request: Any) -> Any | None:
         """Take a ``DiscoveryRequest``; the response to send now, or None."""
@@ -213,6 +241,7 @@ class SecretSession:
             self.refusal = Refusal(names.SECRET, self._asked or (), message)
         elif request.response_nonce:
             self.refusal = None
+            self.secrets_acked = self._sent_marker
         asked = tuple(sorted(_checked(request.resource_names)))
         self._type_url = request.type_url or names.SECRET
         if asked != self._asked:
@@ -231,9 +260,14 @@ class SecretSession:
         found = find_secrets(self._current, self._asked)
         content = tuple((resource.name, resource.version) for resource in found)
         if content == self._last:
+            if self.secrets_acked is not None and self.secrets_acked is self._sent_marker:
+                # Nothing new for it in what changed.
+                self.secrets_acked = self._current.marker
+            self._sent_marker = self._current.marker
             return None
         self._last = content
         self._version += 1
+        self._sent_marker = self._current.marker
         return secrets_response(found, str(self._version), self._type_url)
 
 

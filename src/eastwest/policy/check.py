@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from eastwest.policy.decode import Path
 from eastwest.policy.enforcement import MtlsMode, TenantSource
-from eastwest.policy.estate import Operation, Profile, Service, Settings, Waiver, Workload
-from eastwest.policy.forms import duration, naming_segments
+from eastwest.policy.estate import (
+    Administrator,
+    AttributeValue,
+    Operation,
+    Profile,
+    Right,
+    Service,
+    Settings,
+    Waiver,
+    Workload,
+)
+from eastwest.policy.forms import duration
+from eastwest.policy.naming import RULE as NAMING_RULE
+from eastwest.policy.naming import Naming
 from eastwest.policy.operations import can_be_tenant, matcher, tenant_source, wire_form
 from eastwest.policy.parts import Parts
 from eastwest.policy.problems import Findings, Position, suggest
 from eastwest.policy.schema import RESERVED_ATTRIBUTES
 from eastwest.spiffe.id import SpiffeId
+from eastwest.spiffe.selector import Selector
+from eastwest.spiffe.selector_schema import WELL_KNOWN, ImpossibleSelector
 
 BUILT_IN_PROFILES = frozenset({"agent", "server"})
-_UNIX_FACTS = ("uid", "user", "gid", "group", "supplementary_gid", "supplementary_group", "path", "sha256")
-_ID, _ANYTHING = re.compile(r"0|[1-9][0-9]{0,9}"), re.compile(r".+", re.DOTALL)
-_UNIX_VALUES = {
-    **dict.fromkeys(("uid", "gid", "supplementary_gid"), _ID),
-    "path": re.compile(r"/.+", re.DOTALL),
-    "sha256": re.compile(r"[0-9a-f]{64}"),
+_OURS = frozenset({"unix", "systemd"})
+"""Types of selectors that our agent's attestors make."""
+_LIMITABLE = {
+    # Right → the limits that can hold for it.
+    Right.READ: frozenset[str](),
+    Right.WORKLOADS: frozenset({"domains", "environments", "spiffe_ids", "nodes", "selectors", "with_selectors"}),
+    Right.SERVICES: frozenset({"domains"}),
+    Right.POLICIES: frozenset({"domains"}),
+    Right.WAIVERS: frozenset({"domains"}),
+    Right.TOKENS: frozenset({"environments"}),
+    Right.MINT: frozenset({"domains", "environments", "spiffe_ids"}),
 }
-_UNIX_FIXES = {
-    "uid": "write a number, or use unix:user:NAME",
-    "gid": "write a number, or use unix:group:NAME",
-    "supplementary_gid": "write a number, or use unix:supplementary_group:NAME",
-    "path": "write an absolute path",
-    "sha256": "write 64 hexadecimal digits, lower case",
-}
+LIMITS = ("domains", "environments", "spiffe_ids", "nodes", "selectors", "with_selectors")
 _ATTRIBUTE = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _CEDAR_WORDS = frozenset({"true", "false", "if", "then", "else", "in", "is", "like", "has"})
 
@@ -44,7 +58,8 @@ def check_references(
     findings: Findings,
 ) -> None:
     """Write a finding for everything that does not fit."""
-    checker = _Checker(settings, profiles, workloads, services, findings)
+    naming = Naming.of(settings, waivers.items.values(), services.items.values())
+    checker = _Checker(settings, profiles, workloads, services, findings, naming)
     checker.settings(places)
     for profile in profiles.items:
         checker.profile(profile)
@@ -55,10 +70,35 @@ def check_references(
         checker.service(service)
     checker.listeners()
     for name, waiver in waivers.items.items():
-        if services.lacks(waiver.applies_to.service):
-            checker.unknown(
-                "service", waiver.applies_to.service, services.named, waivers.at(name, "applies_to", "service")
-            )
+        scope, where = waiver.applies_to, waivers.at(name, "applies_to")
+        if (scope.service is None) == (scope.workload is None):
+            findings.error(where, "a waiver needs exactly one of service and workload", "keep one")
+        elif scope.workload is not None and scope.rule != NAMING_RULE:
+            findings.error(where, f"rule {scope.rule!r} is about services", "write service: NAME")
+        elif scope.service is not None and services.lacks(scope.service):
+            checker.unknown("service", scope.service, services.named, waivers.at(name, "applies_to", "service"))
+
+
+def check_attributes(attributes: Mapping[str, AttributeValue], at: Callable[..., Position], findings: Findings) -> None:
+    """Write a finding for each attribute that policies could not use; ``at(key, ...)`` is where one was written."""
+    header = TenantSource(header="any")
+    for key, value in attributes.items():
+        where = at(key)
+        if key in RESERVED_ATTRIBUTES:
+            findings.error(where, f"attribute {key!r} is a field of its own", f"remove it; set {key}: instead")
+        elif not _ATTRIBUTE.fullmatch(key) or key in _CEDAR_WORDS:
+            findings.error(where, f"{key[:80]!r} is not an attribute name", "use a-z, 0-9 and _")
+        elif key == "tenants":
+            if isinstance(value, str):
+                findings.error(where, "tenants must be a list", f'write tenants: ["{value}"]')
+                continue
+            for i, tenant in enumerate(value):
+                if not can_be_tenant(header, tenant):
+                    findings.error(
+                        at(key, i),
+                        f"{tenant[:80]!r} is not a tenant that a request can name",
+                        "use visible ASCII without spaces and commas",
+                    )
 
 
 class _Checker:
@@ -69,7 +109,9 @@ class _Checker:
         workloads: Parts[Workload],
         services: Parts[Service],
         findings: Findings,
+        naming: Naming,
     ) -> None:
+        self._naming = naming
         self._settings = settings
         self._profiles = profiles
         self._workloads = workloads
@@ -102,10 +144,37 @@ class _Checker:
                 where = places["node_groups", i, "environment"]
                 self.unknown("environment", group.environment, self._environments, where)
         for i, administrator in enumerate(self._settings.administrators):
-            for j, domain in enumerate(administrator.domains):
-                if domain not in self._domains:
-                    where = places["administrators", i, "domains", j]
-                    self.unknown("domain", domain, self._domains, where)
+            self._administrator(administrator, i, places)
+        administrators = self._settings.administrators
+        root = [row for row in administrators if row.who == "unix:uid:0"]
+        if root and not any(Right.EVERYTHING in row.may for row in administrators):
+            self._findings.error(
+                places["administrators",],
+                "nobody may do everything, so this could never be changed again",
+                "add a row with may: [everything]",
+            )
+
+    def _administrator(self, row: Administrator, index: int, places: dict[Path, Position]) -> None:
+        for key, known, what in (
+            ("domains", self._domains, "domain"),
+            ("environments", self._environments, "environment"),
+        ):
+            for j, name in enumerate(getattr(row, key)):
+                if name not in known:
+                    self.unknown(what, name, known, places["administrators", index, key, j])
+        given = [key for key in LIMITS if getattr(row, key)]
+        for j, right in enumerate(row.may):
+            useless = [key for key in given if key not in _LIMITABLE.get(right, ())]
+            if useless and right is not Right.READ:
+                self._findings.error(
+                    places["administrators", index, "may", j],
+                    f"{right} cannot be limited by {', '.join(useless)}",
+                    f"give {row.who} another row with may: [{right}] and what limits it",
+                )
+        for j, node in enumerate(row.nodes):
+            kind, _, group = node.partition(":")
+            if kind == "group" and group not in self._groups:
+                self.unknown("node group", group, self._groups, places["administrators", index, "nodes", j])
 
     def profile(self, name: str) -> None:
         profile, at = self._profiles.items[name], self._profiles.at
@@ -198,20 +267,25 @@ class _Checker:
         if spiffe_id.is_reserved:
             self._findings.error(where, f"{name} lies under /spire, which servers and agents keep", "use another path")
             return
-        segments = naming_segments(self._settings.naming)
-        parts = spiffe_id.path[1:].split("/")
+        template = self._naming.templates.get(workload.environment)
+        if template is None or self._naming.waiver(spiffe_id) is not None:
+            return
+        segments, parts = template[1:].split("/"), spiffe_id.path[1:].split("/")
+        facts = {"{environment}": workload.environment, "{domain}": workload.domain}
         if len(parts) != len(segments):
-            self._findings.warning(
-                where, f"{name} does not follow the naming {self._settings.naming}", "rename it, or change naming"
+            wanted = "/".join(facts.get(segment, segment) for segment in segments)
+            self._findings.error(
+                where,
+                f"{name} does not follow the naming {template}",
+                f"write {spiffe_id.trust_domain.uri}/{wanted}, or add a waiver with rule: {NAMING_RULE}",
             )
             return
-        facts = {"{environment}": workload.environment, "{domain}": workload.domain}
         for segment, part in zip(segments, parts, strict=True):
             expected = facts.get(segment, part if segment.startswith("{") else segment)
             if part != expected:
                 self._findings.error(
                     where,
-                    f"{name} says {part!r} where the naming {self._settings.naming} gives {expected!r}",
+                    f"{name} says {part!r} where the naming {template} gives {expected!r}",
                     "correct the ID, or the workload's environment or domain",
                 )
 
@@ -265,39 +339,23 @@ class _Checker:
                 )
 
     def _attributes(self, name: str, workload: Workload) -> None:
-        header = TenantSource(header="any")
-        for key, value in workload.attributes.items():
-            where = self._workloads.at(name, "attributes", key)
-            if key in RESERVED_ATTRIBUTES:
-                self._findings.error(
-                    where, f"attribute {key!r} is a field of its own", f"remove it; set {key}: instead"
-                )
-            elif not _ATTRIBUTE.fullmatch(key) or key in _CEDAR_WORDS:
-                self._findings.error(where, f"{key[:80]!r} is not an attribute name", "use a-z, 0-9 and _")
-            elif key == "tenants":
-                if isinstance(value, str):
-                    self._findings.error(where, "tenants must be a list", f'write tenants: ["{value}"]')
-                    continue
-                for i, tenant in enumerate(value):
-                    if not can_be_tenant(header, tenant):
-                        self._findings.error(
-                            self._workloads.at(name, "attributes", key, i),
-                            f"{tenant[:80]!r} is not a tenant that a request can name",
-                            "use visible ASCII without spaces and commas",
-                        )
+        check_attributes(workload.attributes, partial(self._workloads.at, name, "attributes"), self._findings)
 
     def _selector(self, text: str, where: Position) -> None:
-        kind, _, value = text.partition(":")
-        if kind != "unix":
-            self._findings.warning(
-                where, f"no attestor of this version makes selectors of type {kind!r}", "it never matches; use unix:..."
-            )
+        selector = Selector.parse(text)
+        try:
+            WELL_KNOWN.check(selector)
+        except ImpossibleSelector as error:
+            # A type that nobody knows here may be a plug-in's on the server, which judges it again.
+            report = self._findings.error if selector.type in WELL_KNOWN.types else self._findings.warning
+            report(where, error.message, error.fix)
             return
-        fact, _, wanted = value.partition(":")
-        if fact not in _UNIX_FACTS or not wanted:
-            self._findings.error(where, f"{text[:80]!r} is not a unix selector", suggest(fact, _UNIX_FACTS))
-        elif not _UNIX_VALUES.get(fact, _ANYTHING).fullmatch(wanted):
-            self._findings.error(where, f"{text[:80]!r} can never match", _UNIX_FIXES[fact])
+        if selector.type not in _OURS:
+            self._findings.warning(
+                where,
+                f"no attestor of this version makes selectors of type {selector.type!r}",
+                "it matches only where a plug-in or a stock SPIRE agent vouches for it",
+            )
 
     def _service_ports(self, name: str, service: Service) -> None:
         at = self._services.at

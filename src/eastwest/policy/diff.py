@@ -118,7 +118,25 @@ def compare_registrations(old: Estate, new: Estate) -> tuple[RegistrationChange,
         *_registrations("group", "name", old.settings.node_groups, new.settings.node_groups),
         *_registrations("profile", "profile", old.profiles, new.profiles),
         *_registrations("workload", "spiffe_id", old.workloads, new.workloads),
+        *_federations(old, new),
     )
+
+
+def _federations(old: Estate, new: Estate) -> Iterator[RegistrationChange]:
+    """Whom we trust at all: told when it comes and goes too, because no workload of ours need change with it."""
+    before = {one.trust_domain: one for one in old.settings.federation}
+    after = {one.trust_domain: one for one in new.settings.federation}
+    for name in sorted(before.keys() | after.keys()):
+        then, now = before.get(name), after.get(name)
+        if then is None or now is None:
+            yield RegistrationChange(kind="federation", name=name, changed=("added" if then is None else "removed",))
+            continue
+        changed = [f for f in now.__struct_fields__ if getattr(then, f) != getattr(now, f)]
+        content = [estate.bundles.get(one.bundle or "") for estate, one in ((old, then), (new, now))]
+        if content[0] != content[1] and "bundle" not in changed:
+            changed.append("bundle")
+        if changed:
+            yield RegistrationChange(kind="federation", name=name, changed=tuple(changed))
 
 
 def _registrations(kind: str, key: str, old: Sequence[Any], new: Sequence[Any]) -> Iterator[RegistrationChange]:

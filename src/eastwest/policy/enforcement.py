@@ -129,6 +129,7 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     known_callers: tuple[str, ...]  # SPIFFE IDs of all registered workloads, sorted
     inbound: tuple[Inbound, ...] = ()
     outbound: tuple[Outbound, ...] = ()
+    federated_callers: tuple[str, ...] = ()  # foreign trust domains some of whose workloads a policy admits here
 
 
 def encode_sidecar(sidecar: Sidecar) -> bytes:

@@ -39,7 +39,12 @@ EndpointText = Annotated[str, Meta(pattern=r"^.+:[0-9]{1,5}$", extra={"form": "e
 SocketPathText = Annotated[str, Meta(pattern=r"^/", max_length=107, extra={"form": "socket-path"})]
 DnsText = Annotated[str, Meta(max_length=253, extra={"form": "dns"})]
 DnsPatternText = Annotated[str, Meta(max_length=253, extra={"form": "dns-pattern"})]
+NamingText = Annotated[str, Meta(pattern=r"^/", extra={"form": "naming"})]
+IdPatternText = Annotated[str, Meta(pattern=r"^spiffe://", extra={"form": "id-pattern"})]
+AdministratorText = Annotated[str, Meta(pattern=r"^(unix:uid:[0-9]+|spiffe://.+)$", extra={"form": "administrator"})]
 NodeText = Annotated[str, Meta(pattern=r"^(group:[a-z0-9][a-z0-9-]*|spiffe://.+)$", extra={"form": "node"})]
+HttpsUrlText = Annotated[str, Meta(pattern=r"^https://\S+$", max_length=2048, extra={"form": "https-url"})]
+BundleFileText = Annotated[str, Meta(pattern=r"^federation/[^/]+\.json$", extra={"form": "bundle-file"})]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 ProseText = Annotated[str, Meta(min_length=1, max_length=4096)]
 AttributeValue = str | tuple[str, ...]
@@ -75,6 +80,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     name: NameText
     kind: EnvironmentKind
+    naming: NamingText | None = None
 
 
 class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,23 +98,89 @@ class NodeGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     selectors: tuple[SelectorText, ...]
 
 
-class Administrator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who may change what in the estate; ``domains`` empty means every domain."""
+class Right(enum.StrEnum):
+    """What an administrator may do. ``workloads`` is registration, by the estate's files and by API alike."""
 
-    who: OwnerText
-    may: tuple[Literal["everything", "workloads", "services", "policies", "profiles", "waivers"], ...]
+    EVERYTHING = "everything"
+    READ = "read"
+    WORKLOADS = "workloads"
+    SERVICES = "services"
+    POLICIES = "policies"
+    PROFILES = "profiles"
+    WAIVERS = "waivers"
+    TOKENS = "tokens"
+    NODES = "nodes"
+    MINT = "mint"
+    CA = "ca"
+    FEDERATION = "federation"
+    LOGS = "logs"
+
+
+class Administrator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A row of ``administrators``: who may do what, and where. Several rows for one ``who`` add up.
+
+    Limits that are empty limit nothing; all that are not must hold. ``selectors`` are patterns (``*`` stands for any
+    text) one of which each selector must fit; ``with_selectors`` must all be there. What a ``controller`` registers
+    is kept in its name, and it touches nothing else.
+    """
+
+    who: AdministratorText
+    may: Annotated[tuple[Right, ...], Meta(min_length=1)]
     domains: tuple[NameText, ...] = ()
+    environments: tuple[NameText, ...] = ()
+    spiffe_ids: tuple[IdPatternText, ...] = ()
+    nodes: tuple[NodeText, ...] = ()
+    selectors: tuple[SelectorText, ...] = ()
+    with_selectors: tuple[SelectorText, ...] = ()
+    controller: NameText | None = None
+
+
+class ForeignWorkload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A caller from a federated trust domain, and what policies know of it: the same as of our own workloads."""
+
+    spiffe_id: SpiffeIdText
+    environment: NameText
+    domain: NameText
+    owner: OwnerText
+    attributes: dict[str, AttributeValue] = {}
+
+
+class ForeignService(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A service of a federated trust domain that workloads of ``environment`` reach by its name."""
+
+    service: NameText
+    workload: SpiffeIdText
+    environment: NameText
+    protocol: Literal["http", "tcp"]
+    endpoints: Annotated[tuple[EndpointText, ...], Meta(min_length=1)]
+
+
+class Federation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A foreign trust domain: where its bundle comes from, who of it may be admitted, what of it may be called.
+
+    ``bundle`` is the one to begin with, and without ``endpoint`` the only one. With neither, the relationship is
+    kept by API.
+    """
+
+    trust_domain: TrustDomainText
+    endpoint: HttpsUrlText | None = None
+    profile: Literal["https_web", "https_spiffe"] = "https_web"
+    endpoint_spiffe_id: SpiffeIdText | None = None
+    bundle: BundleFileText | None = None
+    workloads: tuple[ForeignWorkload, ...] = ()
+    services: tuple[ForeignService, ...] = ()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``estate.yaml``: what the other files may refer to."""
 
     trust_domain: TrustDomainText
-    naming: Annotated[str, Meta(pattern=r"^/", extra={"form": "naming"})] = "/{environment}/{domain}/{service}"
+    naming: NamingText | None = None
     environments: tuple[Environment, ...]
     domains: tuple[Domain, ...]
     node_groups: tuple[NodeGroup, ...] = ()
     administrators: tuple[Administrator, ...] = ()
+    federation: tuple[Federation, ...] = ()
 
 
 class Lifetime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -131,7 +203,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     profile: NameText
     doors: tuple[Literal["workload-api", "spire-api", "acme", "est", "kubernetes", "gateway"], ...]
     environments: tuple[NameText, ...] = ()
-    keys: tuple[Literal["ec-p256", "ec-p384", "ed25519"], ...]
+    keys: tuple[Literal["ec-p256", "ec-p384", "ed25519", "ml-dsa-65"], ...]
     lifetime: Lifetime
     names: ProfileNames = ProfileNames()
     usage: tuple[Literal["server", "client"], ...] = ("server", "client")
@@ -150,6 +222,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     profile: NameText
     attributes: dict[str, AttributeValue] = {}
     dns_names: tuple[DnsText, ...] = ()
+    federates_with: tuple[TrustDomainText, ...] = ()
     ttl: DurationText | None = None
     hint: Annotated[str, Meta(max_length=1024)] = ""
 
@@ -224,10 +297,11 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class WaiverScope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a waiver excuses: one rule for one service."""
+    """What a waiver excuses: one rule, for one service or for the workloads whose SPIFFE IDs fit a pattern."""
 
-    service: NameText
     rule: NameText
+    service: NameText | None = None
+    workload: IdPatternText | None = None
 
 
 class Waiver(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -267,6 +341,14 @@ class Estate(msgspec.Struct, frozen=True, kw_only=True):
     schema: str  # the generated Cedar schema
     positions: Mapping[tuple[str, str], Position] = {}
     notes: tuple[Problem, ...] = ()
+    bundles: Mapping[str, bytes] = {}  # files of federation/ that the settings name, by path
+    registered: tuple[ForeignWorkload, ...] = ()  # callers that no file names, added by the server
+
+    @property
+    def callers(self) -> tuple[Workload | ForeignWorkload, ...]:
+        """Every principal known to policies, by SPIFFE ID: ours, federated ones, those registered with an owner."""
+        foreign = (workload for one in self.settings.federation for workload in one.workloads)
+        return tuple(sorted((*self.workloads, *foreign, *self.registered), key=lambda caller: caller.spiffe_id))
 
     def position(self, kind: str, name: str) -> Position:
         """Where the ``workload``, ``service``, ``operation``, ``policy``, ``profile`` or ``waiver`` was written."""
@@ -277,4 +359,5 @@ def content(estate: Estate) -> bytes:
     """Canonical JSON of what the estate says; files, their order and comments make no difference."""
     policies = sorted((p.id, p.canonical) for p in estate.policies)
     parts = (estate.settings, estate.profiles, estate.workloads, estate.services, policies, estate.waivers)
-    return msgspec.json.encode(parts, order="deterministic")
+    said = msgspec.json.encode(parts, order="deterministic")
+    return said + msgspec.json.encode(estate.bundles, order="deterministic") if estate.bundles else said

@@ -6,10 +6,12 @@ import ipaddress
 import re
 from collections.abc import Callable
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 from eastwest.errors import InvalidInput
 from eastwest.policy.paths import template_problem
 from eastwest.spiffe.id import SpiffeId, TrustDomain
+from eastwest.spiffe.pattern import check_pattern
 from eastwest.spiffe.selector import Selector
 
 Complaint = tuple[str, str]  # what is wrong, and the fix
@@ -18,7 +20,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MAX_DURATION = timedelta(days=3650)
 _MAX_SOCKET_PATH = 107  # sun_path of Linux, with room for the closing NUL
 _DURATION_PART = re.compile(r"([0-9]+)([smhd])")
-_NAMING_SEGMENT = re.compile(r"\{(environment|domain|service)\}|[a-zA-Z0-9._-]+")
+_NAMING_SEGMENT = re.compile(r"\{(environment|domain|service|namespace|serviceaccount)\}|[a-zA-Z0-9._-]+")
 _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -30,11 +32,6 @@ def complaint(form: str, text: str) -> Complaint | None:
 def duration(text: str) -> timedelta:
     """The length of a checked duration such as ``90d``."""
     return timedelta(seconds=sum(int(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(text)))
-
-
-def naming_segments(naming: str) -> list[str]:
-    """The segments of a checked naming template."""
-    return naming[1:].split("/")
 
 
 def _pattern(pattern: str, message: str, fix: str) -> Callable[[str], Complaint | None]:
@@ -110,6 +107,20 @@ def _dns_pattern(text: str) -> Complaint | None:
     return None if text == "*" else _dns(text.removeprefix("*."))
 
 
+def _https_url(text: str) -> Complaint | None:
+    fix = "write https://host:port/path"
+    try:
+        parts = urlsplit(text)
+        whole = parts.scheme == "https" and parts.hostname and parts.port != 0
+    except ValueError:
+        return f"{_shown(text)} is not a URL", fix
+    if not whole or not re.fullmatch(r"[!-~]{1,2048}", text):
+        return f"{_shown(text)} is not an https URL", fix
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        return f"{_shown(text)} has a user, a query or a fragment", fix
+    return None
+
+
 def _socket_path(text: str) -> Complaint | None:
     if not text.startswith("/") or "\0" in text:
         return f"{_shown(text)} is not an absolute path", "write the socket's whole path, such as /run/billing/app.sock"
@@ -124,6 +135,14 @@ def _node(text: str) -> Complaint | None:
     if text.startswith("spiffe:"):
         return _spiffe_id(text)
     return f"{_shown(text)} names no node", "write group:NAME of a node group, or the SPIFFE ID of a node"
+
+
+def _administrator(text: str) -> Complaint | None:
+    if text.startswith("spiffe:"):
+        return _spiffe_id(text)
+    if re.fullmatch(r"unix:uid:(0|[1-9][0-9]{0,9})", text):
+        return None
+    return f"{_shown(text)} names no administrator", "write unix:uid:NUMBER, or the SPIFFE ID that calls"
 
 
 def _header(text: str) -> Complaint | None:
@@ -166,8 +185,14 @@ _FORMS: dict[str, Callable[[str], Complaint | None]] = {
     "duration": _duration,
     "ip": _ip,
     "endpoint": _endpoint,
+    "https-url": _https_url,
+    "bundle-file": _pattern(
+        r"federation/[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.json", "a bundle's file", "write federation/NAME.json"
+    ),
     "socket-path": _socket_path,
     "dns": _dns,
     "dns-pattern": _dns_pattern,
     "node": _node,
+    "administrator": _administrator,
+    "id-pattern": _parsed(check_pattern),
 }

@@ -9,9 +9,11 @@ import msgspec
 
 from eastwest.policy import cedar
 from eastwest.policy.check import check_references
+from eastwest.policy.check_federation import check_federation
 from eastwest.policy.decode import Path, decode
 from eastwest.policy.estate import (
     Estate,
+    ForeignWorkload,
     Profile,
     Service,
     Settings,
@@ -41,6 +43,8 @@ _FOLDERS: dict[str, tuple[type[msgspec.Struct], str]] = {
 KINDS = ("estate", *_FOLDERS)
 """What ``json_schema`` knows."""
 
+_BUNDLES = "federation"
+"""The folder of bundles to begin with; their content is checked by who puts them in force."""
 _IGNORED = ("README.md", "schema.cedarschema", "schema.json", "LICENSE")
 
 
@@ -104,6 +108,7 @@ class _Read:
         self.services: Parts[Service] = Parts()
         self.waivers: Parts[Waiver] = Parts()
         self.policies: list[cedar.ParsedPolicy] = []
+        self.bundles: dict[str, bytes] = {}
 
     def file(self, name: str, data: bytes) -> None:
         if not is_estate_file(name):
@@ -117,6 +122,8 @@ class _Read:
             text = read_text(name, data, self.findings)
             if text is not None:
                 self.policies += cedar.read_policies(name, text, self.findings)
+        elif folder == _BUNDLES and rest.endswith(".json") and "/" not in rest:
+            self.bundles[name] = data
         elif folder in _FOLDERS and rest.endswith(".yaml") and "/" not in rest:
             self._things(folder, read_yaml(name, data, self.findings))
         else:
@@ -176,7 +183,7 @@ class _Read:
             fix = suggest(name, ["estate.yaml"], otherwise="the only file at the top is estate.yaml")
             self.findings.warning(where, "this file is not read", fix)
         else:
-            fix = suggest(folder, [*_FOLDERS, "policies"])
+            fix = suggest(folder, [*_FOLDERS, "policies", _BUNDLES])
             close = fix.startswith("did you mean")
             (self.findings.error if close else self.findings.warning)(where, "this folder is not read", fix)
 
@@ -199,13 +206,16 @@ def _assemble(settings: Settings, read: _Read, findings: Findings) -> Estate:
     check_references(
         settings, read.settings_places, read.profiles, read.workloads, read.services, read.waivers, findings
     )
+    check_federation(settings, read.settings_places, read.workloads, read.services.named.keys(), read.bundles, findings)
     profiles, workloads = _sorted(read.profiles), _sorted(read.workloads)
     services, waivers = _sorted(read.services), _sorted(read.waivers)
     policies = _unique(read.policies, findings)
     schema = ""
     if _whole(read) and not _services_broken(findings):
-        schema = cedar_schema(services, workloads)
-        cedar.validate(policies, schema, known_ids(settings, workloads, services), findings)
+        callers: list[Workload | ForeignWorkload] = [*workloads]
+        callers += [workload for one in settings.federation for workload in one.workloads]
+        schema = cedar_schema(services, callers)
+        cedar.validate(policies, schema, known_ids(settings, callers, services), findings)
     findings.raise_errors()
     return Estate(
         settings=settings,
@@ -217,12 +227,17 @@ def _assemble(settings: Settings, read: _Read, findings: Findings) -> Estate:
         schema=schema,
         positions=_positions(read, policies),
         notes=findings.all(),
+        bundles={name: read.bundles[name] for name in _named_bundles(settings) if name in read.bundles},
     )
 
 
 def _whole(read: _Read) -> bool:
     """Whether everything that a policy may name could be read."""
     return all(parts.complete and len(parts.items) == len(parts.named) for parts in (read.workloads, read.services))
+
+
+def _named_bundles(settings: Settings) -> list[str]:
+    return sorted({one.bundle for one in settings.federation if one.bundle is not None})
 
 
 def _services_broken(findings: Findings) -> bool:

@@ -41,11 +41,11 @@ class Oracle:
 
     def __init__(self, estate: Estate) -> None:
         policies = [analyse(policy) for policy in estate.policies]
-        self._callers = {w.spiffe_id for w in estate.workloads}
+        self._callers = {w.spiffe_id for w in estate.callers}
         self._services = {s.service: s for s in estate.services}
         self._judge = Judge(policies, Entities(estate), demand_texts(policies), checked=True)
         texts = {t for p in policies for t in p.texts}
-        for workload in estate.workloads:
+        for workload in estate.callers:
             texts.add(workload.owner)
             for value in workload.attributes.values():
                 texts.update([value] if isinstance(value, str) else value)

@@ -13,8 +13,11 @@ from eastwest.policy.diff import Difference, compare, compare_registrations
 from eastwest.policy.enforcement import MtlsMode
 from eastwest.policy.estate import EnvironmentKind, Estate
 from eastwest.policy.load import load_estate
+from eastwest.policy.naming import RULE as NAMING_RULE
+from eastwest.policy.naming import Naming
 from eastwest.policy.problems import EstateInvalid, Position, Problem, Severity, ordered
 from eastwest.policy.table import CompiledPolicy, Summary, compile_estate
+from eastwest.spiffe.id import SpiffeId
 
 OPEN_DOORS = frozenset({"workload-api", "spire-api"})
 """Doors that this version has; profiles may name others already."""
@@ -134,11 +137,6 @@ def not_enforced_yet(estate: Estate) -> Iterator[Problem]:
     def note(where: Position, message: str, fix: str = "") -> Problem:
         return Problem(Severity.NOTE, where, message, fix)
 
-    if estate.settings.administrators:
-        yield note(
-            estate.position("settings", "administrators"),
-            "administrators are not enforced yet: whoever may open the admin socket may change everything",
-        )
     for environment in estate.settings.environments:
         if environment.kind is not EnvironmentKind.VM:
             where = estate.position("environment", environment.name)
@@ -148,9 +146,9 @@ def not_enforced_yet(estate: Estate) -> Iterator[Problem]:
         closed = [door for door in profile.doors if door not in OPEN_DOORS]
         if closed:
             yield note(where, f"profile {profile.profile!r}: not enforced yet, no door {', '.join(closed)}")
-        if profile.revocation == "crl":
-            yield note(where, f"profile {profile.profile!r}: not enforced yet, no CRL is published")
     for waiver in estate.waivers:
+        if waiver.applies_to.rule == NAMING_RULE:
+            continue
         yield note(
             estate.position("waiver", waiver.waiver), f"waiver {waiver.waiver!r} is not enforced yet: no rule reads it"
         )
@@ -186,6 +184,12 @@ def _dates(estate: Estate, today: dt.date) -> Iterator[Problem]:
                 f"service {service.service!r} was to be permissive until {until}, which has passed",
                 "write mtls: strict, or a later date",
             )
+    naming = Naming.of(estate.settings, estate.waivers, estate.services)
+    for workload in estate.workloads:
+        spiffe_id = SpiffeId.parse(workload.spiffe_id)
+        complaint = naming.complaint(spiffe_id, today)
+        if complaint is not None:
+            yield Problem(Severity.ERROR, estate.position("workload", workload.spiffe_id), *complaint)
     for waiver in estate.waivers:
         if waiver.until < today:
             yield Problem(

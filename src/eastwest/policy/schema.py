@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from eastwest.policy.estate import Estate, Sensitivity, Service, Settings, Workload
+from eastwest.policy.estate import Estate, ForeignWorkload, Sensitivity, Service, Settings, Workload
 from eastwest.policy.operations import tenant_source
 
 WORKLOAD = "Workload"
@@ -26,7 +26,7 @@ type TenantCall = {{ tenant: String, {_CONTEXT} }};
 """
 
 
-def cedar_schema(services: Iterable[Service], workloads: Iterable[Workload]) -> str:
+def cedar_schema(services: Iterable[Service], workloads: Iterable[Workload | ForeignWorkload]) -> str:
     """The schema in Cedar's own syntax: strict validation of policies is against this text."""
     attributes = "".join(f", {name}?: {kind}" for name, kind in attribute_types(workloads).items())
     lines = [
@@ -47,7 +47,7 @@ def cedar_schema(services: Iterable[Service], workloads: Iterable[Workload]) -> 
     return "\n".join(lines) + "\n"
 
 
-def attribute_types(workloads: Iterable[Workload]) -> dict[str, str]:
+def attribute_types(workloads: Iterable[Workload | ForeignWorkload]) -> dict[str, str]:
     """Cedar types of the workloads' attributes by name, ``tenants`` first; lists are sets of strings."""
     types = {"tenants": "Set<String>"}
     for workload in workloads:
@@ -61,14 +61,16 @@ def cedar_entities(estate: Estate) -> str:
     entities = [_entity(ENVIRONMENT, e.name) for e in estate.settings.environments]
     entities += [_entity(DOMAIN, d.name) for d in estate.settings.domains]
     entities += [
-        _entity(WORKLOAD, w.spiffe_id, w.domain, w.environment, w.owner, _attributes(w)) for w in estate.workloads
+        _entity(WORKLOAD, w.spiffe_id, w.domain, w.environment, w.owner, _attributes(w)) for w in estate.callers
     ]
     environments = {w.spiffe_id: w.environment for w in estate.workloads}
     entities += [_entity(SERVICE, s.service, s.domain, environments[s.workload], s.owner, {}) for s in estate.services]
     return json.dumps(entities)
 
 
-def known_ids(settings: Settings, workloads: Sequence[Workload], services: Sequence[Service]) -> dict[str, set[str]]:
+def known_ids(
+    settings: Settings, workloads: Sequence[Workload | ForeignWorkload], services: Sequence[Service]
+) -> dict[str, set[str]]:
     """Ids of the entities that policies may name, by entity type."""
     return {
         ENVIRONMENT: {e.name for e in settings.environments},
@@ -99,7 +101,7 @@ def _entity(
     return {"uid": uid(kind, name), "attrs": {**attributes, **own}, "parents": parents}
 
 
-def _attributes(workload: Workload) -> dict[str, Any]:
+def _attributes(workload: Workload | ForeignWorkload) -> dict[str, Any]:
     return {name: value if isinstance(value, str) else list(value) for name, value in workload.attributes.items()}
 
 

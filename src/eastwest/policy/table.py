@@ -27,7 +27,7 @@ from eastwest.policy.enforcement import (
     TenantSource,
     Verdict,
 )
-from eastwest.policy.estate import Estate, Operation, Service, Workload, content
+from eastwest.policy.estate import Estate, ForeignWorkload, Operation, Service, Workload, content
 from eastwest.policy.judge import (
     ATTAINABLE,
     NOT_PERMITTED,
@@ -80,7 +80,7 @@ def compile_estate(estate: Estate) -> CompiledPolicy:
     version = hashlib.sha256(COMPILER.encode() + b"\0" + content(estate)).hexdigest()
     table = _Table(estate, policies)
     rules = {s.service: tuple(table.operation(s, o) for o in in_order(s.operations)) for s in estate.services}
-    known = tuple(w.spiffe_id for w in estate.workloads)
+    known = tuple(caller.spiffe_id for caller in estate.callers)
     reachable = _reachable(estate, rules)
     inbound: dict[str, list[Inbound]] = {}
     for service in estate.services:
@@ -92,8 +92,9 @@ def compile_estate(estate: Estate) -> CompiledPolicy:
             known_callers=known,
             inbound=tuple(inbound.get(name, ())),
             outbound=reachable[name],
+            federated_callers=_admitted(inbound.get(name, ()), estate),
         )
-        for name in known
+        for name in reachable
     }
     problems = [*table.problems.values(), *table.idle()] if estate.services else []
     return CompiledPolicy(version=version, sidecars=sidecars, summary=table.summary(rules), problems=ordered(problems))
@@ -145,7 +146,7 @@ class _Table:
         self._policies = policies
         self._entities = Entities(estate)
         self._environments = {w.spiffe_id: w.environment for w in estate.workloads}
-        self._all_texts = frozenset(t for w in estate.workloads for t in _texts(w)).union(
+        self._all_texts = frozenset(t for w in estate.callers for t in _texts(w)).union(
             s.owner for s in estate.services
         )
         self._demand_texts = demand_texts(policies)
@@ -194,7 +195,7 @@ class _Table:
                 by_tenant += len(cell.callers)
             elif _allows(cell):
                 allowed += len(cell.callers)
-        total = len(operations) * len(self._estate.workloads)
+        total = len(operations) * len(self._estate.callers)
         return Summary(
             workloads=len(self._estate.workloads),
             services=len(self._estate.services),
@@ -209,8 +210,8 @@ class _Table:
 
     def _make_classes(self) -> list[_Class]:
         named = frozenset(name for p in self._policies for name in p.callers)
-        groups: dict[object, list[Workload]] = {}
-        for workload in self._estate.workloads:
+        groups: dict[object, list[Workload | ForeignWorkload]] = {}
+        for workload in self._estate.callers:
             attributes = tuple(sorted((k, _normal(v)) for k, v in workload.attributes.items()))
             alone = workload.spiffe_id if workload.spiffe_id in named else ""
             key = (workload.environment, workload.domain, workload.owner, attributes, alone)
@@ -389,8 +390,15 @@ def _reachable(estate: Estate, rules: Mapping[str, Sequence[OperationRules]]) ->
         by_environment.setdefault(environments[service.workload], {})[service.service] = outbound
         for cell in (c for o in rules[service.service] for c in o.cells if _allows(c)):
             for caller in cell.callers:
-                if environments[caller] != environments[service.workload]:
+                if environments.get(caller, environments[service.workload]) != environments[service.workload]:
                     by_caller.setdefault(caller, {})[service.service] = outbound
+    for foreign in (service for one in estate.settings.federation for service in one.services):
+        by_environment.setdefault(foreign.environment, {})[foreign.service] = Outbound(
+            service=foreign.service,
+            spiffe_id=foreign.workload,
+            endpoints=foreign.endpoints,
+            protocol=foreign.protocol,
+        )
     return {
         name: tuple(
             outbound
@@ -401,18 +409,37 @@ def _reachable(estate: Estate, rules: Mapping[str, Sequence[OperationRules]]) ->
     }
 
 
+def _admitted(inbound: Iterable[Inbound], estate: Estate) -> tuple[str, ...]:
+    """Foreign trust domains of which some caller is allowed something here, or would be with what is demanded.
+
+    The bundles of no others are trusted at the door.
+    """
+    cells = [c for i in inbound for o in i.operations for c in o.cells]
+    callers = {caller for cell in cells if any(r.code in ATTAINABLE for r in _rules(cell)) for caller in cell.callers}
+    return tuple(
+        sorted(
+            one.trust_domain
+            for one in estate.settings.federation
+            if any(workload.spiffe_id in callers for workload in one.workloads)
+        )
+    )
+
+
 def _allows(cell: Cell) -> bool:
+    return any(rule.verdict is Verdict.ALLOW for rule in _rules(cell))
+
+
+def _rules(cell: Cell) -> Sequence[Rule]:
     if cell.rule is not None:
-        return cell.rule.verdict is Verdict.ALLOW
-    rules = [] if cell.tenants is None else [cell.tenants.otherwise, *cell.tenants.by_tenant.values()]
-    return any(rule.verdict is Verdict.ALLOW for rule in rules)
+        return (cell.rule,)
+    return () if cell.tenants is None else (cell.tenants.otherwise, *cell.tenants.by_tenant.values())
 
 
 def _normal(value: str | tuple[str, ...]) -> tuple[str, ...] | str:
     return value if isinstance(value, str) else tuple(sorted(set(value)))
 
 
-def _texts(workload: Workload) -> list[str]:
+def _texts(workload: Workload | ForeignWorkload) -> list[str]:
     texts = [workload.owner]
     for value in workload.attributes.values():
         texts += [value] if isinstance(value, str) else value

@@ -11,7 +11,13 @@ from google.protobuf import json_format
 from eastwest.mesh import names
 from eastwest.mesh.bootstrap import bootstrap
 from eastwest.mesh.clusters import MalformedAddress, address
-from eastwest.mesh.resources import config_resources, sidecar_secrets, sidecar_snapshot, versions_in_force
+from eastwest.mesh.resources import (
+    config_resources,
+    sidecar_secrets,
+    sidecar_snapshot,
+    verifiable,
+    versions_in_force,
+)
 from eastwest.mesh.secrets import Identity
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import DanglingReference
@@ -80,6 +86,7 @@ SIDECAR = Sidecar(
         Outbound(service="queue", spiffe_id=B, endpoints=("[::1]:99",), protocol="tcp"),
     ),
 )
+FEDERATED = msgspec.structs.replace(SIDECAR, federated_callers=("far.test",))
 BUNDLES = {"td.test": b"td root", "far.test": b"far root", "unneeded.test": b"x"}
 
 
@@ -117,6 +124,25 @@ def test_secrets_are_only_those_needed():
     with pytest.raises(DanglingReference) as error:
         sidecar_snapshot(SIDECAR, SETTINGS, no_far)
     assert "spiffe://far.test" in str(error.value)
+
+
+def test_callers_of_a_foreign_trust_domain_are_trusted_where_a_policy_admits_some():
+    for sidecar, trusted in ((SIDECAR, {"td.test"}), (FEDERATED, {"td.test", "far.test"})):
+        secrets = sidecar_secrets(sidecar, Identity(A, b"chain", b"key"), BUNDLES)
+        assert set(secrets.callers) == trusted
+        # The way out to far.test is verified by its bundle either way, and by no other.
+        assert "far.test" in secrets.bundles
+
+
+def test_a_missing_foreign_bundle_takes_away_its_services_and_nothing_else():
+    known, lost = verifiable(FEDERATED, {"td.test"})
+    assert lost == ("far",)
+    assert [outbound.service for outbound in known.outbound] == ["queue"]
+    secrets = sidecar_secrets(known, Identity(A, b"chain", b"key"), {"td.test": b"td root"})
+    names_of_clusters = sidecar_snapshot(known, SETTINGS, secrets).of_type(names.CLUSTER)
+    assert "remote/queue" in names_of_clusters
+    assert "remote/far" not in names_of_clusters
+    assert verifiable(FEDERATED, BUNDLES) == (FEDERATED, ())
 
 
 def test_versions_lead_back_to_their_rules():

@@ -35,10 +35,8 @@ def test_it_is_accepted_and_what_is_not_enforced_is_said(files) -> None:
     assert not [p for p in plan.problems if p.severity is not Severity.NOTE]
     notes = "\n".join(str(p) for p in plan.problems)
     for told in (
-        "administrators are not enforced yet",
         "environment 'plants': kind edge",
         "profile 'device': not enforced yet, no door est, acme, gateway",
-        "profile 'device': not enforced yet, no CRL is published",
         "services/admin.yaml:8:5: note: admin:users:disable demands step-up, which nothing can give yet",
         "billing:adjustments:create demands step-up and approval",
         "data classes (financial)",
