@@ -1,0 +1,233 @@
+"""HTTP and HTTPS listeners for what the authority shows to everybody: discovery, key sets, bundles, CRLs, OCSP.
+
+Who connects is unknown here, so everything is bounded: connections, the time to say something, the age of a
+connection, the size of a request. Certificates change between two handshakes, without closing the port.
+
+    files = CertificateFiles(certificate, key)
+    listener = PublicListener(app, "oidc", tls=files.listening)
+    port = listener.bind("127.0.0.1", 0)
+    await listener.run()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from eastwest.errors import Exhausted, FailedPrecondition, InvalidInput
+from eastwest.rpc.tls import web_context
+
+MAX_CONNECTIONS = 512
+FIRST_REQUEST_SECONDS = 10.0
+MAX_AGE_SECONDS = 60.0
+MAX_FILE_BYTES = 1024 * 1024
+SOCKET_MODE = 0o660
+_log = structlog.get_logger()
+
+
+class CertificateFiles:
+    """A listening TLS context whose certificate and key are two PEM files, read again once either has changed.
+
+    The files are looked at for every handshake. A pair that cannot be used (half written, say) changes nothing: the
+    last good one goes on serving, and ``problem`` says why.
+    """
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        """Raises ``InvalidInput``, which names the file, when the pair cannot be used at all."""
+        self.problem: str | None = None
+        self._certificate, self._key = certificate, key
+        self._seen = self._signature()
+        self._current = self._load()
+        self.listening = self._current
+
+        def choose(sock: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
+            self.refresh()
+            sock.context = self._current
+
+        self.listening.sni_callback = choose
+
+    def refresh(self) -> None:
+        """Read the files again if they have changed. Never raises."""
+        seen = self._signature()
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._current = self._load()
+        except InvalidInput as error:
+            self.problem = str(error)
+            _log.error("https.certificate_unusable", problem=self.problem)
+        else:
+            self.problem = None
+            _log.info("https.certificate_reloaded", certificate=str(self._certificate))
+
+    def _signature(self) -> tuple[tuple[int, int, int] | None, ...]:
+        return tuple(_state(path) for path in (self._certificate, self._key))
+
+    def _load(self) -> ssl.SSLContext:
+        return web_context(_read(self._certificate), _read(self._key), where=f"{self._certificate}, {self._key}")
+
+
+class PublicListener:
+    """Serves one Starlette application on one port or unix socket, over TLS when a context is given."""
+
+    def __init__(self, app: Starlette, name: str, *, tls: ssl.SSLContext | None = None) -> None:
+        """``name`` begins the names of its settings, such as ``oidc`` for ``oidc_port``."""
+        self._name = name
+        self._socket: socket.socket | None = None
+        self._unix: Path | None = None
+        config = uvicorn.Config(
+            app,
+            http=_Impatient,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=1,
+            ssl_context_factory=None if tls is None else lambda _config, _default: tls,
+        )
+        self._server = _QuietServer(config)
+
+    def bind(self, host: str, port: int) -> int:
+        """Take the port (0: a free one) and return it; raises ``FailedPrecondition`` when that cannot be."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._socket = socket.create_server((host, port), family=family, backlog=128)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"cannot listen on {host}:{port} for {self._name}: {error.strerror}",
+                fix=f"set another {self._name}_address or {self._name}_port",
+            ) from None
+        return int(self._socket.getsockname()[1])
+
+    def bind_unix(self, path: Path, mode: int = SOCKET_MODE) -> None:
+        """Listen on a unix socket, for a proxy in front; one that a dead process left behind is replaced."""
+        if path.is_socket():
+            path.unlink()
+        elif path.exists():
+            raise FailedPrecondition(f"{path} exists and is not a socket", fix=f"set another {self._name}_socket")
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o777 & ~mode)
+        try:
+            listening.bind(str(path))
+            listening.listen(128)
+        except OSError as error:
+            listening.close()
+            raise FailedPrecondition(
+                f"cannot listen on {path} for {self._name}: {error.strerror}", fix=f"set another {self._name}_socket"
+            ) from None
+        finally:
+            os.umask(before)
+        self._socket, self._unix = listening, path
+
+    async def run(self) -> None:
+        """Serve until ``stop``."""
+        assert self._socket is not None, "bind first"
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            # Also when this task was cancelled, which uvicorn itself does not expect.
+            for server in getattr(self._server, "servers", ()):
+                server.close()
+            for connection in list(self._server.server_state.connections):
+                connection.transport.abort()
+            self._socket.close()
+            if self._unix is not None:
+                self._unix.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """Ask ``run`` to end; where it has not begun, let go of the port."""
+        self._server.should_exit = True
+        if not self._server.started and self._socket is not None:
+            self._socket.close()
+
+
+async def bounded_body(request: Request, limit: int) -> bytes:
+    """The request's body; raises ``Exhausted`` as soon as it is larger than ``limit`` bytes."""
+    too_large = Exhausted(f"the request is larger than {limit} bytes")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_large
+    except ClientDisconnect:
+        raise InvalidInput("the caller went away within its request") from None
+    return bytes(body)
+
+
+class _QuietServer(uvicorn.Server):
+    """uvicorn without its own signal handlers: the process has one place for signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Impatient(H11Protocol):
+    """HTTP/1.1 for strangers: closes connections that say nothing, that are old, or that are too many."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _asked = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+            return
+        self._timer = self.loop.call_later(FIRST_REQUEST_SECONDS, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self._asked:
+            self._asked = True
+            self._restart(MAX_AGE_SECONDS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _restart(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(seconds, self.transport.abort)
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content: Any = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot be read: {error.strerror}", where=str(path), fix="give a file that the server's user may read"
+        ) from None
+    if len(content) > MAX_FILE_BYTES:
+        raise InvalidInput(f"is larger than {MAX_FILE_BYTES} bytes", where=str(path))
+    return bytes(content)
