@@ -9,11 +9,12 @@ import structlog
 from cryptography import x509
 
 from eastwest import errors
+from eastwest.agent.attestation import Attestation, EvidenceRefused
 from eastwest.agent.backoff import until_answered
 from eastwest.agent.config import Settings
-from eastwest.agent.connection import ServerConnection, skew_or
+from eastwest.agent.connection import Dismissed, ServerConnection, skew_or
 from eastwest.agent.own import OwnIdentity, OwnSvid
-from eastwest.agent.received import ClockSkew, check_svid
+from eastwest.agent.received import check_svid
 from eastwest.clock import Clock
 from eastwest.pki.chain import load_chain_pem
 from eastwest.pki.jwks import parse_bundle
@@ -24,8 +25,8 @@ from eastwest.spiffe.id import MalformedSpiffeId, TrustDomain
 _log = structlog.get_logger()
 
 
-class JoinTokenRefused(errors.InvalidInput):
-    """The server does not take the join token; trying again cannot help."""
+class JoinTokenRefused(EvidenceRefused):
+    """The server does not take the join token."""
 
 
 def read_bundle(path: Path, trust_domain: TrustDomain | None) -> Bundle:
@@ -67,16 +68,20 @@ def read_bundle(path: Path, trust_domain: TrustDomain | None) -> Bundle:
 
 
 class Bootstrap:
-    """Gets the agent its own identity: the stored one while it lives, else a new one for a join token."""
+    """Gets the agent its own identity: the stored one while it lives, else a new one for its evidence."""
 
-    def __init__(self, settings: Settings, identity: OwnIdentity, clock: Clock, jitter: random.Random) -> None:
+    def __init__(
+        self, settings: Settings, identity: OwnIdentity, clock: Clock, jitter: random.Random, *, repeatable: bool
+    ) -> None:
+        """``repeatable``: this node can show its evidence again, so that an expired identity is no end."""
+        self._repeatable = repeatable
         self._settings = settings
         self._identity = identity
         self._clock = clock
         self._jitter = jitter
 
     def stored(self, trust_domain: TrustDomain) -> OwnSvid | None:
-        """The stored identity if it can still be used.
+        """The stored identity if it can still be used; an expired one too, where the evidence can be shown again.
 
         Raises ``FailedPrecondition`` when the directory is another trust domain's, or the identity has expired and
         no token is at hand.
@@ -90,7 +95,7 @@ class Bootstrap:
                 fix="choose another --data, or give the bundle of that trust domain",
                 where=str(self._settings.paths.home),
             )
-        if own.is_live(self._clock.now()):
+        if own.is_live(self._clock.now()) or self._repeatable:
             return own
         if not self._settings.join_token:
             raise errors.FailedPrecondition(
@@ -100,36 +105,33 @@ class Bootstrap:
         _log.warning("agent.identity.expired", id=str(own.id), not_after=own.not_after.isoformat())
         return None
 
-    async def attest(self, connection: ServerConnection, bundle: Bundle) -> OwnSvid:
-        """Attest with the join token, trying for ``settings.wait`` seconds while the server does not answer."""
-        if not self._settings.join_token:
-            raise errors.InvalidInput(
-                "this agent has no identity yet and no join token",
-                fix="make one on the server with `eastwest token create` and give it by --join-token-file",
-            )
+    async def attest(self, connection: ServerConnection, attestation: Attestation, bundle: Bundle) -> OwnSvid:
+        """Attest, trying for ``settings.wait`` seconds while the server does not answer.
+
+        All attempts are with one key, kept until the server has answered, if need be over a restart: a join token
+        whose answer was lost on the way is good once more for the key that used it.
+        """
         connection.use([authority.der for authority in bundle.x509_authorities], None)
-        pending = self._identity.prepare(bundle.trust_domain)
+        pending = self._identity.prepare(bundle.trust_domain, resume=True)
 
         async def once() -> OwnSvid:
             try:
-                svid = await connection.attest("join_token", self._settings.join_token.encode(), pending.csr)
-            except (errors.InvalidInput, errors.NotFound, errors.AlreadyExists) as error:
-                raise JoinTokenRefused(
-                    f"the server refuses the join token: {error.message}",
-                ) from None
+                svid = await attestation.attest(pending.csr)
+            except Dismissed:
+                self._identity.discard(pending)
+                raise
+            except EvidenceRefused as refused:
+                self._identity.discard(pending)
+                if attestation.kind == "join_token":
+                    raise JoinTokenRefused(refused.message, fix=refused.fix) from None
+                raise
             own = self._identity.keep(pending, list(svid.cert_chain))
             # Kept before it is checked: the token is spent, and a clock can be set right afterwards.
             check_svid(own.chain, pending.spki, None, bundle, self._clock.now())
             return own
 
         what = f"no attestation with {connection.target}"
-        try:
-            return await until_answered(once, what, self._settings.wait, self._clock, self._jitter)
-        except ClockSkew:
-            raise
-        except BaseException:
-            self._identity.discard(pending)
-            raise
+        return await until_answered(once, what, self._settings.wait, self._clock, self._jitter)
 
 
 def explain(error: errors.Error, target: str) -> errors.Error:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+
+import structlog
 
 from eastwest import errors
 from eastwest.agent.config import MAX_SOCKET_PATH
 from eastwest.agent.knowledge import Knowledge
 from eastwest.agent.xds import Principal
-from eastwest.attest.workload import WorkloadAttestor, attest_process
+from eastwest.attest.workload import AttestationFailed, Evidence, WorkloadAttestor, gather_evidence
 from eastwest.clock import Clock
 from eastwest.registry.entry import Entry
 from eastwest.rpc.peer import Peer
 from eastwest.rpc.service import Call
 from eastwest.spiffe.selector import Selector
 
+_log = structlog.get_logger()
 EGRESS_HEADER = "x-eastwest-egress-socket"
 """Metadata in which a sidecar's bootstrap names the socket of its way out."""
 
@@ -44,10 +47,18 @@ class ProcessAttestor:
 
     The process is held from a connection's first call to its end, so that a pid that is given to another process
     meanwhile is noticed even where the kernel has no pidfd for sockets.
+
+    ``entries``: those of this node. While an attestor cannot say anything, such as systemd without its bus, a caller
+    is served if none of them could be its for what is missing; else it is told to come again, for a part of its
+    identities, or none, would be a wrong answer. Without ``entries`` every attestor must answer.
     """
 
-    def __init__(self, attestors: Sequence[WorkloadAttestor]) -> None:
+    def __init__(
+        self, attestors: Sequence[WorkloadAttestor], entries: Callable[[], Iterable[Entry]] | None = None
+    ) -> None:
         self._attestors = tuple(attestors)
+        self._entries = entries
+        self._failing: frozenset[str] = frozenset()
         self._peers: weakref.WeakKeyDictionary[object, Peer] = weakref.WeakKeyDictionary()
 
     async def attest(self, call: Call) -> Caller:
@@ -56,7 +67,21 @@ class ProcessAttestor:
             peer = self._peer(call)
         except errors.Unauthenticated as error:
             raise errors.Unavailable(error.message) from None
-        return Caller(peer.pid, await attest_process(peer, self._attestors))
+        evidence = await gather_evidence(peer, self._attestors)
+        self._tell(evidence)
+        for name, why in evidence.failed.items():
+            if self._entries is None or any(evidence.could_earn(entry.selectors) for entry in self._entries()):
+                raise AttestationFailed(f"{name}: {why.message}", fix=why.fix or "try again")
+        return Caller(peer.pid, evidence.selectors)
+
+    def _tell(self, evidence: Evidence) -> None:
+        """Log an attestor once when it begins to fail, and once when it works again."""
+        failing = frozenset(evidence.failed)
+        for name in failing - self._failing:
+            _log.warning("agent.attestor.failing", attestor=name, error=str(evidence.failed[name]))
+        for name in self._failing - failing:
+            _log.info("agent.attestor.works", attestor=name)
+        self._failing = failing
 
     def _peer(self, call: Call) -> Peer:
         connection = call.connection

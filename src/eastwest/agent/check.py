@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eastwest import errors
 from eastwest.agent import config as settings_of
+from eastwest.agent.attestation import load_prover
 from eastwest.agent.bootstrap import explain, read_bundle
 from eastwest.agent.config import AgentConfig, Paths, Settings
 from eastwest.agent.connection import SERVER_PATH
@@ -16,26 +17,30 @@ from eastwest.agent.own import OwnIdentity, OwnSvid
 from eastwest.api.spire.api.server.bundle.v1 import bundle_pb2 as bundle_api
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy
-from eastwest.plugins.disk_keys import DiskKeyStore
 from eastwest.process.findings import Finding
 from eastwest.process.locked import locked
 from eastwest.rpc.client import Channel, method
 from eastwest.rpc.tls import client_context, expect_server
 from eastwest.spiffe.bundle import Bundle
+from eastwest.spiffe.id import TrustDomain
 
 _SECONDS = 5.0
 
 
-async def check_agent(data: Path, config: AgentConfig, clock: Clock, entropy: Entropy) -> list[Finding]:
-    """Look at settings, paths, identity, keyring and server; neither agent nor server need run."""
+async def check_agent(
+    data: Path, config: AgentConfig, clock: Clock, entropy: Entropy, where: str = "the agent's settings"
+) -> list[Finding]:
+    """Look at settings, paths, evidence, identity, keyring and server; neither agent nor server need run."""
     try:
-        settings = settings_of.check(config, data)
+        settings = settings_of.check(config, data, where=where)
     except errors.Error as error:
         return [_bad("settings", error)]
     findings = [Finding("settings", f"server {settings.host}:{settings.port}, data {settings.data}")]
     findings.append(_reachable(settings.paths))
     findings.append(_running(settings.paths))
-    own, finding = _own(settings, entropy, clock)
+    repeatable, finding = _evidence(settings, entropy, clock)
+    findings.append(finding)
+    own, finding = _own(settings, entropy, clock, repeatable=repeatable)
     findings.append(finding)
     findings.append(_keyring(entropy))
     bundle, finding = _bundle(settings)
@@ -75,14 +80,29 @@ def _running(paths: Paths) -> Finding:
         return Finding("process", f"in use: {error.message}")
 
 
-def _own(settings: Settings, entropy: Entropy, clock: Clock) -> tuple[OwnSvid | None, Finding]:
+def _evidence(settings: Settings, entropy: Entropy, clock: Clock) -> tuple[bool, Finding]:
+    """Whether the node's evidence can be shown at any time, and what there is to say of it."""
+    # The trust domain is not known yet, and the evidence of no built-in kind depends on it.
+    trust_domain = settings.trust_domain or TrustDomain("unknown")
     try:
-        own = OwnIdentity(settings.paths, DiskKeyStore(settings.paths.keys), entropy).load()
+        prover = load_prover(settings, trust_domain, clock, entropy)
+    except errors.Error as error:
+        return False, _bad("evidence", error)
+    how = "can be shown again at any time" if prover.repeatable else "works once"
+    return prover.repeatable, Finding("evidence", f"{prover.name}, {how}")
+
+
+def _own(settings: Settings, entropy: Entropy, clock: Clock, *, repeatable: bool) -> tuple[OwnSvid | None, Finding]:
+    try:
+        own = OwnIdentity(settings.paths, entropy).load()
     except errors.Error as error:
         return None, _bad("identity", error)
     if own is None:
-        return None, Finding("identity", "none yet: the first start needs a join token")
+        how = "attests" if repeatable else "needs a join token"
+        return None, Finding("identity", f"none yet: the first start {how}")
     until = f"{own.not_after:%Y-%m-%dT%H:%M:%SZ}"
+    if not own.is_live(clock.now()) and repeatable:
+        return own, Finding("identity", f"{own.id} ended at {until}; the agent will attest again")
     if not own.is_live(clock.now()):
         return own, Finding("identity", f"{own.id} ended at {until}", bad=True, fix="start with a new join token")
     return own, Finding("identity", f"{own.id}, until {until}")

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,6 +23,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     server: str = ""  # HOST:PORT
     bundle: str = ""  # path of the trust bundle: PEM, or SPIFFE JSON
     join_token_file: str = ""
+    node_attestor: str = "join_token"
+    node_provers: dict[str, dict[str, Any]] = {}
     workload_attestors: dict[str, dict[str, Any]] = {}
     trust_domain: str = ""
     log_level: str = "info"
@@ -30,6 +32,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     health_port: int | None = None  # loopback; 0 takes a free one
     max_identities: int = 1000  # X.509-SVIDs kept ready; more are made on demand
     server_timeout: float = 30.0  # seconds for one call to the server
+    http2: Literal["own", "grpclib"] = "own"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,9 @@ class Settings:
     health_port: int | None = None
     max_identities: int = 1000
     server_timeout: float = 30.0
+    http2: str = "own"
+    node_attestor: str = "join_token"
+    node_provers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     workload_attestors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     where: str = "the agent's settings"  # the file they come from
 
@@ -69,6 +75,11 @@ class Paths:
     @property
     def socket(self) -> Path:
         return self.home / "agent.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        """For the node's operator only."""
+        return self.home / "admin.sock"
 
     @property
     def lock(self) -> Path:
@@ -110,8 +121,18 @@ def override(config: AgentConfig, **flags: Any) -> AgentConfig:
     return msgspec.structs.replace(config, **{name: value for name, value in flags.items() if value is not None})
 
 
-def check(config: AgentConfig, data: Path, join_token: str = "") -> Settings:
-    """Turn settings as written into checked ones; raises ``InvalidInput`` with what to write instead."""
+def check(config: AgentConfig, data: Path, join_token: str = "", where: str = "the agent's settings") -> Settings:
+    """Turn settings as written into checked ones; raises ``InvalidInput`` with what to write instead.
+
+    ``where`` names the file that they come from, for errors that are found later.
+    """
+    for name in config.node_provers:
+        if name != config.node_attestor:
+            raise errors.InvalidInput(
+                f"there are options for the node prover {name!r}, and node_attestor is {config.node_attestor!r}",
+                where=where,
+                fix=f'remove them, or set node_attestor = "{name}"',
+            )
     if not config.server:
         raise errors.InvalidInput("no server is named", fix="give --server HOST:PORT")
     host, port = _host_and_port(config.server)
@@ -132,7 +153,11 @@ def check(config: AgentConfig, data: Path, join_token: str = "") -> Settings:
         health_port=config.health_port,
         max_identities=config.max_identities,
         server_timeout=config.server_timeout,
+        http2=config.http2,
+        node_attestor=config.node_attestor,
+        node_provers=config.node_provers,
         workload_attestors=config.workload_attestors,
+        where=where,
     )
     check_socket_path(settings.paths.socket)
     return settings

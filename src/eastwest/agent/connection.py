@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
+
+from h2.exceptions import StreamClosedError
 
 from eastwest import errors
 from eastwest.agent.changes import Changes
@@ -18,12 +20,14 @@ from eastwest.api.eastwest.control.v1 import control_pb2 as control
 from eastwest.api.spire.api.server.agent.v1 import agent_pb2 as agent
 from eastwest.api.spire.api.server.svid.v1 import svid_pb2 as svid
 from eastwest.api.spire.api.types import types_pb2 as types
+from eastwest.attest.node import NodeProver
 from eastwest.rpc.client import Channel, Untrusted, method
 from eastwest.rpc.status import Refused
 from eastwest.rpc.tls import client_context, expect_server
 from eastwest.spiffe.id import TrustDomain
 
 SERVER_PATH = "/spire/server"
+MAX_CHALLENGES = 16
 _AGENT = agent.DESCRIPTOR.services_by_name["Agent"]
 _SVID = svid.DESCRIPTOR.services_by_name["SVID"]
 _CONTROL = control.DESCRIPTOR.services_by_name["Control"]
@@ -38,14 +42,33 @@ class Dismissed(errors.PermissionDenied):
         self.banned = banned
 
 
-class ServerConnection:
-    """Calls to one server, which must prove to be ``spiffe://TD/spire/server``."""
+class Outdated(errors.Unavailable):
+    """The server no longer takes this agent's certificate, and the agent can earn another by its evidence."""
 
-    def __init__(self, host: str, port: int, trust_domain: TrustDomain, *, timeout: float = 30.0) -> None:
+
+class ServerConnection:
+    """Calls to one server, which must prove to be ``spiffe://TD/spire/server``.
+
+    ``may_reattest``: a certificate that the server does not take any more is no end: ``outdated`` is set, calls raise
+    ``Outdated``, which passes, and whoever renews certificates attests anew.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        trust_domain: TrustDomain,
+        *,
+        timeout: float = 30.0,
+        may_reattest: bool = False,
+    ) -> None:
         self._host = host
         self._port = port
         self._server_id = trust_domain.id(SERVER_PATH)
         self._timeout = timeout
+        self._may_reattest = may_reattest
+        self._roots: tuple[bytes, ...] = ()
+        self.outdated = asyncio.Event()
         self._current: _Counted | None = None
         self._serial: int | None = None
         self.renewed = Changes()
@@ -54,37 +77,42 @@ class ServerConnection:
 
     def use(self, roots: Sequence[bytes], own: OwnSvid | None) -> None:
         """Trust ``roots`` (DER) and prove to be ``own`` from the next call on."""
-        tls = client_context(roots, *((own.chain_pem, own.key_pem) if own is not None else ()))
-        old, self._current = (
-            self._current,
-            _Counted(Channel(host=self._host, port=self._port, tls=tls, check=expect_server(self._server_id))),
-        )
+        self._roots = tuple(roots)
+        old, self._current = self._current, _Counted(self._open(own))
         if old is not None:
             old.retire()
         serial = own.serial if own is not None else None
         if serial != self._serial:
             self._serial = serial
+            self.outdated.clear()
             self.renewed.bump()
 
-    async def attest(self, kind: str, payload: bytes, csr: bytes) -> types.X509SVID:
-        """Prove this node by evidence that needs no challenge; gives the agent's SVID."""
+    async def attest(self, prover: NodeProver, csr: bytes) -> agent.AttestAgentResponse.Result:
+        """Prove this node; gives the agent's SVID, and whether it is to attest again in place of renewing.
+
+        On a connection of its own and without a certificate, as SPIRE does: the present one may be what is wrong.
+        Evidence leaves this machine only after the server has proved to be ours.
+        """
         request = agent.AttestAgentRequest()
-        request.params.data.type = kind
-        request.params.data.payload = payload
-        request.params.params.csr = csr
-        async with (
-            self._channel() as channel,
-            channel.stream(method(_AGENT, "AttestAgent"), deadline=self._timeout) as s,
-        ):
-            # Ended at once: a Go server that answers first would otherwise reset the call and its answer with it.
-            await s.send_message(request, end=True)
-            reply = await s.recv_message()
-            if reply is None:
-                await s.recv_trailing_metadata()
-                raise errors.Unavailable("the server ended the attestation without a word")
-        if reply.WhichOneof("step") != "result":
-            raise errors.FailedPrecondition(f"the server asks a challenge that {kind} does not know")
-        return cast("types.X509SVID", reply.result.svid)
+        try:
+            request.params.data.payload = await prover.payload()
+            request.params.data.type = prover.name
+            request.params.params.csr = csr
+            channel = self._open(None)
+            result: agent.AttestAgentResponse.Result | None = None
+            try:
+                async with channel.stream(method(_AGENT, "AttestAgent"), deadline=self._timeout) as stream:
+                    result = await _converse(stream, request, prover)
+            except errors.Error:
+                # Once the result is here, how the stream ends does not matter: servers differ in it.
+                if result is None:
+                    raise
+            finally:
+                channel.close()
+            assert result is not None
+            return result
+        finally:
+            await prover.finish()
 
     async def renew(self, csr: bytes) -> types.X509SVID:
         """A new SVID for this agent, asked for with the present one."""
@@ -128,11 +156,20 @@ class ServerConnection:
                 await stream.send_request()
             yield stream
 
+    def dismiss(self, dismissed: Dismissed) -> None:
+        """End this agent: whoever waits for ``dismissal`` hears of it."""
+        if not self.dismissal.done():
+            self.dismissal.set_result(dismissed)
+
     def close(self) -> None:
         """End all calls."""
         if self._current is not None:
             self._current.channel.close()
             self._current = None
+
+    def _open(self, own: OwnSvid | None) -> Channel:
+        tls = client_context(self._roots, *((own.chain_pem, own.key_pem) if own is not None else ()))
+        return Channel(host=self._host, port=self._port, tls=tls, check=expect_server(self._server_id))
 
     async def _unary(self, descriptor: Any, request: Any) -> Any:
         async with self._watched(), self._channel() as channel:
@@ -151,15 +188,36 @@ class ServerConnection:
 
     @asynccontextmanager
     async def _watched(self) -> AsyncIterator[None]:
+        serial = self._serial
         try:
             yield
         except Refused as refused:
-            dismissed = _dismissed(refused)
+            dismissed = dismissed_by(refused)
             if dismissed is None:
                 raise
-            if not self.dismissal.done():
-                self.dismissal.set_result(dismissed)
+            if self._may_reattest and not dismissed.banned:
+                if serial == self._serial:  # else the answer is about a certificate that is replaced already
+                    self.outdated.set()
+                raise Outdated(dismissed.message, fix="this agent attests again by itself") from None
+            self.dismiss(dismissed)
             raise dismissed from None
+
+
+async def _converse(stream: Any, request: Any, prover: NodeProver) -> agent.AttestAgentResponse.Result:
+    # Connects, and checks who is there, before the first message.
+    await stream.send_request()
+    await stream.send_message(request)
+    for _ in range(MAX_CHALLENGES):
+        reply = await stream.recv_message()
+        if reply is None:
+            await stream.recv_trailing_metadata()
+            raise errors.Unavailable("the server ended the attestation without a word")
+        if reply.WhichOneof("step") == "result":
+            return cast("agent.AttestAgentResponse.Result", reply.result)
+        answer = await prover.answer(bytes(reply.challenge))
+        with suppress(StreamClosedError):  # ended by the server meanwhile; why is what is received next
+            await stream.send_message(agent.AttestAgentRequest(challenge_response=answer))
+    raise errors.FailedPrecondition(f"the server asked more than {MAX_CHALLENGES} challenges")
 
 
 class _Counted:
@@ -191,7 +249,8 @@ def skew_or(error: errors.Error) -> errors.Error:
     return error
 
 
-def _dismissed(refused: Refused) -> Dismissed | None:
+def dismissed_by(refused: Refused) -> Dismissed | None:
+    """What a refusal says of the agent's own standing; None when it is about something else."""
     for detail in refused.details:
         if not isinstance(detail, _Reason):
             continue

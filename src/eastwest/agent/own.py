@@ -9,15 +9,22 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 
 from eastwest import errors
 from eastwest.agent.config import Paths
 from eastwest.entropy import Entropy, random_hex
 from eastwest.pki.chain import dump_chain_pem
 from eastwest.pki.csr import make_csr
-from eastwest.pki.signer import KeyAlgorithm, KeyStore
+from eastwest.plugins.secret_files import read_private
 from eastwest.process.files import make_private, replace_file
 from eastwest.rpc.tls import certificate_id
 from eastwest.spiffe.id import SpiffeId, TrustDomain
@@ -54,11 +61,13 @@ class PendingKey:
 
 
 class OwnIdentity:
-    """Certificate and key in the agent's directory. A key is stored before it is certified."""
+    """Certificate and key in the agent's directory. A key is stored before it is certified.
 
-    def __init__(self, paths: Paths, keys: KeyStore, entropy: Entropy) -> None:
+    The keys are this class's own files and in no key store: those lend signatures only, and TLS needs the key.
+    """
+
+    def __init__(self, paths: Paths, entropy: Entropy) -> None:
         self._paths = paths
-        self._keys = keys
         self._entropy = entropy
 
     def load(self) -> OwnSvid | None:
@@ -75,21 +84,29 @@ class OwnIdentity:
             ) from None
         leaf = certificates[0]
         wanted = _spki(leaf.public_key())
-        for name in self._keys.names():
-            if _spki(self._keys.load(name).public_key) == wanted:
+        for name in self._names():
+            if _spki(self._key(name).public_key()) == wanted:
                 return _own(tuple(c.public_bytes(Encoding.DER) for c in certificates), self._pem(name))
         raise errors.Corrupt(
             "the agent's certificate has no key beside it", where=str(self._paths.svid), fix="remove it and attest anew"
         )
 
-    def prepare(self, trust_domain: TrustDomain) -> PendingKey:
-        """Make and store a new key. The request names no agent: the server decides the ID."""
+    def prepare(self, trust_domain: TrustDomain, *, resume: bool = False) -> PendingKey:
+        """Make and store a new key. The request names no agent: the server decides the ID.
+
+        ``resume``: take a key that was prepared and got no certificate, if there is one. A server that certified it,
+        and whose answer was lost, gives the answer again to that key only.
+        """
         make_private(self._paths.keys)
-        name = f"agent-{random_hex(self._entropy, 8)}"
-        signer = self._keys.create(name, KeyAlgorithm.EC_P256)
-        private = load_pem_private_key(self._pem(name), password=None)
-        assert isinstance(private, ec.EllipticCurvePrivateKey)
-        return PendingKey(name, make_csr(private, trust_domain.id("/spire/agent")), _spki(signer.public_key))
+        names = self._names()
+        if resume and names and not self._paths.svid.exists():
+            name = names[0]
+        else:
+            name = f"agent-{random_hex(self._entropy, 8)}"
+            made = ec.generate_private_key(ec.SECP256R1())
+            replace_file(self._file(name), made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        private = self._key(name)
+        return PendingKey(name, make_csr(private, trust_domain.id("/spire/agent")), _spki(private.public_key()))
 
     def keep(self, pending: PendingKey, chain: Sequence[bytes]) -> OwnSvid:
         """Store the certificate for a prepared key and drop the earlier keys."""
@@ -109,13 +126,29 @@ class OwnIdentity:
         self._drop_keys(but="")
 
     def _drop_keys(self, but: str) -> None:
-        for name in self._keys.names():
+        for name in self._names():
             if name != but:
                 with contextlib.suppress(FileNotFoundError):
                     self._file(name).unlink()
 
+    def _names(self) -> list[str]:
+        return sorted(file.stem for file in self._paths.keys.glob("agent-*.pem"))
+
+    def _key(self, name: str) -> ec.EllipticCurvePrivateKey:
+        try:
+            key = load_pem_private_key(self._pem(name), password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            key = None
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise errors.Corrupt("the agent's key cannot be read", where=str(self._file(name)), fix="remove it")
+        return key
+
     def _pem(self, name: str) -> bytes:
-        return self._file(name).read_bytes()
+        path = self._file(name)
+        try:
+            return read_private(path, "the agent's key")
+        except OSError as error:
+            raise errors.Unavailable(f"the agent's key cannot be read: {error.strerror}", where=str(path)) from None
 
     def _file(self, name: str) -> Path:
         return self._paths.keys / f"{name}.pem"

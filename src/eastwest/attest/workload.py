@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +61,39 @@ class WorkloadAttestor(Protocol):
         there and cannot be read. It need not ask ``is_alive``: ``attest_process`` does, after it.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of a process, and what is not: ``failed`` has attestors by name with the reason of each."""
+
+    selectors: frozenset[Selector]
+    failed: Mapping[str, AttestationFailed]
+
+    def could_earn(self, wanted: frozenset[Selector]) -> bool:
+        """Whether a process with what is missing added might have all of ``wanted``, and has not with what is known."""
+        missing = wanted - self.selectors
+        return bool(missing) and all(selector.type in self.failed for selector in missing)
+
+
+async def gather_evidence(process: Process, attestors: Iterable[WorkloadAttestor]) -> Evidence:
+    """What the attestors that can be asked say of ``process``, and which could not.
+
+    Raises ``ProcessGone`` only. Whoever uses a part must ask ``could_earn`` first: to answer "no identity" or a part
+    of the identities because an attestor is down is a mistake that clients do not repair by asking again.
+    """
+    selectors: set[Selector] = set()
+    failed: dict[str, AttestationFailed] = {}
+    for attestor in attestors:
+        try:
+            selectors |= await attestor.attest(process)
+        except ProcessGone:
+            raise
+        except AttestationFailed as error:
+            failed[attestor.name] = error
+    if not process.is_alive():
+        raise ProcessGone(f"process {process.pid} ended while it was attested")
+    return Evidence(frozenset(selectors), failed)
 
 
 async def attest_process(process: Process, attestors: Iterable[WorkloadAttestor]) -> frozenset[Selector]:

@@ -18,6 +18,10 @@ BundleFile = Annotated[
 TrustDomainName = Annotated[
     str | None, typer.Option("--trust-domain", metavar="TD", help="Only where the bundle does not say it.")
 ]
+NodeAttestorName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="How this node proves itself; join_token. Options: [node_provers.NAME]."),
+]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="TOML with the same settings; flags win over it.")
 ]
@@ -36,6 +40,7 @@ def run_command(
     ] = None,
     bundle: BundleFile = None,
     trust_domain: TrustDomainName = None,
+    node_attestor: NodeAttestorName = None,
     config: ConfigFile = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     wait: Annotated[
@@ -60,11 +65,12 @@ def run_command(
         join_token_file=_text(join_token_file),
         bundle=_text(bundle),
         trust_domain=trust_domain,
+        node_attestor=node_attestor,
         log_level=log_level,
         wait=wait,
         health_port=health_port,
     )
-    checked = settings_of.check(settings, data, join_token or "")
+    checked = settings_of.check(settings, data, join_token or "", _where(config))
     start_logging(settings.log_level)
 
     def ready(line: str) -> None:
@@ -80,6 +86,7 @@ def check(
     server: Server = None,
     bundle: BundleFile = None,
     trust_domain: TrustDomainName = None,
+    node_attestor: NodeAttestorName = None,
     config: ConfigFile = None,
     *,
     as_json: AsJson = False,
@@ -91,10 +98,31 @@ def check(
     from eastwest.entropy import SystemEntropy
 
     settings = settings_of.override(
-        settings_of.read_config(config), server=server, bundle=_text(bundle), trust_domain=trust_domain
+        settings_of.read_config(config),
+        server=server,
+        bundle=_text(bundle),
+        trust_domain=trust_domain,
+        node_attestor=node_attestor,
     )
-    findings = run(lambda: check_agent(data, settings, SystemClock(), SystemEntropy()))
+    findings = run(lambda: check_agent(data, settings, SystemClock(), SystemEntropy(), _where(config)))
     report_findings(findings, as_json=as_json)
+
+
+def _where(config: Path | None) -> str:
+    return str(config) if config is not None else "the agent's settings"
+
+
+@app.command("why-no-identity")
+def why_no_identity(
+    data: DataDir,
+    pid: Annotated[int, typer.Option(help="The process, as the agent sees it.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Say which selectors a process of this node has, which entries it nearly matches, and what is missing."""
+    from eastwest.cli.explain import explain_process, show_explanation
+
+    show_explanation(explain_process(data, pid), as_json=as_json)
 
 
 def _text(path: Path | None) -> str | None:

@@ -9,31 +9,16 @@ import typer
 
 from eastwest.cli.options import AsJson, DataDir, print_json, run
 
-app = typer.Typer(no_args_is_help=True, help="Attested nodes: list, ban, evict.")
+app = typer.Typer(no_args_is_help=True, help="Attested nodes: list, show, ban, evict, purge.")
 
+DAY = 86400
 NodeId = Annotated[str, typer.Argument(metavar="ID", help="The agent's SPIFFE ID.")]
 
 
 @app.command("list")
 def list_nodes(data: DataDir, *, as_json: AsJson = False) -> None:
     """Show every attested node: how it proved itself, until when its certificate runs, and whether it is banned."""
-    from eastwest.cli.spire import SpireAdmin
-
-    async def work() -> list[Any]:
-        async with SpireAdmin.connect(data) as spire:
-            return await spire.nodes()
-
-    nodes = [
-        {
-            "id": f"spiffe://{node.id.trust_domain}{node.id.path}",
-            "attestation": node.attestation_type,
-            "expires_at": datetime.fromtimestamp(node.x509svid_expires_at, UTC).isoformat(),
-            "banned": node.banned,
-            "selectors": [f"{selector.type}:{selector.value}" for selector in node.selectors],
-            "agent_version": node.agent_version,
-        }
-        for node in run(work)
-    ]
+    nodes = _nodes(data)
     if as_json:
         print_json({"nodes": nodes})
         return
@@ -41,6 +26,30 @@ def list_nodes(data: DataDir, *, as_json: AsJson = False) -> None:
         state = "BANNED" if node["banned"] else f"until {node['expires_at']}"
         print(f"{node['id']}  ({node['attestation']}, {state}, {node['agent_version'] or 'version unknown'})")
     print(f"{len(nodes)} nodes")
+
+
+@app.command()
+def show(data: DataDir, node: NodeId, *, as_json: AsJson = False) -> None:
+    """Show all that is known of one node, with the groups that it belongs to."""
+    [found] = _nodes(data, node)
+    if as_json:
+        print_json(found)
+        return
+    state = "banned" if found["banned"] else "connected" if found["connected"] else "not connected"
+    again = "attests again in place of renewing" if found["can_reattest"] else "renews; its evidence works once"
+    print(found["id"])
+    for label, value in (
+        ("state", state),
+        ("attested", f"by {found['attestation']}, {found['attested_at'] or 'time unknown'}; {again}"),
+        ("certificate", f"until {found['expires_at']}, serial {found['serial'] or 'none'}"),
+        ("last seen", found["last_seen"] or "never"),
+        ("version", found["agent_version"] or "unknown"),
+        ("groups", ", ".join(found["groups"]) or "none"),
+        ("aliases", ", ".join(found["aliases"]) or "none"),
+    ):
+        print(f"  {label:<12} {value}")
+    for selector in found["selectors"]:
+        print(f"  {'selector':<12} {selector}")
 
 
 @app.command()
@@ -52,9 +61,82 @@ def ban(data: DataDir, node: NodeId) -> None:
 
 @app.command()
 def evict(data: DataDir, node: NodeId) -> None:
-    """Forget a node: it gets nothing more, and may join again with new evidence."""
+    """Forget a node: it gets nothing more, and may join again with its evidence, or with a new token."""
     _change(data, node, "evict")
     print(f"evicted {node}")
+
+
+@app.command()
+def purge(
+    data: DataDir,
+    expired_for: Annotated[
+        int, typer.Option(min=0, max=36500, metavar="DAYS", help="How long their certificates must have ended.")
+    ] = 30,
+    *,
+    every_kind: Annotated[
+        bool,
+        typer.Option("--every-kind", help="Also nodes trusted on first use; whoever comes first takes their place."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Forget nodes that ended long ago and can be forgotten without harm. Banned ones stay."""
+    from eastwest.cli.spire import SpireAdmin
+    from eastwest.clock import SystemClock
+    from eastwest.spiffe.id import SpiffeId
+
+    async def work() -> list[str]:
+        async with SpireAdmin.connect(data) as spire:
+            found = await spire.expired_nodes(int(SystemClock().now().timestamp()) - expired_for * DAY)
+            chosen = [
+                f"spiffe://{node.id.trust_domain}{node.id.path}"
+                for node in found
+                if every_kind or node.can_reattest or node.attestation_type == "join_token"
+            ]
+            for node in [] if dry_run else chosen:
+                await spire.evict(SpiffeId.parse(node))
+            return chosen
+
+    chosen = run(work)
+    if as_json:
+        print_json({"nodes": chosen, "dry_run": dry_run})
+        return
+    for node in chosen:
+        print(f"{'would forget' if dry_run else 'forgot'} {node}")
+    print(f"{len(chosen)} nodes")
+
+
+def _nodes(data: Any, node: str = "") -> list[dict[str, Any]]:
+    from eastwest.cli.admin import AdminClient
+
+    async def work() -> list[Any]:
+        async with AdminClient.connect(data) as admin:
+            return await admin.nodes(node)
+
+    return [_described(each) for each in run(work)]
+
+
+def _described(node: Any) -> dict[str, Any]:
+    agent = node.agent
+    return {
+        "id": f"spiffe://{agent.id.trust_domain}{agent.id.path}",
+        "attestation": agent.attestation_type,
+        "expires_at": _time(agent.x509svid_expires_at),
+        "serial": agent.x509svid_serial_number,
+        "banned": agent.banned,
+        "can_reattest": agent.can_reattest,
+        "selectors": [f"{selector.type}:{selector.value}" for selector in agent.selectors],
+        "agent_version": agent.agent_version,
+        "attested_at": _time(node.attested_at),
+        "last_seen": _time(node.last_seen),
+        "connected": node.connected,
+        "groups": list(node.groups),
+        "aliases": list(node.aliases),
+    }
+
+
+def _time(moment: int) -> str | None:
+    return datetime.fromtimestamp(moment, UTC).isoformat() if moment else None
 
 
 def _change(data: Any, node: str, verb: str) -> None:

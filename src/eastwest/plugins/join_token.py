@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Self
 
-from eastwest.attest.node import Attested, Challenge, NodeContext, TokenBook
+from eastwest.attest.node import Attested, Challenge, NodeContext, ProverContext, TokenBook
 from eastwest.clock import Clock
+from eastwest.errors import FailedPrecondition, InvalidInput
 from eastwest.registry.groups import token_selector
 from eastwest.registry.tokens import JOIN_TOKEN_PREFIX, InvalidJoinToken
 
@@ -28,11 +29,40 @@ class JoinTokenAttestor:
         """As the entry point makes it."""
         return cls(context.tokens, context.clock)
 
-    async def attest(self, payload: bytes, challenge: Challenge) -> Attested:  # noqa: ARG002 - a token needs none
+    async def attest(self, payload: bytes, challenge: Challenge) -> Attested:
         try:
             value = payload.decode("ascii")
         except UnicodeDecodeError:
             raise InvalidJoinToken("the join token is not text", fix="send the token as it was printed") from None
-        token = await self._tokens.consume(value, self._clock.now())
+        token = await self._tokens.check(value, challenge.spki, self._clock.now())
         selectors = frozenset({token_selector(token.group)}) if token.group else frozenset()
-        return Attested(path=JOIN_TOKEN_PREFIX + value, selectors=selectors, can_reattest=False)
+        return Attested(path=JOIN_TOKEN_PREFIX + value, selectors=selectors, can_reattest=False, token=token)
+
+
+class JoinTokenProver:
+    """Shows the token that the agent was started with."""
+
+    name = "join_token"
+    repeatable = False
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    @classmethod
+    def from_options(cls, _options: None, context: ProverContext) -> Self:
+        """As the entry point makes it."""
+        return cls(context.join_token)
+
+    async def payload(self) -> bytes:
+        if not self._token:
+            raise InvalidInput(
+                "this agent has no identity yet and no join token",
+                fix="make one on the server with `eastwest token create` and give it by --join-token-file",
+            )
+        return self._token.encode()
+
+    async def answer(self, challenge: bytes) -> bytes:  # noqa: ARG002 - whatever is asked, a token has no answer
+        raise FailedPrecondition("the server asks a challenge, and a join token has none")
+
+    async def finish(self) -> None:
+        """Nothing is held."""

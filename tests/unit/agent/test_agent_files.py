@@ -24,7 +24,6 @@ from eastwest.agent.state import State
 from eastwest.entropy import SystemEntropy
 from eastwest.pki.chain import dump_chain_pem
 from eastwest.pki.jwks import export_bundle
-from eastwest.plugins.disk_keys import DiskKeyStore
 from eastwest.process.locked import locked
 from eastwest.process.notify import notify
 from eastwest.spiffe.id import TrustDomain
@@ -105,7 +104,7 @@ def test_the_keyring_keeps_one_key() -> None:
 def test_the_own_identity_is_kept_with_its_key(tmp_path: Path) -> None:
     paths = Paths(tmp_path)
     paths.home.mkdir()
-    own = OwnIdentity(paths, DiskKeyStore(paths.keys), SeededEntropy())
+    own = OwnIdentity(paths, SeededEntropy())
     assert own.load() is None
     clock = FakeClock(CA.now)
     server = SigningServer(clock)
@@ -131,22 +130,52 @@ def test_the_own_identity_is_kept_with_its_key(tmp_path: Path) -> None:
     assert own.load() is None
 
 
+def test_a_key_that_got_no_certificate_is_taken_again(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    paths.home.mkdir()
+    own = OwnIdentity(paths, SeededEntropy())
+    first = own.prepare(TD, resume=True)
+    assert own.prepare(TD, resume=True).spki == first.spki
+    assert own.prepare(TD).spki != first.spki
+    own.keep(first, list(SigningServer(FakeClock(CA.now))._svid(AGENT, first.csr).cert_chain))
+    assert own.prepare(TD, resume=True).spki != first.spki
+
+
+def test_the_own_key_must_be_private_and_whole(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    paths.home.mkdir()
+    own = OwnIdentity(paths, SeededEntropy())
+    pending = own.prepare(TD)
+    [key] = paths.keys.iterdir()
+    assert key.stat().st_mode & 0o777 == 0o600
+    own.keep(pending, list(SigningServer(FakeClock(CA.now))._svid(AGENT, pending.csr).cert_chain))
+    key.chmod(0o644)
+    with pytest.raises(errors.FailedPrecondition, match="open to other users"):
+        own.load()
+    key.chmod(0o600)
+    key.write_text("nonsense")
+    with pytest.raises(errors.Corrupt, match="key cannot be read"):
+        own.load()
+
+
 def test_an_expired_identity_needs_a_token(tmp_path: Path) -> None:
     paths = Paths(tmp_path)
     paths.home.mkdir()
-    identity = OwnIdentity(paths, DiskKeyStore(paths.keys), SeededEntropy())
+    identity = OwnIdentity(paths, SeededEntropy())
     clock = FakeClock(CA.now)
     pending = identity.prepare(TD)
     identity.keep(pending, list(SigningServer(clock)._svid(AGENT, pending.csr).cert_chain))
     clock.advance(4000)
 
-    def bootstrap(token: str) -> Bootstrap:
+    def bootstrap(token: str, *, repeatable: bool = False) -> Bootstrap:
         settings = check(AgentConfig(server="h:1"), tmp_path, token)
-        return Bootstrap(settings, identity, clock, random.Random(1))
+        return Bootstrap(settings, identity, clock, random.Random(1), repeatable=repeatable)
 
     with pytest.raises(errors.FailedPrecondition, match="certificate ended at"):
         bootstrap("").stored(TD)
     assert bootstrap("t").stored(TD) is None
+    # Evidence that can be shown again renews it in the background.
+    assert bootstrap("", repeatable=True).stored(TD) == identity.load()
     with pytest.raises(errors.FailedPrecondition, match="data directory belongs to"):
         bootstrap("t").stored(TrustDomain("other.example"))
 

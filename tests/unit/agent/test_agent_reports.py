@@ -20,10 +20,12 @@ from eastwest.agent.state import State
 from eastwest.agent.xds import SidecarStatus
 from eastwest.ledger.record import Decision
 from eastwest.mesh.action import inbound_version
+from eastwest.mesh.names import CLUSTER, SECRET
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.subscription import Refusal, SessionStatus
 from eastwest.policy.enforcement import DecisionCode, Inbound, MtlsMode, Outbound, Sidecar, Verdict
 from eastwest.spiffe.selector import Selector
+from eastwest.testing.ca import TestCA
 from eastwest.testing.clock import FakeClock
 
 ME = frozenset({Selector("unix", "user:shop")})
@@ -227,16 +229,35 @@ async def test_a_config_that_cannot_be_built_is_told_and_the_last_one_stays() ->
         local.apply(entries=(entry("shop"),), sidecars=(SHOP,))
         snapshots = local.sidecars.snapshots(CALLER)
         assert (await anext(snapshots)).version == "v1"
-        foreign = Outbound(service="far", spiffe_id="spiffe://other.example/far", endpoints=("h:1",), protocol="http")
-        local.apply(sidecars=(msgspec.structs.replace(SHOP, version="v2", outbound=(foreign,)),))
+        nowhere = Outbound(service="far", spiffe_id="spiffe://saas.example/far", endpoints=("h",), protocol="http")
+        local.apply(sidecars=(msgspec.structs.replace(SHOP, version="v2", outbound=(nowhere,)),))
         waiting = asyncio.ensure_future(anext(snapshots))
         for _ in range(5):
             await asyncio.sleep(0)
         assert not waiting.done()
         local.sidecars.report(SidecarStatus(CALLER, SessionStatus("n", "v1", "v1", (), ()), connected=True))
-        assert "needs spiffe://other.example" in local.sidecars.statuses()[0].error
+        assert "'h' is not an address" in local.sidecars.statuses()[0].error
         local.apply(sidecars=(msgspec.structs.replace(SHOP, version="v3"),))
         assert (await waiting).version == "v3"
+        assert local.sidecars.statuses()[0].error == ""
+
+
+async def test_a_foreign_service_waits_for_its_bundle_and_nothing_waits_for_it() -> None:
+    async with node() as local:
+        local.apply(entries=(entry("shop"),), sidecars=(SHOP,))
+        snapshots = local.sidecars.snapshots(CALLER)
+        assert (await anext(snapshots)).version == "v1"
+        foreign = Outbound(service="far", spiffe_id="spiffe://other.example/far", endpoints=("h:1",), protocol="http")
+        local.apply(sidecars=(msgspec.structs.replace(SHOP, version="v2", outbound=(foreign,)),))
+        without = await anext(snapshots)
+        assert without.version == "v2", "the new rules do not wait"
+        assert "remote/far" not in without.of_type(CLUSTER)
+        local.sidecars.report(SidecarStatus(CALLER, SessionStatus("n", "v2", "v2", (), ()), connected=True))
+        assert local.sidecars.statuses()[0].error == "no bundle verifies the servers of far"
+        local.apply(bundles=(CA.bundle, TestCA("other.example").bundle))
+        whole = await anext(snapshots)
+        assert "remote/far" in whole.of_type(CLUSTER)
+        assert "spiffe://other.example" in whole.of_type(SECRET)
         assert local.sidecars.statuses()[0].error == ""
 
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eastwest.agent.state import BadUpdate, State
+from eastwest.api.eastwest.control.v1 import control_pb2 as control
 from eastwest.attest.match import matching
 from eastwest.policy.enforcement import Sidecar
 from eastwest.spiffe.bundle import Bundle, X509Authority
@@ -119,3 +120,18 @@ def test_deltas_lead_where_the_full_state_does(first, second, gone) -> None:
     after = start.apply(update(2, entries=tuple(second), remove=removed))
     whole = State(TD).apply(after.to_update())
     assert whole == after
+
+
+def test_tainted_issuing_cas_come_stay_and_go(held: State) -> None:
+    name = control.ResourceName(kind=control.ResourceName.KIND_TAINTED, name=held.trust_domain.name)
+    told = update(held.number + 1)
+    told.upserts.add(name=name, tainted=control.Tainted(subject_key_ids=[b"one", b"two"]))
+    tainted = held.apply(told)
+    assert tainted.tainted == {b"one", b"two"}
+    later = tainted.apply(update(tainted.number + 1))
+    assert later.tainted == {b"one", b"two"}
+    # What the cache keeps says it too.
+    assert State(held.trust_domain).apply(later.to_update()).tainted == later.tainted
+    gone = update(later.number + 1)
+    gone.removals.append(name)
+    assert later.apply(gone).tainted == frozenset()

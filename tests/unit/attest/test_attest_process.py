@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from eastwest.attest.workload import AttestationFailed, ProcessGone, attest_process
+from eastwest.attest.workload import AttestationFailed, ProcessGone, attest_process, gather_evidence
 from eastwest.spiffe.selector import Selector
 
 
@@ -63,3 +63,33 @@ async def test_facts_of_a_process_that_ended_meanwhile_are_worth_nothing():
         await attest_process(Caller(), [Kills()])
     with pytest.raises(ProcessGone):
         await attest_process(Caller(alive=False), [Says("a", ("1",))])
+
+
+class Down:
+    name = "systemd"
+
+    async def attest(self, _process) -> frozenset[Selector]:
+        raise AttestationFailed("the bus does not answer")
+
+
+def selectors(*texts: str) -> frozenset[Selector]:
+    return frozenset(map(Selector.parse, texts))
+
+
+async def test_what_is_known_is_kept_apart_from_what_is_not():
+    evidence = await gather_evidence(Caller(), [Says("unix", ("uid:1",)), Down(), Says("x", ("y",))])
+    assert evidence.selectors == selectors("unix:uid:1", "x:y")
+    assert set(evidence.failed) == {"systemd"}
+    # Whoever may be meant by an entry must not hear that there is none for it; whoever cannot, need not wait.
+    assert evidence.could_earn(selectors("systemd:id:a.service"))
+    assert evidence.could_earn(selectors("systemd:id:a.service", "unix:uid:1"))
+    assert not evidence.could_earn(selectors("systemd:id:a.service", "unix:uid:2"))
+    assert not evidence.could_earn(selectors("unix:uid:1"))
+    assert not evidence.could_earn(selectors("unix:uid:2"))
+
+
+async def test_a_process_that_is_gone_is_told_whoever_failed():
+    with pytest.raises(ProcessGone):
+        await gather_evidence(Caller(alive=False), [Down()])
+    with pytest.raises(ProcessGone):
+        await gather_evidence(Caller(), [Kills(), Down()])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import datetime
+from weakref import WeakValueDictionary
 
 import structlog
 from google.protobuf.empty_pb2 import Empty
@@ -12,29 +14,37 @@ from eastwest.api.spire.api.server.agent.v1 import agent_pb2 as pb
 from eastwest.api.spire.api.types import types_pb2
 from eastwest.attest.node import Attested, NodeAttestor
 from eastwest.clock import Clock
-from eastwest.errors import Error, FailedPrecondition, InvalidInput, NotFound
+from eastwest.errors import Error, FailedPrecondition, InvalidInput, NotFound, Unavailable
 from eastwest.issuance.issuer import Issuer
 from eastwest.issuance.request import X509Request
 from eastwest.pki.csr import verify_csr
 from eastwest.pki.profile import AGENT
-from eastwest.registry.listing import Match, NodeFilter
+from eastwest.registry.listing import NodeFilter
 from eastwest.registry.node import Node, Standing
+from eastwest.registry.nodes import NodeBanned, UnknownNode
 from eastwest.registry.registry import Registry
 from eastwest.rpc.service import Call, Service
 from eastwest.rpc.spire import (
+    agent_to_proto,
     id_from_proto,
-    id_to_proto,
     masked,
+    match_from_proto,
     selectors_from_proto,
-    selectors_to_proto,
     svid_to_proto,
 )
 from eastwest.server.gate import Gate, refusal
 from eastwest.server.journal import Journal
+from eastwest.server.spire.admission import Admission
+from eastwest.server.tokens import check_token
 from eastwest.spiffe.id import SpiffeId
 from eastwest.spiffe.svid import X509Svid
 
 MAX_PAYLOAD = 256 * 1024
+FIRST_SECONDS = 10.0
+ANSWER_SECONDS = 10.0
+"""How long an agent may take for its first message, and for each answer."""
+EVIDENCE_SECONDS = 30.0
+"""How long judging may take in all, with whatever the attestor has to ask elsewhere."""
 _SERVICE = pb.DESCRIPTOR.services_by_name["Agent"]
 _log = structlog.get_logger()
 
@@ -51,6 +61,7 @@ class AgentService:
         clock: Clock,
         svid_ttl: int,
         gate: Gate,
+        admission: Admission,
     ) -> None:
         self._registry = registry
         self._issuer = issuer
@@ -59,6 +70,8 @@ class AgentService:
         self._clock = clock
         self._svid_ttl = svid_ttl
         self._gate = gate
+        self._admission = admission
+        self._turns: WeakValueDictionary[SpiffeId, asyncio.Lock] = WeakValueDictionary()
 
     def service(self) -> Service:
         """The gRPC service."""
@@ -80,33 +93,46 @@ class AgentService:
         )
 
     async def _attest(self, _request: None, call: Call) -> None:
-        first = await call.receive()
-        if first is None or first.WhichOneof("step") != "params":
-            raise InvalidInput("the first message of AttestAgent has the params")
+        address = call.peer_address.rpartition(":")[0]
+        async with self._admission.attempt(address):
+            first = await _next(call, FIRST_SECONDS, "params", "the first message of AttestAgent has the params")
+            csr, kind = first.params.params.csr, first.params.data.type
+            try:
+                async with asyncio.timeout(EVIDENCE_SECONDS):
+                    attested = await self._judge(first, call, address)
+            except TimeoutError:
+                raise Unavailable(
+                    f"the node's evidence could not be judged within {EVIDENCE_SECONDS:.0f} s", fix="try again"
+                ) from None
+            agent = self._registry.trust_domain.id(attested.path)
+            # One at a time for each node: of two attempts with the same evidence one sees what the other has done.
+            async with self._turns.setdefault(agent, asyncio.Lock()):
+                self._ensure_may_attest(agent, kind, attested)
+                svid = await self._issue(agent, csr, kind, attested)
+                await self._admit(agent, kind, attested, svid)
+        _log.info("agent.attested", agent=str(agent), attestor=kind, address=call.peer_address)
+        result = pb.AttestAgentResponse.Result(svid=svid_to_proto(svid), reattestable=attested.can_reattest)
+        await call.send(pb.AttestAgentResponse(result=result))
+
+    async def _judge(self, first: pb.AttestAgentRequest, call: Call, address: str) -> Attested:
         data = first.params.data
         attestor = self._attestors.get(data.type)
         if attestor is None:
             raise FailedPrecondition(f"no node attestor {data.type[:64]!r} is configured on this server")
         if len(data.payload) > MAX_PAYLOAD:
             raise InvalidInput(f"the attestation payload has more than {MAX_PAYLOAD} bytes")
-        # Before the attestor: evidence that works once must not be used up by a request that cannot succeed.
-        verify_csr(first.params.params.csr, AGENT.keys)
+        # Before the attestor: it is told whose key this is, and need not judge evidence that cannot lead to anything.
+        key = verify_csr(first.params.params.csr, AGENT.keys)
+        attested = await attestor.attest(data.payload, _Applicant(call, address, key.spki))
+        self._ensure_may_attest(self._registry.trust_domain.id(attested.path), data.type, attested)
+        return attested
 
-        async def challenge(question: bytes) -> bytes:
-            await call.send(pb.AttestAgentResponse(challenge=question))
-            answer = await call.receive()
-            if answer is None or answer.WhichOneof("step") != "challenge_response":
-                raise InvalidInput("the challenge was not answered")
-            return bytes(answer.challenge_response)
-
-        attested = await attestor.attest(data.payload, challenge)
-        agent = self._registry.trust_domain.id(attested.path)
-        self._registry.nodes.ensure_may_attest(agent)
-        svid = await self._issue(agent, first.params.params.csr, data.type, attested)
-        await self._admit(agent, data.type, attested, svid)
-        _log.info("agent.attested", agent=str(agent), attestor=data.type, address=call.peer_address)
-        result = pb.AttestAgentResponse.Result(svid=svid_to_proto(svid), reattestable=attested.can_reattest)
-        await call.send(pb.AttestAgentResponse(result=result))
+    def _ensure_may_attest(self, agent: SpiffeId, kind: str, attested: Attested) -> None:
+        try:
+            self._registry.nodes.ensure_may_attest(agent, kind, attested.token)
+        except NodeBanned:
+            # SPIRE's words at this place: its clients compare them.
+            raise refusal(Standing.AGENT_BANNED, agent, "failed to attest: agent is banned") from None
 
     async def _issue(self, agent: SpiffeId, csr: bytes, kind: str, attested: Attested | None = None) -> X509Svid:
         evidence: dict[str, object] = {"attestation": kind}
@@ -138,16 +164,19 @@ class AgentService:
             selectors=[str(selector) for selector in selectors],
             serial=str(svid.serial),
         )
-        await self._registry.nodes.record_attestation(
-            Node(
-                spiffe_id=agent,
-                attestation_type=kind,
-                serial_current=str(svid.serial),
-                not_after=int(svid.not_after.timestamp()),
-                can_reattest=attested.can_reattest,
-                selectors=frozenset(selectors),
-            )
+        now = self._clock.now()
+        node = Node(
+            spiffe_id=agent,
+            attestation_type=kind,
+            serial_current=str(svid.serial),
+            not_after=int(svid.not_after.timestamp()),
+            can_reattest=attested.can_reattest,
+            selectors=frozenset(selectors),
+            attested_at=int(now.timestamp()),
         )
+        await self._registry.nodes.record_attestation(node, attested.token)
+        if attested.token is not None:
+            await self._registry.tokens.bring_along(attested.token, agent, now)
 
     async def _renew(self, request: pb.RenewAgentRequest, call: Call) -> pb.RenewAgentResponse:
         agent = await self._gate.agent(call)
@@ -164,8 +193,10 @@ class AgentService:
         return pb.PostStatusResponse()
 
     async def _create_join_token(self, request: pb.CreateJoinTokenRequest, call: Call) -> types_pb2.JoinToken:
-        actor = await self._gate.admin(call)
+        caller = await self._gate.administrator(call)
+        actor = caller.name
         alias = id_from_proto(request.agent_id, "agent_id") if request.HasField("agent_id") else None
+        check_token(caller, self._registry, "", alias, self._clock.now())
         token = await self._registry.tokens.create(self._clock.now(), ttl=request.ttl, value=request.token, alias=alias)
         await self._journal.record("join_token.created", actor=actor, subject=str(alias or ""), ttl=request.ttl)
         return types_pb2.JoinToken(value=token.value, expires_at=token.expires_at)
@@ -181,7 +212,7 @@ class AgentService:
         )
         mask = request.output_mask if request.HasField("output_mask") else None
         return pb.ListAgentsResponse(
-            agents=[masked(_to_proto(node), mask) for node in page.items], next_page_token=page.next_token
+            agents=[masked(agent_to_proto(node), mask) for node in page.items], next_page_token=page.next_token
         )
 
     async def _get(self, request: pb.GetAgentRequest, call: Call) -> types_pb2.Agent:
@@ -189,34 +220,51 @@ class AgentService:
         node = self._registry.nodes.get(id_from_proto(request.id, "id"))
         if node is None:
             raise NotFound("agent not found")
-        return masked(_to_proto(node), request.output_mask if request.HasField("output_mask") else None)
+        return masked(agent_to_proto(node), request.output_mask if request.HasField("output_mask") else None)
 
     async def _delete(self, request: pb.DeleteAgentRequest, call: Call) -> Empty:
         actor = await self._gate.admin(call)
-        agent = id_from_proto(request.id, "id")
-        await self._registry.nodes.evict(agent)
+        agent = self._known(id_from_proto(request.id, "id"))
         await self._journal.record("node.evicted", actor=actor, subject=str(agent))
+        await self._registry.nodes.evict(agent)
         return Empty()
 
     async def _ban(self, request: pb.BanAgentRequest, call: Call) -> Empty:
         actor = await self._gate.admin(call)
-        agent = id_from_proto(request.id, "id")
-        await self._registry.nodes.ban(agent)
+        agent = self._known(id_from_proto(request.id, "id"))
         await self._journal.record("node.banned", actor=actor, subject=str(agent))
+        await self._registry.nodes.ban(agent)
         return Empty()
 
+    def _known(self, agent: SpiffeId) -> SpiffeId:
+        if self._registry.nodes.get(agent) is None:
+            raise UnknownNode(f"no node {agent} is known", fix="list the agents that have attested")
+        return agent
 
-def _to_proto(node: Node) -> types_pb2.Agent:
-    return types_pb2.Agent(
-        id=id_to_proto(node.spiffe_id),
-        attestation_type=node.attestation_type,
-        x509svid_serial_number="" if node.banned else node.serial_current,
-        x509svid_expires_at=node.not_after,
-        selectors=selectors_to_proto(sorted(node.selectors)),
-        banned=node.banned,
-        can_reattest=node.can_reattest,
-        agent_version=node.agent_version,
-    )
+
+class _Applicant:
+    """Serves ``eastwest.attest.node.Challenge`` on the stream of one attestation."""
+
+    def __init__(self, call: Call, address: str, spki: bytes) -> None:
+        self._call = call
+        self.address = address
+        self.spki = spki
+
+    async def __call__(self, question: bytes, /) -> bytes:
+        await self._call.send(pb.AttestAgentResponse(challenge=question))
+        answer = await _next(self._call, ANSWER_SECONDS, "challenge_response", "the challenge was not answered")
+        return bytes(answer.challenge_response)
+
+
+async def _next(call: Call, seconds: float, step: str, otherwise: str) -> pb.AttestAgentRequest:
+    try:
+        async with asyncio.timeout(seconds):
+            message: pb.AttestAgentRequest | None = await call.receive()
+    except TimeoutError:
+        raise InvalidInput(f"{otherwise}, and nothing came in {seconds:.0f} s") from None
+    if message is None or message.WhichOneof("step") != step:
+        raise InvalidInput(otherwise)
+    return message
 
 
 def _filter(message: pb.ListAgentsRequest.Filter | pb.CountAgentsRequest.Filter) -> NodeFilter:
@@ -224,7 +272,7 @@ def _filter(message: pb.ListAgentsRequest.Filter | pb.CountAgentsRequest.Filter)
     return NodeFilter(
         attestation_type=message.by_attestation_type or None,
         selectors=(
-            (frozenset(selectors_from_proto(wanted.selectors)), Match(wanted.match))
+            (frozenset(selectors_from_proto(wanted.selectors)), match_from_proto(wanted.match))
             if message.HasField("by_selector_match")
             else None
         ),
