@@ -18,15 +18,22 @@ from rich.table import Table
 from bench.measure import Result, calibration
 
 # In the order in which they run. A subject is run whole when one of its names is asked for.
-SUBJECTS = ("issuance_core", "issuance", "registration", "tree", "enforcement", "demo")
+SUBJECTS = ("issuance_core", "issuance", "registration", "large", "storm", "tree", "enforcement", "rotation", "demo")
 
 TARGETS = {
-    "issuance_cpu_us_batch500": ("<=", 300.0),
-    "issuance_cpu_us_single": ("<=", 1600.0),
+    "issuance_cpu_us_batch500": ("<=", 220.0),
+    "issuance_cpu_us_single": ("<=", 1500.0),
+    "issuance_cpu_us_concurrent32": ("<=", 800.0),
+    "entries_100k_start_s": ("<=", 10.0),
+    "entries_100k_rss_mb": ("<=", 1024.0),
+    "registration_to_svid_100k_ms_p99": ("<=", 250.0),
+    "storm_5000_s": ("<=", 20.0),
+    "agent_500_workloads_rss_mb": ("<=", 150.0),
     "registration_to_svid_ms_p50": ("<=", 100.0),
     "registration_to_svid_ms_p99": ("<=", 100.0),
     "tree_1000_rps_ratio": (">=", 0.95),
     "tree_1000_cpu_ratio": ("<=", 1.15),
+    "root_rotation_failed_handshakes": ("<=", 0.0),
     "demo_warm_s": ("<=", 60.0),
 }
 

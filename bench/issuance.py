@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,21 +19,30 @@ NAMES = (
     "issuance_cpu_us_batch500",
     "issuance_cpu_us_batch50",
     "issuance_cpu_us_single",
-    "issuance_cpu_us_single_concurrent32",
+    "issuance_cpu_us_concurrent32",
+    "single_p50_ms_beside_batches",
+    "single_p99_ms_beside_batches",
     "server_rss_mb",
 )
 ENTRIES = 500
+PACE = 40
 _CREATE = method(entry_pb2.DESCRIPTOR.services_by_name["Entry"], "BatchCreateEntry")
 
 
 def run(*, quick: bool) -> list[Result]:
-    """All of it on one server with 500 entries and one attested agent."""
-    with scratch() as folder, Server(folder / "data") as server, _client(server, folder) as client:
+    """All of it on one server with an attested agent that has 500 entries, and a second one for what is beside."""
+    with (
+        scratch() as folder,
+        Server(folder / "data") as server,
+        _client(server, folder) as client,
+        _client(server, folder) as other,
+    ):
         return [
             *_batches(server, client, 500, 1000 if quick else 2500, rounds=3 if quick else 7),
             *_batches(server, client, 50, 500 if quick else 1500, rounds=3 if quick else 5),
             *_singles(server, client, 300 if quick else 600, rounds=3 if quick else 7),
             *_concurrent(server, client, 320 if quick else 960, rounds=3 if quick else 5),
+            *_beside(client, other, 5 if quick else 30),
             *_memory(server, client),
         ]
 
@@ -77,7 +87,25 @@ def _concurrent(server: Server, client: Helper, count: int, rounds: int) -> list
         samples.append((cpu_seconds(server.pid) - before) / count * 1e6)
     note = f"one SVID per call, 32 calls open on one connection; median of {rounds} rounds ({spread(samples)}); "
     value = round(statistics.median(samples), 1)
-    return [Result("issuance_cpu_us_single_concurrent32", value, "us", rounds * count, note + calibration())]
+    return [Result("issuance_cpu_us_concurrent32", value, "us", rounds * count, note + calibration())]
+
+
+def _beside(client: Helper, other: Helper, seconds: int) -> list[Result]:
+    """Singles of one agent at a steady pace, while another agent's batches follow each other without a pause."""
+    client.ask(do="prepare", count=500)
+    other.ask(do="prepare", count=seconds * PACE)
+    with ThreadPoolExecutor(1) as pool:
+        flood = pool.submit(client.ask, do="flood", size=500, seconds=seconds)
+        samples = [taken * 1e3 for taken in other.ask(do="paced", pace=PACE)["seconds"]]
+        batches = flood.result()["seconds"]
+    note = (
+        f"{PACE} calls a second, beside {len(batches)} batches of 500 one after the other "
+        f"(a batch takes p50 {percentile(batches, 0.5) * 1e3:.0f} ms); {calibration()}"
+    )
+    return [
+        Result("single_p50_ms_beside_batches", round(percentile(samples, 0.5), 1), "ms", len(samples), note),
+        Result("single_p99_ms_beside_batches", round(percentile(samples, 0.99), 1), "ms", len(samples), note),
+    ]
 
 
 def _memory(server: Server, client: Helper) -> list[Result]:
@@ -96,7 +124,7 @@ def _client(server: Server, folder: Path) -> Iterator[Helper]:
     request = entry_pb2.BatchCreateEntryRequest(entries=[_entry(agent, number) for number in range(ENTRIES)])
     reply = server.call(_CREATE, request)
     assert all(result.status.code == 0 for result in reply.results), reply.results[0]
-    entries = folder / "entries.json"
+    entries = folder / f"entries-{token}.json"
     entries.write_text(json.dumps([result.entry.id for result in reply.results]))
     with Helper("bench.issuance_client", server.address, server.bundle(), token, entries) as client:
         yield client

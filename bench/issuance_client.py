@@ -22,6 +22,7 @@ from eastwest.agent.own import OwnSvid
 from eastwest.errors import Error
 from eastwest.pki.csr import make_csr
 from eastwest.pki.signer import KeyAlgorithm, generate_private_key
+from eastwest.plugins.join_token import JoinTokenProver
 from eastwest.rpc.tls import certificate_id
 from eastwest.spiffe.id import TrustDomain
 
@@ -44,7 +45,7 @@ class Client:
         roots = [c.public_bytes(Encoding.DER) for c in x509.load_pem_x509_certificates(bundle.read_bytes())]
         connection.use(roots, None)
         key = generate_private_key(KeyAlgorithm.EC_P256)
-        svid = await connection.attest("join_token", token.encode(), make_csr(key, _TD.id("/spire/agent")))
+        svid = (await connection.attest(JoinTokenProver(token), make_csr(key, _TD.id("/spire/agent")))).svid
         leaf = x509.load_der_x509_certificate(svid.cert_chain[0])
         found = certificate_id(svid.cert_chain[0])
         assert found is not None
@@ -77,6 +78,41 @@ class Client:
             if isinstance(answers[0], Error) or any(isinstance(answer, Error) for answer in answers):
                 raise RuntimeError(f"refused: {answers[0]}")
             _check(answers[0].cert_chain[0], part[0][2])
+        return {"seconds": seconds}
+
+    async def flood(self, size: int, seconds: float, tasks: int = 1) -> dict[str, Any]:
+        """Ask for the same ``size`` again and again, ``tasks`` at the same time: as load, not to be measured."""
+        taken: list[float] = []
+        part = [(entry, csr) for entry, csr, _ in self._ready[:size]]
+        end = time.perf_counter() + seconds
+
+        async def work() -> None:
+            while (begin := time.perf_counter()) < end:
+                answers = await self._connection.sign(part)
+                taken.append(time.perf_counter() - begin)
+                if any(isinstance(answer, Error) for answer in answers):
+                    raise RuntimeError("refused")
+
+        await asyncio.gather(*(work() for _ in range(tasks)))
+        return {"seconds": taken}
+
+    async def paced(self, pace: int) -> dict[str, Any]:
+        """Ask for everything prepared one by one, ``pace`` in each second whether or not the last was answered."""
+        begin = time.perf_counter()
+        seconds: list[float] = []
+
+        async def one(due: float, entry: str, csr: bytes) -> None:
+            [answer] = await self._connection.sign([(entry, csr)])
+            if isinstance(answer, Error):
+                raise answer
+            # From when it was due: what waits behind a slow answer has waited too.
+            seconds.append(time.perf_counter() - due)
+
+        async with asyncio.TaskGroup() as group:
+            for number, (entry, csr, _) in enumerate(self._ready):
+                due = begin + number / pace
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                group.create_task(one(due, entry, csr))
         return {"seconds": seconds}
 
     async def at_once(self, tasks: int) -> dict[str, Any]:

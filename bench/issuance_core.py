@@ -44,7 +44,7 @@ def run(*, quick: bool = False) -> list[Result]:
 async def _measure(size: int, repeats: int, rounds: int) -> float:
     clock = SystemClock()
     ca = TestCA(now=clock.now())
-    issuer = Issuer(ca.authority, ca.jwt_key, NullRecorder(), clock, SystemEntropy(), Instance("bench", "0"))
+    issuer = Issuer({"": ca.authority}, ca.jwt_key, NullRecorder(), clock, SystemEntropy(), Instance("bench", "0"))
     batches = [_requests(ca, size) for _ in range(repeats)]
     samples = []
     for _ in range(rounds):

@@ -29,7 +29,7 @@ _HEADER = {"workload.spiffe.io": "true"}
 def run(*, quick: bool) -> list[Result]:
     """One server, one agent; this process is the workload and the administrator."""
     with scratch() as folder, Server(folder / "data") as server, Agent(server) as agent:
-        samples = asyncio.run(_measure(server, agent, 20 if quick else 100))
+        samples = asyncio.run(measure(server, agent, 20 if quick else 100))
         note = f"create entry -> pushed to the open stream ({max(samples):.1f} ms at most); " + calibration()
         return [
             Result("registration_to_svid_ms_p50", round(percentile(samples, 0.5), 1), "ms", len(samples), note),
@@ -38,7 +38,7 @@ def run(*, quick: bool) -> list[Result]:
         ]
 
 
-async def _measure(server: Server, agent: Agent, count: int) -> list[float]:
+async def measure(server: Server, agent: Agent, count: int) -> list[float]:
     """Milliseconds, one for each entry made."""
     rig = _Rig(server, agent)
     try:

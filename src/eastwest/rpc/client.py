@@ -16,7 +16,7 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from eastwest import errors
 from eastwest.rpc.joined import JoinedProtocol
-from eastwest.rpc.service import cardinality
+from eastwest.rpc.on_grpclib import cardinality
 from eastwest.rpc.status import from_grpc
 
 DEFAULT_DEADLINE = 30.0

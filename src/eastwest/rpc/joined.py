@@ -9,6 +9,8 @@ import asyncio
 from typing import Any, Self, cast
 
 from grpclib.protocol import H2Protocol
+from h2.errors import ErrorCodes
+from h2.events import StreamReset
 
 MAX_HELD = 64 * 1024
 """Bytes that wait at most for the end of the turn; more is passed on at once, so that back-pressure is felt."""
@@ -24,6 +26,16 @@ class JoinedProtocol(H2Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.BaseTransport", _JoinedTransport(transport)))
+        self.processor.processors[StreamReset] = self._stream_reset
+
+    def _stream_reset(self, event: StreamReset) -> None:
+        # A server that has answered in full may so refuse the rest of the request, and what it answered counts
+        # (RFC 9113, section 8.1). Left to itself grpclib would throw the answer away; a refusal it keeps.
+        stream = self.processor.streams.get(event.stream_id)
+        answered = stream is not None and dict(stream.trailers or ()).get("grpc-status") == "0"
+        if event.remote_reset and event.error_code == ErrorCodes.NO_ERROR and answered:
+            return
+        self.processor.process_stream_reset(event)
 
 
 class _JoinedTransport:

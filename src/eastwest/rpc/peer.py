@@ -75,6 +75,28 @@ class Peer:
             raise UnknownPeer(f"process {pid} ended after it had connected")
         return peer
 
+    @classmethod
+    def of_pid(cls, pid: int) -> Peer:
+        """A process of this machine that has not called, held by its pid; raises ``UnknownPeer`` when there is none."""
+        gone = UnknownPeer(f"there is no process {pid}", fix="give the pid as the agent sees it")
+        try:
+            pidfd = os.pidfd_open(pid)
+        except (OSError, OverflowError):
+            raise gone from None
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+            fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+            # Real, effective, saved, file system.
+            uid, gid = int(fields["Uid"].split()[1]), int(fields["Gid"].split()[1])
+        except (OSError, KeyError, ValueError, IndexError):
+            os.close(pidfd)
+            raise gone from None
+        peer = cls(pid, uid, gid, pidfd=pidfd, started=_started(pid))
+        if not peer.is_alive():
+            peer.close()
+            raise gone
+        return peer
+
     def is_alive(self) -> bool:
         """Whether the process that connected still runs; false after ``close``."""
         if self._started == 0:

@@ -10,6 +10,8 @@ from google.protobuf.message import Message
 from eastwest.api.spire.api.types import types_pb2 as pb
 from eastwest.errors import InvalidInput
 from eastwest.registry.entry import Entry
+from eastwest.registry.listing import Match
+from eastwest.registry.node import Node
 from eastwest.spiffe.bundle import Bundle, JwtAuthority, X509Authority
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.spiffe.selector import Selector
@@ -38,6 +40,14 @@ def selectors_to_proto(selectors: Iterable[Selector]) -> list[pb.Selector]:
 def selectors_from_proto(messages: Iterable[pb.Selector]) -> tuple[Selector, ...]:
     """Checked and sorted."""
     return tuple(sorted(Selector.parse(f"{message.type}:{message.value}") for message in messages))
+
+
+def match_from_proto(value: int) -> Match:
+    """How two sets are to compare; raises ``InvalidInput`` for a number that has no meaning (proto3 lets any pass)."""
+    try:
+        return Match(value)
+    except ValueError:
+        raise InvalidInput(f"match {value} is not known", fix="choose 0 to 3") from None
 
 
 def svid_to_proto(svid: X509Svid, hint: str = "") -> pb.X509SVID:
@@ -122,6 +132,20 @@ def entry_from_proto(message: pb.Entry) -> Entry:
         created_at=message.created_at,
         disable_x509_svid_prefetch=message.additional_attributes.disable_x509_svid_prefetch,
         jwt_svid_include_jti=message.additional_attributes.jwt_svid_include_jti,
+    )
+
+
+def agent_to_proto(node: Node) -> pb.Agent:
+    """A node on the wire; a banned one has no serial number, as SPIRE shows it."""
+    return pb.Agent(
+        id=id_to_proto(node.spiffe_id),
+        attestation_type=node.attestation_type,
+        x509svid_serial_number="" if node.banned else node.serial_current,
+        x509svid_expires_at=node.not_after,
+        selectors=selectors_to_proto(sorted(node.selectors)),
+        banned=node.banned,
+        can_reattest=node.can_reattest,
+        agent_version=node.agent_version,
     )
 
 

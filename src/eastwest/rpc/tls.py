@@ -11,13 +11,14 @@ import ssl
 from collections.abc import Callable, Sequence
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from eastwest.errors import Unauthenticated
+from eastwest.errors import InvalidInput, Unauthenticated
 from eastwest.pki.parsing import PARSE_ERRORS
 from eastwest.spiffe.id import MalformedSpiffeId, SpiffeId
 
 _UNREADABLE: tuple[type[Exception], ...] = (x509.ExtensionNotFound, MalformedSpiffeId, *PARSE_ERRORS)
+_UNUSABLE: tuple[type[Exception], ...] = (ssl.SSLError, *PARSE_ERRORS)
 
 
 def server_context(chain_pem: bytes, key_pem: bytes, roots: Sequence[bytes]) -> ssl.SSLContext:
@@ -25,6 +26,28 @@ def server_context(chain_pem: bytes, key_pem: bytes, roots: Sequence[bytes]) -> 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_OPTIONAL
     _prepare(context, chain_pem, key_pem, roots)
+    context.num_tickets = 0
+    return context
+
+
+def web_context(chain_pem: bytes, key_pem: bytes, *, where: str = "") -> ssl.SSLContext:
+    """For HTTPS to callers that prove nothing: no client certificate is asked for.
+
+    Raises ``InvalidInput`` with ``where`` unless the two are a certificate chain and its unencrypted key in PEM.
+    """
+    try:
+        # Looked at first: OpenSSL would ask on the terminal for the password of an encrypted key.
+        load_pem_private_key(key_pem, None)
+        x509.load_pem_x509_certificates(chain_pem)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        _harden(context, "http/1.1")
+        _load_identity(context, chain_pem, key_pem)
+    except _UNUSABLE:
+        raise InvalidInput(
+            "not a certificate chain and its key in PEM",
+            where=where,
+            fix="give a leaf certificate with its intermediates, and the unencrypted key that belongs to it",
+        ) from None
     context.num_tickets = 0
     return context
 
@@ -85,14 +108,18 @@ def certificate_id(der: bytes) -> SpiffeId | None:
 
 
 def _prepare(context: ssl.SSLContext, chain_pem: bytes | None, key_pem: bytes | None, roots: Sequence[bytes]) -> None:
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    _harden(context, "h2")
     pem = b"".join(x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in roots)
     if pem:
         context.load_verify_locations(cadata=pem.decode())
     if chain_pem is not None and key_pem is not None:
         _load_identity(context, chain_pem, key_pem)
+
+
+def _harden(context: ssl.SSLContext, protocol: str) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols([protocol])
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
 
 
 def _load_identity(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None:

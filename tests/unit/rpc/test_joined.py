@@ -1,13 +1,20 @@
 """Writes of one turn of the loop leave as one, in order, and never later than a close."""
 
 import asyncio
+import contextlib
 
 import pytest
 from grpclib.client import Handler
 from grpclib.config import Configuration
 from grpclib.protocol import H2Protocol
 from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import DataReceived
 
+from eastwest import errors
+from eastwest.api.spire.api.server.agent.v1 import agent_pb2
+from eastwest.rpc.client import Channel, method
 from eastwest.rpc.joined import MAX_HELD, JoinedProtocol
 
 
@@ -84,3 +91,44 @@ async def test_abort_drops_what_is_held(transport, wire):
     transport.abort()
     await asyncio.sleep(0)
     assert (wire.writes, wire.closed) == ([], "aborted")
+
+
+async def test_an_answer_counts_though_the_rest_of_the_request_is_refused(tmp_path):
+    """RFC 9113, section 8.1: a server that has answered may reset the stream, as gRPC servers in Go do."""
+    agent = agent_pb2.DESCRIPTOR.services_by_name["Agent"]
+
+    left = asyncio.Event()
+
+    async def answer(reader, writer):
+        connection = H2Connection(H2Configuration(client_side=False))
+        connection.initiate_connection()
+        writer.write(connection.data_to_send())
+        answered = False
+        while data := await reader.read(65536):
+            for event in connection.receive_data(data):
+                if isinstance(event, DataReceived) and not answered:
+                    answered = True
+                    reply = agent_pb2.AttestAgentResponse(challenge=b"the answer").SerializeToString()
+                    number = event.stream_id
+                    head = [(":status", "200"), ("content-type", "application/grpc+proto")]
+                    connection.send_headers(number, head)
+                    connection.send_data(number, b"\0" + len(reply).to_bytes(4) + reply)
+                    connection.send_headers(number, [("grpc-status", "0")], end_stream=True)
+                    connection.reset_stream(number, ErrorCodes.NO_ERROR)
+            writer.write(connection.data_to_send())
+        writer.close()
+        await writer.wait_closed()
+        left.set()
+
+    server = await asyncio.start_unix_server(answer, tmp_path / "s")
+    channel = Channel(path=str(tmp_path / "s"))
+    got = None
+    with contextlib.suppress(errors.Unavailable):  # how the stream ends is another matter
+        async with channel.stream(method(agent, "AttestAgent"), deadline=10) as stream:
+            await stream.send_message(agent_pb2.AttestAgentRequest())
+            got = await stream.recv_message()
+    channel.close()
+    await left.wait()
+    server.close()
+    assert got is not None
+    assert got.challenge == b"the answer"

@@ -1,0 +1,64 @@
+"""A method as a server of gRPC sees it: what to run for a call, and what that may ask of the call."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from google.protobuf.message import Message
+
+
+class Exchange(Protocol):
+    """One call on the wire."""
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        """Headers that the caller sent, beyond gRPC's own."""
+        ...
+
+    @property
+    def connection(self) -> object:
+        """Something that lives exactly as long as the caller's connection."""
+        ...
+
+    @property
+    def transport(self) -> Transport:
+        """Where the connection's socket and TLS are found."""
+        ...
+
+    async def receive(self) -> Any:
+        """The next message, decoded, or None at the caller's end. Raises ``GRPCError`` for what is no message."""
+        ...
+
+    async def send(self, message: Message) -> None:
+        """Send a message; waits while the caller takes nothing."""
+        ...
+
+
+class Transport(Protocol):
+    """What is asked of asyncio's transports here."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """``serve`` runs once for each call and raises ``GRPCError`` for a status other than OK.
+
+    ``bounds`` gives the bytes that one incoming message may have, and the seconds that a large one may take.
+    """
+
+    serve: Callable[[Exchange], Awaitable[None]]
+    takes_stream: bool
+    gives_stream: bool
+    request_type: type[Message]
+    reply_type: type[Message]
+    bounds: Callable[[], tuple[int, float]]
+
+
+class Admission(Protocol):
+    """Whether a connection may be: called with its socket, gives what to call when it ends, or None to refuse it."""
+
+    def __call__(self, sock: socket.socket, /) -> Callable[[], None] | None: ...
