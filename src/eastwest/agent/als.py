@@ -230,7 +230,10 @@ def _source(common: Any) -> str:
 
 def _time(common: Any) -> datetime:
     start = common.start_time
-    return datetime.fromtimestamp(start.seconds, UTC).replace(microsecond=start.nanos // 1000)
+    try:
+        return datetime.fromtimestamp(start.seconds, UTC).replace(microsecond=start.nanos // 1000)
+    except (ValueError, OverflowError, OSError):
+        raise InvalidInput("a log entry has an impossible time") from None
 
 
 # envoy.config.core.v3.RequestMethod

@@ -21,6 +21,7 @@ import structlog
 
 from eastwest import errors
 from eastwest.agent.als import AccessLogs
+from eastwest.agent.attestation import Attestation, load_prover
 from eastwest.agent.bootstrap import Bootstrap, explain, read_bundle
 from eastwest.agent.cache import Cache
 from eastwest.agent.callers import ProcessAttestor, identify
@@ -28,7 +29,9 @@ from eastwest.agent.config import Settings
 from eastwest.agent.connection import Dismissed, ServerConnection
 from eastwest.agent.control import ControlClient
 from eastwest.agent.decisions import Decisions
+from eastwest.agent.explaining import ADMIN_SOCKET_MODE, explain_service
 from eastwest.agent.health import HealthServer
+from eastwest.agent.holdings import Holdings
 from eastwest.agent.identities import Identities
 from eastwest.agent.jwts import JwtCache
 from eastwest.agent.keyring import KeyringUnavailable, node_key
@@ -43,7 +46,6 @@ from eastwest.attest.workload import WorkloadAttestor, WorkloadContext
 from eastwest.clock import Clock, SystemClock
 from eastwest.entropy import Entropy, SystemEntropy
 from eastwest.mesh.settings import Settings as MeshSettings
-from eastwest.plugins.disk_keys import DiskKeyStore
 from eastwest.process.files import replace_file
 from eastwest.process.locked import locked
 from eastwest.process.notify import notify
@@ -128,15 +130,23 @@ class _Agent:
 
     async def _serve(self) -> None:
         ports, settings = self._ports, self._settings
-        own_identity = OwnIdentity(self._paths, DiskKeyStore(self._paths.keys), ports.entropy)
+        own_identity = OwnIdentity(self._paths, ports.entropy)
         given = self._given_bundle(own_identity)
-        bootstrap = Bootstrap(settings, own_identity, ports.clock, ports.jitter)
+        prover = load_prover(settings, given.trust_domain, ports.clock, ports.entropy)
+        bootstrap = Bootstrap(settings, own_identity, ports.clock, ports.jitter, repeatable=prover.repeatable)
         own = bootstrap.stored(given.trust_domain)
-        connection = ServerConnection(settings.host, settings.port, given.trust_domain, timeout=settings.server_timeout)
+        connection = ServerConnection(
+            settings.host,
+            settings.port,
+            given.trust_domain,
+            timeout=settings.server_timeout,
+            may_reattest=prover.repeatable,
+        )
+        attestation = Attestation(prover, connection)
         try:
-            if own is None:
-                own = await bootstrap.attest(connection, given)
-                _log.info("agent.attested", id=str(own.id))
+            if own is None or (not own.is_live(ports.clock.now()) and self._cache(own).load_state() is None):
+                own = await bootstrap.attest(connection, attestation, given)
+                _log.info("agent.attested", id=str(own.id), attestor=prover.name)
             cache = self._cache(own)
             kept = cache.load_state()
             knowledge = Knowledge(kept or State(own.id.trust_domain))
@@ -145,7 +155,7 @@ class _Agent:
                 raise errors.InvalidInput("no trust bundle is given or cached", fix="give --bundle FILE")
             connection.use([authority.der for authority in roots], own)
             try:
-                await self._work(connection, own_identity, own, cache, knowledge, cached=kept is not None)
+                await self._work(connection, attestation, own_identity, own, cache, knowledge, cached=kept is not None)
             except Dismissed:
                 own_identity.forget()
                 cache.forget()
@@ -158,6 +168,7 @@ class _Agent:
     async def _work(
         self,
         connection: ServerConnection,
+        attestation: Attestation,
         own_identity: OwnIdentity,
         own: OwnSvid,
         cache: Cache,
@@ -171,7 +182,7 @@ class _Agent:
         sidecars = Sidecars(knowledge, identities, self._mesh_settings(), clock)
         jwts = JwtCache(connection, clock)
         decisions = Decisions(connection, clock, jitter)
-        renewal = Renewal(connection, own_identity, own, knowledge, clock, jitter)
+        renewal = Renewal(connection, own_identity, own, knowledge, clock, jitter, attestation)
 
         def on_state(state: State) -> None:
             if state.bundle.x509_authorities != knowledge.state.bundle.x509_authorities:
@@ -182,7 +193,8 @@ class _Agent:
             sidecars.on_state()
             identities.on_state(state)
 
-        control = ControlClient(connection, knowledge.state, sidecars, clock, jitter, on_state)
+        holdings = Holdings(knowledge, identities, sidecars, renewal, clock)
+        control = ControlClient(connection, knowledge.state, holdings, clock, jitter, on_state)
         if cached:
             restored = identities.restore(cache.load_svids())
             sidecars.on_state()
@@ -192,18 +204,22 @@ class _Agent:
             found = [] if knowledge.state.epoch else ["no state has come from the server yet"]
             if not renewal.own.is_live(clock.now()):
                 found.append("the agent's own certificate has ended")
+            if attestation.refused is not None:
+                found.append(str(attestation.refused))
             return found
 
-        attestor = ProcessAttestor(ports.attestors)
+        attestor = ProcessAttestor(ports.attestors, lambda: knowledge.state.entries.values())
         identified = identify(attestor.attest, knowledge, clock)
         listener = Listener(
             [
                 WorkloadApi(knowledge, identities, jwts, attestor.attest, clock).service(),
-                *ConfigStreams(sidecars, identified, sidecars.report).services(),
+                *ConfigStreams(sidecars, identified, sidecars.report, sidecars.taken).services(),
                 *AccessLogs(identified, sidecars, decisions.record).services(),
                 HealthService(problems).service(),
-            ]
+            ],
+            implementation=settings.http2,
         )
+        admin = Listener([explain_service(ports.attestors, knowledge, clock)], implementation=settings.http2)
         readings = _readings(control, identities, decisions, renewal, knowledge, clock)
         failed: errors.Error | None = None
         async with AsyncExitStack() as stack:
@@ -214,11 +230,14 @@ class _Agent:
                     group.create_task(identities.run())
                     group.create_task(renewal.run())
                     group.create_task(decisions.run())
-                    group.create_task(self._keep_cache(cache, knowledge, identities))
+                    group.create_task(self._keep_cache(cache, knowledge, identities, renewal, holdings))
+                    group.create_task(holdings.run())
                     if not cached:
                         await self._first_state(control, connection.target)
                     await listener.listen_unix(self._paths.socket, SOCKET_MODE)
                     stack.push_async_callback(listener.close)
+                    await admin.listen_unix(self._paths.admin_socket, ADMIN_SOCKET_MODE)
+                    stack.push_async_callback(admin.close)
                     await self._serve_health(stack, HealthServer(problems, readings))
                     self._announce(renewal.own, control)
             except* errors.Error as group_of_errors:
@@ -292,14 +311,19 @@ class _Agent:
         self._ready(f"agent ready: socket {self._paths.socket}, id {own.id}{how}")
         notify("READY=1")
 
-    async def _keep_cache(self, cache: Cache, knowledge: Knowledge, identities: Identities) -> None:
+    async def _keep_cache(
+        self, cache: Cache, knowledge: Knowledge, identities: Identities, renewal: Renewal, holdings: Holdings
+    ) -> None:
         """Write what changed, a moment after it did; each part only when it changed."""
         states, svids = knowledge.states.count, identities.changes.count
         while True:
             seen = knowledge.changes.count
+            if cache.bind(renewal.own.id):
+                states = svids = -1
             if knowledge.states.count != states and knowledge.state.epoch:
-                states = knowledge.states.count
-                await _to_disk(partial(cache.save_state, knowledge.state))
+                states, state = knowledge.states.count, knowledge.state
+                if await _to_disk(partial(cache.save_state, state)):
+                    holdings.kept(state.bundle.sequence)
             if identities.changes.count != svids:
                 svids = identities.changes.count
                 await _to_disk(partial(cache.save_svids, identities.everything()))
@@ -307,11 +331,13 @@ class _Agent:
             await asyncio.sleep(_SAVE_AFTER)
 
 
-async def _to_disk(save: Callable[[], None]) -> None:
+async def _to_disk(save: Callable[[], None]) -> bool:
     try:
         await asyncio.to_thread(save)
     except OSError as error:
         _log.error("agent.cache.unwritable", error=str(error))
+        return False
+    return True
 
 
 def _save(cache: Cache, knowledge: Knowledge, identities: Identities) -> None:

@@ -26,6 +26,7 @@ from eastwest.agent.state import BadUpdate, State
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
 from eastwest.entropy import Entropy
 from eastwest.process.files import make_private, replace_file
+from eastwest.pki.signer import KeyAlgorithm
 from eastwest.spiffe.id import SpiffeId
 from eastwest.spiffe.svid import X509Svid
 
@@ -44,10 +45,19 @@ class Cache:
         self._keys_file = directory / "svids.sealed"
         self._agent = agent
         self._entropy = entropy
+        self._node_key = node_key
         self._sealing = AESGCM(_derive(node_key, agent)) if node_key is not None else None
         make_private(directory)
         if self._sealing is None:
             self._keys_file.unlink(missing_ok=True)
+
+    def bind(self, agent: SpiffeId) -> bool:
+        """Write for ``agent`` from now on; true when that is another than before, so that all must be written anew."""
+        if agent == self._agent:
+            return False
+        self._agent = agent
+        self._sealing = AESGCM(_derive(self._node_key, agent)) if self._node_key is not None else None
+        return True
 
     @property
     def keeps_keys(self) -> bool:
@@ -119,6 +129,7 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
     pkcs8: bytes
     spki: bytes
     received_at: float
+    algorithm: KeyAlgorithm = KeyAlgorithm.EC_P256
 
     @classmethod
     def of(cls, held: Held) -> _Kept:
@@ -134,6 +145,7 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
             held.key.pkcs8,
             held.key.spki,
             held.received_at.timestamp(),
+            held.key.algorithm,
         )
 
     def held(self) -> Held:
@@ -144,7 +156,7 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
             datetime.fromtimestamp(self.not_after, UTC),
             int.from_bytes(self.serial),
         )
-        key = WorkloadKey(self.pkcs8, self.spki)
+        key = WorkloadKey(self.pkcs8, self.spki, self.algorithm)
         return Held(self.entry_id, self.revision, svid, key, datetime.fromtimestamp(self.received_at, UTC))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -27,11 +27,16 @@ _log = structlog.get_logger()
 
 
 class Statuses(Protocol):
-    """What the sidecars of this node acknowledged, to be told to the server."""
+    """What this node and its sidecars hold and acknowledged, to be told to the server."""
 
-    changes: Changes
+    @property
+    def changes(self) -> Changes:
+        """Counts what is news for the server."""
+        ...
 
-    def statuses(self) -> Sequence[control.SidecarStatus]: ...
+    def ack(self, number: int) -> control.Ack:
+        """The report, with ``number`` as the update that is applied."""
+        ...
 
 
 class ControlClient:
@@ -150,7 +155,11 @@ class ControlClient:
         if not update.time_unix_ms:
             return
         try:
-            check_clock(self._clock.now(), datetime.fromtimestamp(update.time_unix_ms / 1000, UTC))
+            theirs = datetime.fromtimestamp(update.time_unix_ms / 1000, UTC)
+        except (ValueError, OverflowError, OSError):
+            raise BadUpdate("the update has an impossible time") from None
+        try:
+            check_clock(self._clock.now(), theirs)
         except ClockSkew as skew:
             if self.updates == 0:
                 raise
@@ -165,7 +174,7 @@ class ControlClient:
             seen = self._statuses.changes.count
             if not self.connected:
                 continue
-            ack = control.Ack(number=self.state.number, sidecars=self._statuses.statuses())
+            ack = self._statuses.ack(self.state.number)
             if ack != sent:
                 await stream.send_message(control.SubscribeRequest(ack=ack))
                 sent = ack

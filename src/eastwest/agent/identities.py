@@ -24,10 +24,9 @@ from eastwest.agent.keys import WorkloadKey, new_key
 from eastwest.agent.knowledge import Knowledge
 from eastwest.agent.received import check_svid
 from eastwest.agent.state import State
+from eastwest.agent.taint import Ground, Standing
 from eastwest.clock import Clock
-from eastwest.pki.chain import Expired, InvalidSvid, verify_chain
 from eastwest.registry.entry import Entry
-from eastwest.spiffe.bundle import Bundle, X509Authority
 from eastwest.spiffe.svid import X509Svid
 
 BATCH = 500
@@ -35,6 +34,10 @@ COALESCE = 0.03
 """Seconds that a due rotation waits for others; new registrations never wait."""
 LONGEST_SLEEP = 30.0
 """Seconds after which the wall clock is looked at again, for it may have been set."""
+TAINT_PER_SECOND = 100
+"""Tainted SVIDs that are made anew in a second; the pace of a node with many."""
+TAINT_TICK = 0.25
+"""Seconds; those that fall into one go in one batch."""
 _AT_ONCE = 4  # signing calls in flight
 _YIELD_EVERY = 25  # keys made before others get a turn
 
@@ -91,7 +94,7 @@ class Identities:
         self._plans: dict[str, _Plan] = {}
         self._used: OrderedDict[str, None] = OrderedDict()  # asked for by a workload, oldest first
         self._wake = Changes()
-        self._trusted: tuple[X509Authority, ...] = ()
+        self._ground: Ground | None = None
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     def held(self, entry: Entry) -> Held | None:
@@ -134,14 +137,14 @@ class Identities:
         for entry_id in [entry_id for entry_id in self._plans if entry_id not in state.entries]:
             del self._plans[entry_id]
             self._used.pop(entry_id, None)
-        self._leave_distrusted(state.bundle)
         for entry in self._wanted(state):
             held, plan = self._held.get(entry.id), self._plans.get(entry.id)
-            if plan is None or (held is not None and held.revision != entry.revision and not plan.in_flight):
+            if plan is None or (held is not None and not self._is_current(held, entry) and not plan.in_flight):
                 self._plan(entry)
             elif plan.failed is not None and not plan.in_flight:
                 # The server speaks to us again, or the entry changed: no reason to wait out a delay.
                 plan.due = 0.0
+        self._leave_unsafe_ground()
         self._wake.bump()
         if lost:
             self._changed()
@@ -195,7 +198,7 @@ class Identities:
             keys: list[WorkloadKey] = []
             params: list[tuple[str, bytes]] = []
             for number, entry in enumerate(entries, 1):
-                key, csr = new_key(entry.spiffe_id)
+                key, csr = new_key(entry.spiffe_id, self._knowledge.state.key_algorithm(entry))
                 keys.append(key)
                 params.append((entry.id, csr))
                 if number % _YIELD_EVERY == 0:
@@ -234,8 +237,11 @@ class Identities:
         plan.failed = None
         plan.backoff.reset()
         plan.due = self._half_life(now, svid.not_after)
+        if self._knowledge.ground.standing(svid.chain, now) is not Standing.FINE:
+            # Signed just before its authority went out of use.
+            plan.due = now.timestamp() + 1.0
         current = self._knowledge.state.entries.get(entry.id)
-        if current is not None and current.revision != entry.revision:
+        if current is not None and not self._is_current(self._held[entry.id], current):
             plan.due, plan.urgent = 0.0, True
 
     def _failed(self, entry: Entry, error: errors.Error) -> None:
@@ -250,10 +256,15 @@ class Identities:
 
     def _plan(self, entry: Entry) -> None:
         held = self._held.get(entry.id)
-        fresh = held is not None and held.revision == entry.revision
+        fresh = held is not None and self._is_current(held, entry)
         due = self._half_life(held.received_at, held.svid.not_after) if held is not None and fresh else 0.0
         self._plans[entry.id] = _Plan(due, not fresh, Backoff(self._jitter, first=1.0, most=30.0))
         self._wake.bump()
+
+    def _is_current(self, held: Held, entry: Entry) -> bool:
+        """Whether ``held`` was made for this revision of its entry, with the kind of key that is wanted now."""
+        wanted = self._knowledge.state.key_algorithm(entry)
+        return held.revision == entry.revision and held.key.algorithm is wanted
 
     def _half_life(self, start: datetime, end: datetime) -> float:
         """Between 45 % and 55 % of the life that is left at ``start`` (Unix seconds)."""
@@ -270,21 +281,30 @@ class Identities:
         )
         return used + [entry for entry, _ in zip(others, range(max(0, room)), strict=False)]
 
-    def _leave_distrusted(self, bundle: Bundle) -> None:
-        """Plan anew whatever does not chain to a root that is there and not tainted; it is served until then."""
-        if bundle.x509_authorities == self._trusted:
+    def _leave_unsafe_ground(self) -> None:
+        """Plan anew what is not trusted any more at once, and what is tainted soon; it is served until then.
+
+        A taint reaches every node in the same moment, so a node with many takes its time.
+        """
+        ground = self._knowledge.ground
+        if ground is self._ground:
             return
-        self._trusted = bundle.x509_authorities
-        roots = [authority.der for authority in bundle.x509_authorities if not authority.tainted]
+        self._ground = ground
         now = self._clock.now()
-        verdicts: dict[tuple[bytes, ...], bool] = {}
+        tainted: list[_Plan] = []
         for held in self._held.values():
-            issuers = held.svid.chain[1:]
-            if issuers not in verdicts:
-                verdicts[issuers] = _chains(held.svid.chain, roots, now)
             plan = self._plans.get(held.entry_id)
-            if plan is not None and not verdicts[issuers] and not plan.in_flight:
+            standing = ground.standing(held.svid.chain, now)
+            if plan is None or plan.in_flight or standing is Standing.FINE:
+                continue
+            if standing is Standing.DISTRUSTED:
                 plan.due = 0.0
+            else:
+                tainted.append(plan)
+        spread = len(tainted) / TAINT_PER_SECOND
+        for plan in tainted:
+            delay = self._jitter.uniform(0.0, spread) // TAINT_TICK * TAINT_TICK
+            plan.due = min(plan.due, now.timestamp() + delay)
 
     def _drop_expired(self) -> None:
         now = self._clock.now()
@@ -307,13 +327,3 @@ class Identities:
             entry_id, _ = self._used.popitem(last=False)
             self._held.pop(entry_id, None)
             self._plans.pop(entry_id, None)
-
-
-def _chains(chain: tuple[bytes, ...], roots: list[bytes], now: datetime) -> bool:
-    try:
-        verify_chain(chain, roots, now)
-    except Expired:
-        return True
-    except InvalidSvid:
-        return False
-    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from eastwest.agent.changes import Changes
 from eastwest.agent.state import State
+from eastwest.agent.taint import Ground
 
 
 class Knowledge:
@@ -11,11 +12,14 @@ class Knowledge:
 
     def __init__(self, state: State) -> None:
         self.state = state
+        self.ground = Ground(state.bundle, state.tainted)
         self.changes = Changes()
         self.states = Changes()
 
     def set(self, state: State) -> None:
         """Replace the state whole."""
         self.state = state
+        if not self.ground.same_as(state.bundle, state.tainted):
+            self.ground = Ground(state.bundle, state.tainted)
         self.states.bump()
         self.changes.bump()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -55,4 +56,6 @@ def check_svid(
         raise BadSvid("the server certified another key than ours")
     if expected is not None and svid.id != expected:
         raise BadSvid(f"the server certified {svid.id}, not {expected}")
-    return svid
+    # What leads to other roots as well is served along: a verifier may know only one of them.
+    sent = tuple(der for der in chain if der not in roots)
+    return replace(svid, chain=sent)

@@ -9,23 +9,27 @@ from __future__ import annotations
 from base64 import standard_b64encode
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from textwrap import wrap
 from typing import Any, TypeVar
 
 import structlog
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import mldsa
 
 from eastwest import errors
 from eastwest.agent.callers import Attested, NoIdentity, live_entries
 from eastwest.agent.changes import Changes
 from eastwest.agent.identities import Held, Identities
 from eastwest.agent.knowledge import Knowledge
+from eastwest.agent.taint import Standing
 from eastwest.agent.xds import Principal, SidecarStatus
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
 from eastwest.clock import Clock
 from eastwest.mesh.action import InForce, inbound_version
-from eastwest.mesh.resources import config_resources, sidecar_secrets, versions_in_force
+from eastwest.mesh.resources import config_resources, sidecar_secrets, verifiable, versions_in_force
 from eastwest.mesh.secrets import Identity, SecretSet
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource, Snapshot
@@ -42,6 +46,14 @@ _MadeOf = tuple[Sidecar, Held, Mapping[TrustDomain, Bundle]]
 _log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What one Envoy was given to trust and to show: the bundle's sequence and the chains of its SVIDs."""
+
+    sequence: int
+    chains: tuple[tuple[bytes, ...], ...] = ()
+
+
 class Sidecars:
     """Config and secrets for local Envoys. ``changes`` counts what the server should hear about them."""
 
@@ -56,10 +68,13 @@ class Sidecars:
         self._noted: dict[SpiffeId, Sidecar] = {}
         self._pem: dict[str, tuple[Held, Identity]] = {}
         self._roots: dict[str, tuple[Bundle, bytes]] = {}
+        self._quantum_safe: dict[str, tuple[Bundle, bytes]] = {}
         self._in_force: OrderedDict[str, InForce] = OrderedDict()
         self._problems: dict[str, str] = {}
         self._statuses: OrderedDict[tuple[str, int], control.SidecarStatus] = OrderedDict()
         self._connected_at: dict[tuple[str, int], datetime] = {}
+        self._given: dict[tuple[str, int], Given] = {}
+        self._streams: dict[object, Given] = {}
 
     def on_state(self) -> None:
         """Remember what each service's rules stand for, before any Envoy can report by them."""
@@ -120,9 +135,16 @@ class Sidecars:
             connected_at=int(connected_at.timestamp()),
             connected=status.connected,
         )
+        given = session.secrets_acked
+        changed = isinstance(given, Given) and self._given.get(key) != given
+        if isinstance(given, Given):
+            self._given[key] = given
         if not status.connected:
             self._connected_at.pop(key, None)
+            self._given.pop(key, None)
         if self._statuses.get(key) == told:
+            if changed:
+                self.changes.bump()
             return
         if told.connected and key not in self._statuses:
             for other in [k for k, s in self._statuses.items() if k[0] == key[0] and not s.connected]:
@@ -136,13 +158,38 @@ class Sidecars:
         """What the server is told of the sidecars of this node."""
         intended = {str(spiffe_id): s.version for spiffe_id, s in self._knowledge.state.sidecars.items()}
         told: list[control.SidecarStatus] = []
-        for kept in self._statuses.values():
+        for key, kept in self._statuses.items():
             status = control.SidecarStatus()
             status.CopyFrom(kept)
             status.intended_version = intended.get(kept.spiffe_id, "")
             status.error = kept.error or self._problems.get(kept.spiffe_id, "")
+            if given := self._given.get(key):
+                status.bundle_sequence = given.sequence
+                status.tainted = self._is_tainted(given)
             told.append(status)
         return told
+
+    def taken(self, stream: object, marker: object) -> None:
+        """Take how far a stream of secrets alone has come; None: it has acknowledged nothing, or ended."""
+        before = self._streams.pop(stream, None)
+        if isinstance(marker, Given):
+            self._streams[stream] = marker
+        if self._streams.get(stream) != before:
+            self.changes.bump()
+
+    @property
+    def streams_sequence(self) -> int | None:
+        """The oldest bundle that a stream of secrets alone stands at, of those that acknowledge; None without any."""
+        return min((given.sequence for given in self._streams.values()), default=None)
+
+    @property
+    def streams_tainted(self) -> int:
+        """How many streams of secrets alone still show what stems from a tainted authority."""
+        return sum(self._is_tainted(given) for given in self._streams.values())
+
+    def _is_tainted(self, given: Given) -> bool:
+        ground, now = self._knowledge.ground, self._clock.now()
+        return not ground.is_clean and any(ground.standing(chain, now) is not Standing.FINE for chain in given.chains)
 
     async def _watch(self, principal: Principal, view: Callable[[tuple[Entry, ...]], T | None]) -> AsyncIterator[T]:
         assert isinstance(principal, Attested)
@@ -175,22 +222,33 @@ class Sidecars:
             if kept is not None and all(now is then for now, then in zip(made_of, kept[0], strict=True)):
                 return kept[1]
             try:
-                secrets = sidecar_secrets(sidecar, self._identity(held), self._bundles())
-                snapshot = Snapshot.of(sidecar.version, [*self._resources(sidecar, settings), *secrets.resources()])
+                bundles, quantum_safe = self._bundles(), self._post_quantum()
+                usable, lost = verifiable(sidecar, bundles, quantum_safe)
+                secrets = sidecar_secrets(usable, self._identity(held), bundles, quantum_safe)
+                resources = [*self._resources(usable, settings), *secrets.resources()]
+                given = Given(state.bundle.sequence, (held.svid.chain,))
+                snapshot = Snapshot.of(sidecar.version, resources, given)
                 snapshot.check()
             except errors.Error as error:
                 # The Envoy keeps the last good config, and the server hears why.
-                if self._problems.get(sidecar.spiffe_id) != str(error):
-                    self._problems[sidecar.spiffe_id] = str(error)
-                    self.changes.bump()
-                    _log.error("agent.sidecar.unbuildable", spiffe_id=sidecar.spiffe_id, error=str(error))
+                self._note(sidecar, str(error))
                 return None
-            if self._problems.pop(sidecar.spiffe_id, None) is not None:
-                self.changes.bump()
+            self._note(sidecar, f"no bundle verifies the servers of {', '.join(lost)}" if lost else "")
             self._snapshots[key] = (made_of, snapshot)
             _bound(self._snapshots)
             return snapshot
-        return Snapshot.of("", ())
+        return Snapshot.of("", (), Given(state.bundle.sequence))
+
+    def _note(self, sidecar: Sidecar, problem: str) -> None:
+        """Remember what keeps a sidecar from all that it should have ("": nothing), and tell of a change."""
+        if self._problems.get(sidecar.spiffe_id, "") == problem:
+            return
+        if problem:
+            self._problems[sidecar.spiffe_id] = problem
+            _log.error("agent.sidecar.unbuildable", spiffe_id=sidecar.spiffe_id, error=problem)
+        else:
+            del self._problems[sidecar.spiffe_id]
+        self.changes.bump()
 
     def _secrets(self, entries: tuple[Entry, ...]) -> SecretSet | None:
         held = [one for entry in entries if (one := self._identities.held(entry)) is not None]
@@ -202,6 +260,7 @@ class Sidecars:
             identities=tuple(self._identity(one) for one in held),
             trust_domain=state.trust_domain.name,
             bundles={domain.name: roots[domain.name] for domain in state.bundles_for(entries)},
+            marker=Given(state.bundle.sequence, tuple(one.svid.chain for one in held)),
         )
 
     def _sidecars(self, spiffe_ids: Sequence[str]) -> Iterator[Sidecar]:
@@ -237,6 +296,27 @@ class Sidecars:
                 self._roots[domain.name] = kept
             found[domain.name] = kept[1]
         return found
+
+
+    def _post_quantum(self) -> dict[str, bytes]:
+        """By trust domain, its ML-DSA-65 roots; without those that have none."""
+        found: dict[str, bytes] = {}
+        for domain, bundle in self._knowledge.state.bundles.items():
+            kept = self._quantum_safe.get(domain.name)
+            if kept is None or kept[0] is not bundle:
+                roots = (root.der for root in bundle.x509_authorities if _is_post_quantum(root.der))
+                kept = (bundle, b"".join(_pem("CERTIFICATE", der) for der in roots))
+                self._quantum_safe[domain.name] = kept
+            if kept[1]:
+                found[domain.name] = kept[1]
+        return found
+
+
+def _is_post_quantum(root: bytes) -> bool:
+    try:
+        return isinstance(x509.load_der_x509_certificate(root).public_key(), mldsa.MLDSA65PublicKey)
+    except (ValueError, UnsupportedAlgorithm):
+        return False  # of a kind that others may know
 
 
 def _bound(kept: OrderedDict[Any, Any]) -> None:

@@ -19,6 +19,7 @@ from eastwest import errors
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
 from eastwest.api.spire.api.types import types_pb2 as types
 from eastwest.attest import match
+from eastwest.pki.signer import KeyAlgorithm
 from eastwest.policy.enforcement import Sidecar, decode_sidecar, encode_sidecar
 from eastwest.registry.entry import Entry
 from eastwest.rpc import spire
@@ -31,6 +32,8 @@ MAX_REMEMBERED = 10_000
 _ENTRY = control.ResourceName.KIND_ENTRY
 _BUNDLE = control.ResourceName.KIND_BUNDLE
 _SIDECAR = control.ResourceName.KIND_SIDECAR
+_TAINTED = control.ResourceName.KIND_TAINTED
+_ALGORITHMS = {algorithm.value: algorithm for algorithm in KeyAlgorithm}
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
@@ -49,6 +52,11 @@ class State:
     entries: Mapping[str, Entry] = field(default_factory=dict)
     bundles: Mapping[TrustDomain, Bundle] = field(default_factory=dict)
     sidecars: Mapping[SpiffeId, Sidecar] = field(default_factory=dict)
+    tainted: frozenset[bytes] = frozenset()
+    """Issuing CAs of the own trust domain that nothing should stem from any more (subject key identifiers)."""
+    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By entry id, the key types that its profile certifies, best first; entries of which the server says nothing are
+    missing."""
 
     @property
     def bundle(self) -> Bundle:
@@ -66,7 +74,8 @@ class State:
             follows = update.number > self.number if resumed else update.number == self.number + 1
             if update.epoch != self.epoch or not follows:
                 raise BadUpdate(f"update {update.number} does not follow {self.number}")
-        entries, bundles, sidecars = _parse(update, self.trust_domain)
+        entries, bundles, sidecars, tainted = _parse(update, self.trust_domain)
+        keys = {r.entry.id: tuple(r.keys) for r in update.upserts if r.WhichOneof("body") == "entry" and r.keys}
         held = State(self.trust_domain) if update.full else self
         after = replace(
             held,
@@ -75,10 +84,18 @@ class State:
             entries=_merge(held.entries, entries, _removed(update, _ENTRY)),
             bundles=_merge(held.bundles, bundles, {TrustDomain(name) for name in _removed(update, _BUNDLE)}),
             sidecars=_merge(held.sidecars, sidecars, _removed_ids(update)),
+            tainted=_merged_tainted(held.tainted, tainted, _removed(update, _TAINTED)),
+            # What came without them has none any more.
+            keys=_merge(held.keys, keys, _removed(update, _ENTRY) | (entries.keys() - keys.keys())),
         )
         if not after.bundle.x509_authorities:
             raise BadUpdate(f"the update leaves no root of {self.trust_domain}")
         return after
+
+    def key_algorithm(self, entry: Entry) -> KeyAlgorithm:
+        """What kind of key to make for ``entry``: the first of its profile that this agent knows, else P-256."""
+        known = (_ALGORITHMS[name] for name in self.keys.get(entry.id, ()) if name in _ALGORITHMS)
+        return next(known, KeyAlgorithm.EC_P256)
 
     def matching(self, selectors: frozenset[Selector]) -> tuple[Entry, ...]:
         """The entries that a caller's selectors earn, by id (``eastwest.attest.match``), found by index."""
@@ -100,13 +117,20 @@ class State:
         """The one full update that leads to this state; what the cache stores."""
         update = control.Update(epoch=self.epoch, number=self.number, full=True)
         for entry in self.entries.values():
-            update.upserts.add(name=control.ResourceName(kind=_ENTRY, name=entry.id), entry=spire.entry_to_proto(entry))
+            update.upserts.add(
+                name=control.ResourceName(kind=_ENTRY, name=entry.id),
+                entry=spire.entry_to_proto(entry),
+                keys=self.keys.get(entry.id, ()),
+            )
         for domain, bundle in self.bundles.items():
             name = control.ResourceName(kind=_BUNDLE, name=domain.name)
             update.upserts.add(name=name, bundle=spire.bundle_to_proto(bundle))
         for spiffe_id, sidecar in self.sidecars.items():
             name = control.ResourceName(kind=_SIDECAR, name=str(spiffe_id))
             update.upserts.add(name=name, sidecar=encode_sidecar(sidecar))
+        if self.tainted:
+            name = control.ResourceName(kind=_TAINTED, name=self.trust_domain.name)
+            update.upserts.add(name=name, tainted=control.Tainted(subject_key_ids=sorted(self.tainted)))
         return update
 
     @cached_property
@@ -126,13 +150,14 @@ class State:
         return {}
 
 
-_Parsed = tuple[dict[str, Entry], dict[TrustDomain, Bundle], dict[SpiffeId, Sidecar]]
+_Parsed = tuple[dict[str, Entry], dict[TrustDomain, Bundle], dict[SpiffeId, Sidecar], frozenset[bytes] | None]
 
 
 def _parse(update: control.Update, trust_domain: TrustDomain) -> _Parsed:
     entries: dict[str, Entry] = {}
     bundles: dict[TrustDomain, Bundle] = {}
     sidecars: dict[SpiffeId, Sidecar] = {}
+    tainted: frozenset[bytes] | None = None
     for resource in update.upserts:
         try:
             match resource.WhichOneof("body"):
@@ -146,11 +171,13 @@ def _parse(update: control.Update, trust_domain: TrustDomain) -> _Parsed:
                 case "sidecar":
                     sidecar = decode_sidecar(resource.sidecar)
                     sidecars[SpiffeId.parse(sidecar.spiffe_id)] = sidecar
+                case "tainted":
+                    tainted = frozenset(resource.tainted.subject_key_ids)
                 case kind:
                     raise BadUpdate(f"resource {resource.name.name!r} has a body of an unknown kind ({kind})")
-        except (errors.InvalidInput, msgspec.MsgspecError) as error:
+        except (errors.InvalidInput, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadUpdate(f"resource {resource.name.name!r} is malformed: {error}") from None
-    return entries, bundles, sidecars
+    return entries, bundles, sidecars, tainted
 
 
 def _check_entry(entry: Entry, trust_domain: TrustDomain) -> None:
@@ -178,6 +205,12 @@ def _removed_ids(update: control.Update) -> set[SpiffeId]:
         return {SpiffeId.parse(name) for name in _removed(update, _SIDECAR)}
     except errors.InvalidInput as error:
         raise BadUpdate(f"a sidecar to remove is misnamed: {error}") from None
+
+
+def _merged_tainted(held: frozenset[bytes], newer: frozenset[bytes] | None, removed: set[str]) -> frozenset[bytes]:
+    if newer is not None:
+        return newer
+    return frozenset() if removed else held
 
 
 def _merge(held: Mapping[_K, _V], upserts: Mapping[_K, _V], removals: set[_K]) -> Mapping[_K, _V]:

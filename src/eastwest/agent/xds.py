@@ -59,19 +59,28 @@ class SidecarStatus:
 
 
 Identify = Callable[[Call], Awaitable[Principal]]
+Taken = Callable[[object, object], None]
+"""Hears which marker a stream of secrets alone has acknowledged (None: none, or it ended); the stream comes first."""
 
 
 class ConfigStreams:
     """The ADS and SDS services of one agent.
 
     ``identify`` raises ``PermissionDenied`` for a process without an identity. ``report`` is called after
-    every request and push of an ADS stream and must not block.
+    every request and push of an ADS stream, ``taken`` after those of streams of secrets; neither may block.
     """
 
-    def __init__(self, source: SnapshotSource, identify: Identify, report: Callable[[SidecarStatus], None]) -> None:
+    def __init__(
+        self,
+        source: SnapshotSource,
+        identify: Identify,
+        report: Callable[[SidecarStatus], None],
+        taken: Taken = lambda _stream, _marker: None,
+    ) -> None:
         self._source = source
         self._identify = identify
         self._report = report
+        self._taken = taken
 
     def services(self) -> list[Service]:
         """To be added to the agent's listener."""
@@ -105,15 +114,23 @@ class ConfigStreams:
         principal = await self._identify(call)
         secrets = self._source.secrets(principal)
         snapshots = (secret_set.snapshot() async for secret_set in secrets)
-        await _serve_delta(call, DeltaSession(), snapshots, lambda: None)
+        session = DeltaSession()
+        try:
+            await _serve_delta(call, session, snapshots, lambda: self._taken(call, session.status().secrets_acked))
+        finally:
+            self._taken(call, None)
 
     async def _stream_secrets(self, _: None, call: Call) -> None:
         principal = await self._identify(call)
         session = SecretSession()
-        async for update, request in _merged(call, self._source.secrets(principal)):
-            response = session.on_request(request) if update is None else session.on_secrets(update)
-            if response is not None:
-                await call.send(response)
+        try:
+            async for update, request in _merged(call, self._source.secrets(principal)):
+                response = session.on_request(request) if update is None else session.on_secrets(update)
+                self._taken(call, session.secrets_acked)
+                if response is not None:
+                    await call.send(response)
+        finally:
+            self._taken(call, None)
 
     async def _fetch_secrets(self, request: Any, call: Call) -> Any:
         principal = await self._identify(call)

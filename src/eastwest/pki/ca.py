@@ -54,10 +54,16 @@ def make_cross_csr(signer: Signer, root: bytes) -> bytes:
     return _request(certificate.subject, names, signer)
 
 
-def read_ca_csr(der: bytes, trust_domain: TrustDomain, allowed: Collection[KeyAlgorithm] = ALL_KEYS) -> PublicKey:
+def read_ca_csr(
+    der: bytes,
+    trust_domain: TrustDomain,
+    allowed: Collection[KeyAlgorithm] = ALL_KEYS,
+    *,
+    nameless: bool = False,
+) -> PublicKey:
     """The proven public key of a request for a CA of ``trust_domain``; everything else it says is checked or unused.
 
-    Its only alternative name must be the trust domain's URI, and what it asks for beyond that may not contradict a
+    Its only alternative name must be the trust domain's URI (or, where ``nameless`` ones are taken, absent), and what it asks for beyond that may not contradict a
     CA certificate. Raises ``InvalidCsr``, or ``UnsupportedKey`` for a key type outside ``allowed``.
     """
     csr, public_key, _ = load_csr(der, allowed)
@@ -65,7 +71,9 @@ def read_ca_csr(der: bytes, trust_domain: TrustDomain, allowed: Collection[KeyAl
         extensions = csr.extensions
         names = list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except x509.ExtensionNotFound:
-        raise InvalidCsr(f"the request does not name {trust_domain.uri}", defect=CsrDefect.WRONG_NAME) from None
+        if not nameless:
+            raise InvalidCsr(f"the request does not name {trust_domain.uri}", defect=CsrDefect.WRONG_NAME) from None
+        names = [x509.UniformResourceIdentifier(trust_domain.uri)]
     except PARSE_ERRORS:
         raise InvalidCsr("the request's extensions are malformed", defect=CsrDefect.MALFORMED) from None
     if names != [x509.UniformResourceIdentifier(trust_domain.uri)]:

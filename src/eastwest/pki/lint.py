@@ -8,7 +8,7 @@ no time and trusts nothing: whether a certificate is valid now, and by whom, is 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -40,7 +40,7 @@ class Expectation:
     """
 
     trust_domain: TrustDomain | None = None
-    keys: frozenset[KeyAlgorithm] | None = None
+    keys: Collection[KeyAlgorithm] | None = None
     max_lifetime: timedelta | None = None
     above: tuple[x509.Certificate, ...] = ()
 

@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from eastwest.errors import InvalidInput, PermissionDenied
-from eastwest.pki.signer import CLASSICAL, KeyAlgorithm
+from eastwest.pki.signer import KeyAlgorithm
 from eastwest.spiffe.id import SpiffeId
 
 BACKDATE = timedelta(seconds=30)
@@ -97,12 +97,12 @@ class ProfileViolation(PermissionDenied):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A checked profile. Lifetimes are in seconds; ``environments`` empty means all."""
+    """A checked profile. Lifetimes are in seconds; ``environments`` empty means all; ``keys`` in the order written."""
 
     name: str
     doors: frozenset[Door]
     environments: frozenset[str]
-    keys: frozenset[KeyAlgorithm]
+    keys: tuple[KeyAlgorithm, ...]
     default_ttl: int
     max_ttl: int
     dns_patterns: tuple[str, ...]
@@ -130,13 +130,18 @@ class Profile:
             name=config.profile,
             doors=reader.members("doors", config.doors, [door for door in Door if door is not Door.INTERNAL]),
             environments=frozenset(config.environments),
-            keys=reader.members("keys", config.keys, list(KeyAlgorithm)),
+            keys=reader.ordered("keys", config.keys, list(KeyAlgorithm)),
             default_ttl=default_ttl,
             max_ttl=max_ttl,
             dns_patterns=tuple(reader.pattern(pattern) for pattern in config.names.dns),
             usage=reader.members("usage", config.usage, list(Usage)),
             revocation=next(iter(reader.members("revocation", [config.revocation], list(Revocation)))),
         )
+
+    @property
+    def is_post_quantum(self) -> bool:
+        """Whether it certifies only keys that a quantum computer cannot forge."""
+        return all(key is KeyAlgorithm.ML_DSA_65 for key in self.keys)
 
     def check_door(self, door: str) -> None:
         """Raise ``ProfileViolation`` when the profile does not serve this door."""
@@ -246,16 +251,19 @@ class _Reader:
         return seconds
 
     def members(self, field: str, values: Iterable[str], known: Sequence[_Member]) -> frozenset[_Member]:
+        return frozenset(self.ordered(field, values, known))
+
+    def ordered(self, field: str, values: Iterable[str], known: Sequence[_Member]) -> tuple[_Member, ...]:
         by_name = {member.value: member for member in known}
         choices = f"choose from {', '.join(by_name)}"
-        found = set()
+        found: dict[_Member, None] = {}
         for value in values:
             if value not in by_name:
                 raise self.error(field, f"{value[:80]!r} is unknown", choices)
-            found.add(by_name[value])
+            found[by_name[value]] = None
         if not found:
             raise self.error(field, "nothing is listed", choices)
-        return frozenset(found)
+        return tuple(found)
 
     def pattern(self, pattern: str) -> str:
         try:
@@ -273,11 +281,14 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _DNS_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
+# In the order in which our agents prefer them.
+_CLASSICAL = (KeyAlgorithm.EC_P256, KeyAlgorithm.EC_P384, KeyAlgorithm.ED25519)
+
 WORKLOAD = Profile(
     name="workload",
     doors=frozenset({Door.WORKLOAD_API, Door.SPIRE_API}),
     environments=frozenset(),
-    keys=CLASSICAL,
+    keys=_CLASSICAL,
     default_ttl=3600,
     max_ttl=4 * 3600,
     dns_patterns=("*",),
@@ -289,7 +300,7 @@ AGENT = Profile(
     name="agent",
     doors=frozenset({Door.SPIRE_API, Door.INTERNAL}),
     environments=frozenset(),
-    keys=CLASSICAL,
+    keys=_CLASSICAL,
     default_ttl=3600,
     max_ttl=4 * 3600,
     dns_patterns=(),
@@ -302,7 +313,7 @@ SERVER = Profile(
     name="server",
     doors=frozenset({Door.INTERNAL}),
     environments=frozenset(),
-    keys=CLASSICAL,
+    keys=_CLASSICAL,
     default_ttl=3600,
     max_ttl=4 * 3600,
     dns_patterns=("*",),

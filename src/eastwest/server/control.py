@@ -94,7 +94,9 @@ class ControlHub:
         self._skew_limit = skew_limit
         self._epoch = random_hex(entropy, 8)
         self._on_hello = on_hello
+        self._news = asyncio.Event()
         self.streams: dict[SpiffeId, AgentStream] = {}
+        self.on_ack: Callable[[SpiffeId, pb.Ack], None] = lambda _agent, _ack: None
 
     def wake(self, agents: Iterable[SpiffeId] | None = None) -> None:
         """Something that these agents hold may have changed (None: all agents)."""
@@ -111,6 +113,19 @@ class ControlHub:
         """Whether the agent has a stream open: then it is one of ours, and not a stock SPIRE agent."""
         stream = self.streams.get(agent)
         return stream is not None and stream.session is not None
+
+    def acknowledged(self, agent: SpiffeId) -> Mapping[Key, Item] | None:
+        """What the agent has said that it holds; None when that is too old to be known, or nothing."""
+        stream = self.streams.get(agent)
+        return None if stream is None else stream.history.get(stream.acknowledged)
+
+    async def heard(self) -> None:
+        """Wait until any agent acknowledges, comes or goes."""
+        await self._news.wait()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
 
     @property
     def connected(self) -> int:
@@ -146,6 +161,7 @@ class ControlHub:
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await reader
+            self._tell()
             if stream.session is session:
                 stream.session = None
                 for status in stream.sidecars.values():
@@ -186,6 +202,8 @@ class ControlHub:
                     continue
                 stream.acknowledged = max(stream.acknowledged, message.ack.number)
                 stream.sidecars = {status.node_id[:256]: status for status in message.ack.sidecars[:10_000]}
+                self._tell()
+                self.on_ack(stream.agent, message.ack)
         finally:
             stream.wake.set()
 

@@ -1,12 +1,14 @@
-"""What one agent should hold now: its entries, the trust bundle, and the rules of the workloads it may run."""
+"""What one agent should hold now: its entries, the trust bundles, and the rules of the workloads it may run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 
 from eastwest.api.eastwest.control.v1 import control_pb2 as pb
 from eastwest.clock import Clock
+from eastwest.pki.profile import WORKLOAD, Profile
+from eastwest.pki.signer import KeyAlgorithm
 from eastwest.registry.entry import Entry
 from eastwest.registry.node import Standing
 from eastwest.registry.nodes import NodeBanned, UnknownNode
@@ -16,21 +18,37 @@ from eastwest.server.control import Item, Key, resource
 from eastwest.server.estate import EstateKeeper, SidecarConfig
 from eastwest.server.gate import refusal
 from eastwest.spiffe.bundle import Bundle
-from eastwest.spiffe.id import SpiffeId
+from eastwest.spiffe.id import SpiffeId, TrustDomain
 
 _ENTRY = pb.ResourceName.KIND_ENTRY
 _BUNDLE = pb.ResourceName.KIND_BUNDLE
 _SIDECAR = pb.ResourceName.KIND_SIDECAR
+_TAINTED = pb.ResourceName.KIND_TAINTED
 
 
 class AgentView:
     """Composes registry, bundle and estate for the control stream."""
 
-    def __init__(self, registry: Registry, estate: EstateKeeper, bundle: Callable[[], Bundle], clock: Clock) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        estate: EstateKeeper,
+        bundle: Callable[[], Bundle],
+        federated: Callable[[], Mapping[TrustDomain, Bundle]],
+        clock: Clock,
+        tainted: Callable[[], tuple[str, ...]] = tuple,
+        profiles: Callable[[], Iterable[Profile]] = tuple,
+    ) -> None:
+        """``tainted`` gives the issuing CAs (subject key identifiers in hex) that nothing should stem from any more;
+        ``profiles`` those in force.
+        """
         self._registry = registry
         self._estate = estate
         self._bundle = bundle
+        self._federated = federated
         self._clock = clock
+        self._tainted = tainted
+        self._profiles = profiles
         self._served: dict[SpiffeId, set[str]] = {}
 
     def of(self, agent: SpiffeId) -> Mapping[Key, Item]:
@@ -41,15 +59,24 @@ class AgentView:
             raise refusal(Standing.AGENT_BANNED, agent) from None
         except UnknownNode:
             raise refusal(Standing.AGENT_NOT_ATTESTED, agent) from None
-        items = {Key(_ENTRY, entry.id): _entry_item(entry) for entry in entries}
+        keys = {profile.name: profile.keys for profile in self._profiles()}
+        items = {Key(_ENTRY, entry.id): _entry_item(entry, keys.get(entry.profile, ())) for entry in entries}
         bundle = self._bundle()
         items[Key(_BUNDLE, bundle.trust_domain.name)] = _bundle_item(bundle)
+        if tainted := self._tainted():
+            items[Key(_TAINTED, bundle.trust_domain.name)] = _tainted_item(bundle.trust_domain, tainted)
         served = self._served.setdefault(agent, set())
+        others: set[TrustDomain] = set()
         for entry in entries:
+            others.update(entry.federates_with)
             config = self._estate.sidecars.get(entry.spiffe_id)
             if config is not None:
                 served.update(config.services)
+                others.update(config.trust_domains)
                 items[Key(_SIDECAR, str(entry.spiffe_id))] = _sidecar_item(entry.spiffe_id, config)
+        federated = self._federated()
+        for domain in others & federated.keys():
+            items[Key(_BUNDLE, domain.name)] = _bundle_item(federated[domain])
         return items
 
     def services(self, agent: SpiffeId) -> Collection[str]:
@@ -63,13 +90,21 @@ class AgentView:
 
 
 @lru_cache(maxsize=200_000)
-def _entry_item(entry: Entry) -> Item:
-    return Item((entry.id, entry.revision), resource(_ENTRY, entry.id, entry=entry_to_proto(entry)))
+def _entry_item(entry: Entry, keys: tuple[KeyAlgorithm, ...]) -> Item:
+    # Agents make P-256 keys where nothing else is said.
+    told = () if keys == WORKLOAD.keys else tuple(key.value for key in keys)
+    return Item((entry.id, entry.revision, told), resource(_ENTRY, entry.id, entry=entry_to_proto(entry), keys=told))
+
+
+@lru_cache(maxsize=1024)
+def _bundle_item(bundle: Bundle) -> Item:
+    return Item(bundle, resource(_BUNDLE, bundle.trust_domain.name, bundle=bundle_to_proto(bundle)))
 
 
 @lru_cache(maxsize=16)
-def _bundle_item(bundle: Bundle) -> Item:
-    return Item(bundle, resource(_BUNDLE, bundle.trust_domain.name, bundle=bundle_to_proto(bundle)))
+def _tainted_item(trust_domain: TrustDomain, tainted: tuple[str, ...]) -> Item:
+    body = pb.Tainted(subject_key_ids=[bytes.fromhex(key_id) for key_id in tainted])
+    return Item(tainted, resource(_TAINTED, trust_domain.name, tainted=body))
 
 
 @lru_cache(maxsize=20_000)

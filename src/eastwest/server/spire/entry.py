@@ -13,10 +13,17 @@ from eastwest.clock import Clock
 from eastwest.errors import Error, InvalidInput, NotFound
 from eastwest.registry.entries import Edit, Outcome
 from eastwest.registry.entry import Entry
-from eastwest.registry.listing import EntryFilter, Match
+from eastwest.registry.listing import EntryFilter
 from eastwest.registry.registry import Registry
 from eastwest.rpc.service import Call, Service
-from eastwest.rpc.spire import entry_from_proto, entry_to_proto, id_from_proto, masked, selectors_from_proto
+from eastwest.rpc.spire import (
+    entry_from_proto,
+    entry_to_proto,
+    id_from_proto,
+    masked,
+    match_from_proto,
+    selectors_from_proto,
+)
 from eastwest.rpc.status import status_of
 from eastwest.server.gate import Gate
 from eastwest.server.journal import Event, Journal
@@ -249,12 +256,15 @@ def _filter(message: pb.ListEntriesRequest.Filter | pb.CountEntriesRequest.Filte
         spiffe_id=id_from_proto(message.by_spiffe_id, "by_spiffe_id") if given("by_spiffe_id") else None,
         parent_id=id_from_proto(message.by_parent_id, "by_parent_id") if given("by_parent_id") else None,
         selectors=(
-            (frozenset(selectors_from_proto(message.by_selectors.selectors)), Match(message.by_selectors.match))
+            (
+                frozenset(selectors_from_proto(message.by_selectors.selectors)),
+                match_from_proto(message.by_selectors.match),
+            )
             if given("by_selectors")
             else None
         ),
         federates_with=(
-            (frozenset(TrustDomain.parse(name) for name in federates.trust_domains), Match(federates.match))
+            (frozenset(TrustDomain.parse(name) for name in federates.trust_domains), match_from_proto(federates.match))
             if given("by_federates_with")
             else None
         ),

@@ -84,7 +84,7 @@ class FederatedBundles:
             bundle = bundle_from_proto(message)
             if bundle.trust_domain in self._federation.bundles:
                 raise AlreadyExists("bundle already exists")
-            await self._federation.set_bundle(bundle, actor)
+            await self._federation.set_bundle(bundle, actor, useless=True)
             return bundle
 
         response = pb.BatchCreateFederatedBundleResponse()
@@ -96,7 +96,7 @@ class FederatedBundles:
 
         async def put(message: types_pb2.Bundle) -> Bundle:
             bundle = bundle_from_proto(message)
-            await self._federation.set_bundle(bundle, actor)
+            await self._federation.set_bundle(bundle, actor, useless=True)
             return bundle
 
         response = pb.BatchSetFederatedBundleResponse()
@@ -115,7 +115,7 @@ class FederatedBundles:
             if held is None:
                 raise NotFound("bundle not found")
             bundle = _merged(held, given, wanted)
-            await self._federation.set_bundle(bundle, actor)
+            await self._federation.set_bundle(bundle, actor, useless=True)
             return bundle
 
         response = pb.BatchUpdateFederatedBundleResponse()

@@ -38,6 +38,7 @@ class Item(_message.Message):
     PREPARE_AT_FIELD_NUMBER: _builtins.int
     ACTIVATE_AT_FIELD_NUMBER: _builtins.int
     TAINTED_SEQUENCE_FIELD_NUMBER: _builtins.int
+    HIERARCHY_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     id: _builtins.str
     """hex subject key identifier, or kid"""
@@ -61,6 +62,8 @@ class Item(_message.Message):
     """when its successor is due, by schedule; 0: not by schedule"""
     activate_at: _builtins.int
     tainted_sequence: _builtins.int
+    hierarchy: _builtins.str
+    """of x509 and issuing: classical, post-quantum"""
     def __init__(
         self,
         *,
@@ -78,10 +81,11 @@ class Item(_message.Message):
         prepare_at: _builtins.int = ...,
         activate_at: _builtins.int = ...,
         tainted_sequence: _builtins.int = ...,
+        hierarchy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_at", b"activate_at", "certificate", b"certificate", "environment", b"environment", "id", b"id", "kind", b"kind", "not_after", b"not_after", "not_before", b"not_before", "parent", b"parent", "prepare_at", b"prepare_at", "sequence", b"sequence", "source", b"source", "stage", b"stage", "tainted", b"tainted", "tainted_sequence", b"tainted_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_at", b"activate_at", "certificate", b"certificate", "environment", b"environment", "hierarchy", b"hierarchy", "id", b"id", "kind", b"kind", "not_after", b"not_after", "not_before", b"not_before", "parent", b"parent", "prepare_at", b"prepare_at", "sequence", b"sequence", "source", b"source", "stage", b"stage", "tainted", b"tainted", "tainted_sequence", b"tainted_sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -204,18 +208,22 @@ class PrepareRequest(_message.Message):
 
     KIND_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    HIERARCHY_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     environment: _builtins.str
     """of issuing"""
+    hierarchy: _builtins.str
+    """of x509 and issuing: classical (or empty), post-quantum"""
     def __init__(
         self,
         *,
         kind: _builtins.str = ...,
         environment: _builtins.str = ...,
+        hierarchy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "hierarchy", b"hierarchy", "kind", b"kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

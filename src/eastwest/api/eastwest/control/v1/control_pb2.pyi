@@ -254,6 +254,7 @@ class Resource(_message.Message):
     BUNDLE_FIELD_NUMBER: _builtins.int
     SIDECAR_FIELD_NUMBER: _builtins.int
     TAINTED_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
     sidecar: _builtins.bytes
     """canonical JSON of eastwest.policy.enforcement.Sidecar"""
     @_builtins.property
@@ -264,6 +265,12 @@ class Resource(_message.Message):
     def bundle(self) -> _types_pb2.Bundle: ...
     @_builtins.property
     def tainted(self) -> Global___Tainted: ...
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Beside an entry: the key types that its profile certifies, best first, as profiles name them. The agent makes a key
+        of the first that it knows; without any, of its own choice.
+        """
+
     def __init__(
         self,
         *,
@@ -272,10 +279,11 @@ class Resource(_message.Message):
         bundle: _types_pb2.Bundle | None = ...,
         sidecar: _builtins.bytes = ...,
         tainted: Global___Tainted | None = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "entry", b"entry", "name", b"name", "sidecar", b"sidecar", "tainted", b"tainted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "entry", b"entry", "name", b"name", "sidecar", b"sidecar", "tainted", b"tainted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "entry", b"entry", "keys", b"keys", "name", b"name", "sidecar", b"sidecar", "tainted", b"tainted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["entry", "bundle", "sidecar", "tainted"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015

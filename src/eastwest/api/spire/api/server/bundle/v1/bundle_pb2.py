@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from eastwest.api.spire.api.types import types_pb2 as spire_dot_api_dot_types_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'spire/api/server/bundle/v1/bundle.proto\x12\x1aspire.api.server.bundle.v1\x1a\x1bspire/api/types/types.proto\"\x15\n\x13\x43ountBundlesRequest\"%\n\x14\x43ountBundlesResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x05\"D\n\x10GetBundleRequest\x12\x30\n\x0boutput_mask\x18\x01 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\"v\n\x1bListFederatedBundlesRequest\x12\x30\n\x0boutput_mask\x18\x01 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x1cListFederatedBundlesResponse\x12(\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x17.spire.api.types.Bundle\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"c\n\x19GetFederatedBundleRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x30\n\x0boutput_mask\x18\x02 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\"~\n!BatchCreateFederatedBundleRequest\x12\'\n\x06\x62undle\x18\x01 \x03(\x0b\x32\x17.spire.api.types.Bundle\x12\x30\n\x0boutput_mask\x18\x02 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\"\xd8\x01\n\"BatchCreateFederatedBundleResponse\x12V\n\x07results\x18\x01 \x03(\x0b\x32\x45.spire.api.server.bundle.v1.BatchCreateFederatedBundleResponse.Result\x1aZ\n\x06Result\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.spire.api.types.Status\x12\'\n\x06\x62undle\x18\x02 \x01(\x0b\x32\x17.spire.api.types.Bundle\"\xaf\x01\n!BatchUpdateFederatedBundleRequest\x12\'\n\x06\x62undle\x18\x01 \x03(\x0b\x32\x17.spire.api.types.Bundle\x12/\n\ninput_mask\x18\x02 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\x12\x30\n\x0boutput_mask\x18\x03 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\"\xd8\x01\n\"BatchUpdateFederatedBundleResponse\x12V\n\x07results\x18\x01 \x03(\x0b\x32\x45.spire.api.server.bundle.v1.BatchUpdateFederatedBundleResponse.Result\x1aZ\n\x06Result\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.spire.api.types.Status\x12\'\n\x06\x62undle\x18\x02 \x01(\x0b\x32\x17.spire.api.types.Bundle\"{\n\x1e\x42\x61tchSetFederatedBundleRequest\x12\'\n\x06\x62undle\x18\x01 \x03(\x0b\x32\x17.spire.api.types.Bundle\x12\x30\n\x0boutput_mask\x18\x02 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\"\xd2\x01\n\x1f\x42\x61tchSetFederatedBundleResponse\x12S\n\x07results\x18\x01 \x03(\x0b\x32\x42.spire.api.server.bundle.v1.BatchSetFederatedBundleResponse.Result\x1aZ\n\x06Result\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.spire.api.types.Status\x12\'\n\x06\x62undle\x18\x02 \x01(\x0b\x32\x17.spire.api.types.Bundle\"\xbe\x01\n!BatchDeleteFederatedBundleRequest\x12\x15\n\rtrust_domains\x18\x01 \x03(\t\x12P\n\x04mode\x18\x02 \x01(\x0e\x32\x42.spire.api.server.bundle.v1.BatchDeleteFederatedBundleRequest.Mode\"0\n\x04Mode\x12\x0c\n\x08RESTRICT\x10\x00\x12\n\n\x06\x44\x45LETE\x10\x01\x12\x0e\n\nDISSOCIATE\x10\x02\"\xc5\x01\n\"BatchDeleteFederatedBundleResponse\x12V\n\x07results\x18\x01 \x03(\x0b\x32\x45.spire.api.server.bundle.v1.BatchDeleteFederatedBundleResponse.Result\x1aG\n\x06Result\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.spire.api.types.Status\x12\x14\n\x0ctrust_domain\x18\x02 \x01(\t\"L\n\x1aPublishJWTAuthorityRequest\x12.\n\rjwt_authority\x18\x01 \x01(\x0b\x32\x17.spire.api.types.JWTKey\"O\n\x1bPublishJWTAuthorityResponse\x12\x30\n\x0fjwt_authorities\x18\x01 \x03(\x0b\x32\x17.spire.api.types.JWTKey2\xb9\t\n\x06\x42undle\x12q\n\x0c\x43ountBundles\x12/.spire.api.server.bundle.v1.CountBundlesRequest\x1a\x30.spire.api.server.bundle.v1.CountBundlesResponse\x12R\n\tGetBundle\x12,.spire.api.server.bundle.v1.GetBundleRequest\x1a\x17.spire.api.types.Bundle\x12\x86\x01\n\x13PublishJWTAuthority\x12\x36.spire.api.server.bundle.v1.PublishJWTAuthorityRequest\x1a\x37.spire.api.server.bundle.v1.PublishJWTAuthorityResponse\x12\x89\x01\n\x14ListFederatedBundles\x12\x37.spire.api.server.bundle.v1.ListFederatedBundlesRequest\x1a\x38.spire.api.server.bundle.v1.ListFederatedBundlesResponse\x12\x64\n\x12GetFederatedBundle\x12\x35.spire.api.server.bundle.v1.GetFederatedBundleRequest\x1a\x17.spire.api.types.Bundle\x12\x9b\x01\n\x1a\x42\x61tchCreateFederatedBundle\x12=.spire.api.server.bundle.v1.BatchCreateFederatedBundleRequest\x1a>.spire.api.server.bundle.v1.BatchCreateFederatedBundleResponse\x12\x9b\x01\n\x1a\x42\x61tchUpdateFederatedBundle\x12=.spire.api.server.bundle.v1.BatchUpdateFederatedBundleRequest\x1a>.spire.api.server.bundle.v1.BatchUpdateFederatedBundleResponse\x12\x92\x01\n\x17\x42\x61tchSetFederatedBundle\x12:.spire.api.server.bundle.v1.BatchSetFederatedBundleRequest\x1a;.spire.api.server.bundle.v1.BatchSetFederatedBundleResponse\x12\x9b\x01\n\x1a\x42\x61tchDeleteFederatedBundle\x12=.spire.api.server.bundle.v1.BatchDeleteFederatedBundleRequest\x1a>.spire.api.server.bundle.v1.BatchDeleteFederatedBundleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'spire/api/server/bundle/v1/bundle.proto\x12\x1aspire.api.server.bundle.v1\x1a\x1bspire/api/types/types.proto\"\x15\n\x13\x43ountBundlesRequest\"%\n\x14\x43ountBundlesResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x05\"D\n\x10GetBundleRequest\x12\x30\n\x0boutput_mask\x18\x01 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\"\xb5\x01\n\x13\x41ppendBundleRequest\x12:\n\x10x509_authorities\x18\x01 \x03(\x0b\x32 .spire.api.types.X509Certificate\x12\x30\n\x0fjwt_authorities\x18\x02 \x03(\x0b\x32\x17.spire.api.types.JWTKey\x12\x30\n\x0boutput_mask\x18\x03 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\"v\n\x1bListFederatedBundlesRequest\x12\x30\n\x0boutput_mask\x18\x01 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x1cListFederatedBundlesResponse\x12(\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x17.spire.api.types.Bundle\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"c\n\x19GetFederatedBundleRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x30\n\x0boutput_mask\x18\x02 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\"~\n!BatchCreateFederatedBundleRequest\x12\'\n\x06\x62undle\x18\x01 \x03(\x0b\x32\x17.spire.api.types.Bundle\x12\x30\n\x0boutput_mask\x18\x02 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\"\xd8\x01\n\"BatchCreateFederatedBundleResponse\x12V\n\x07results\x18\x01 \x03(\x0b\x32\x45.spire.api.server.bundle.v1.BatchCreateFederatedBundleResponse.Result\x1aZ\n\x06Result\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.spire.api.types.Status\x12\'\n\x06\x62undle\x18\x02 \x01(\x0b\x32\x17.spire.api.types.Bundle\"\xaf\x01\n!BatchUpdateFederatedBundleRequest\x12\'\n\x06\x62undle\x18\x01 \x03(\x0b\x32\x17.spire.api.types.Bundle\x12/\n\ninput_mask\x18\x02 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\x12\x30\n\x0boutput_mask\x18\x03 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\"\xd8\x01\n\"BatchUpdateFederatedBundleResponse\x12V\n\x07results\x18\x01 \x03(\x0b\x32\x45.spire.api.server.bundle.v1.BatchUpdateFederatedBundleResponse.Result\x1aZ\n\x06Result\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.spire.api.types.Status\x12\'\n\x06\x62undle\x18\x02 \x01(\x0b\x32\x17.spire.api.types.Bundle\"{\n\x1e\x42\x61tchSetFederatedBundleRequest\x12\'\n\x06\x62undle\x18\x01 \x03(\x0b\x32\x17.spire.api.types.Bundle\x12\x30\n\x0boutput_mask\x18\x02 \x01(\x0b\x32\x1b.spire.api.types.BundleMask\"\xd2\x01\n\x1f\x42\x61tchSetFederatedBundleResponse\x12S\n\x07results\x18\x01 \x03(\x0b\x32\x42.spire.api.server.bundle.v1.BatchSetFederatedBundleResponse.Result\x1aZ\n\x06Result\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.spire.api.types.Status\x12\'\n\x06\x62undle\x18\x02 \x01(\x0b\x32\x17.spire.api.types.Bundle\"\xbe\x01\n!BatchDeleteFederatedBundleRequest\x12\x15\n\rtrust_domains\x18\x01 \x03(\t\x12P\n\x04mode\x18\x02 \x01(\x0e\x32\x42.spire.api.server.bundle.v1.BatchDeleteFederatedBundleRequest.Mode\"0\n\x04Mode\x12\x0c\n\x08RESTRICT\x10\x00\x12\n\n\x06\x44\x45LETE\x10\x01\x12\x0e\n\nDISSOCIATE\x10\x02\"\xc5\x01\n\"BatchDeleteFederatedBundleResponse\x12V\n\x07results\x18\x01 \x03(\x0b\x32\x45.spire.api.server.bundle.v1.BatchDeleteFederatedBundleResponse.Result\x1aG\n\x06Result\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.spire.api.types.Status\x12\x14\n\x0ctrust_domain\x18\x02 \x01(\t\"L\n\x1aPublishJWTAuthorityRequest\x12.\n\rjwt_authority\x18\x01 \x01(\x0b\x32\x17.spire.api.types.JWTKey\"O\n\x1bPublishJWTAuthorityResponse\x12\x30\n\x0fjwt_authorities\x18\x01 \x03(\x0b\x32\x17.spire.api.types.JWTKey2\x93\n\n\x06\x42undle\x12q\n\x0c\x43ountBundles\x12/.spire.api.server.bundle.v1.CountBundlesRequest\x1a\x30.spire.api.server.bundle.v1.CountBundlesResponse\x12R\n\tGetBundle\x12,.spire.api.server.bundle.v1.GetBundleRequest\x1a\x17.spire.api.types.Bundle\x12X\n\x0c\x41ppendBundle\x12/.spire.api.server.bundle.v1.AppendBundleRequest\x1a\x17.spire.api.types.Bundle\x12\x86\x01\n\x13PublishJWTAuthority\x12\x36.spire.api.server.bundle.v1.PublishJWTAuthorityRequest\x1a\x37.spire.api.server.bundle.v1.PublishJWTAuthorityResponse\x12\x89\x01\n\x14ListFederatedBundles\x12\x37.spire.api.server.bundle.v1.ListFederatedBundlesRequest\x1a\x38.spire.api.server.bundle.v1.ListFederatedBundlesResponse\x12\x64\n\x12GetFederatedBundle\x12\x35.spire.api.server.bundle.v1.GetFederatedBundleRequest\x1a\x17.spire.api.types.Bundle\x12\x9b\x01\n\x1a\x42\x61tchCreateFederatedBundle\x12=.spire.api.server.bundle.v1.BatchCreateFederatedBundleRequest\x1a>.spire.api.server.bundle.v1.BatchCreateFederatedBundleResponse\x12\x9b\x01\n\x1a\x42\x61tchUpdateFederatedBundle\x12=.spire.api.server.bundle.v1.BatchUpdateFederatedBundleRequest\x1a>.spire.api.server.bundle.v1.BatchUpdateFederatedBundleResponse\x12\x92\x01\n\x17\x42\x61tchSetFederatedBundle\x12:.spire.api.server.bundle.v1.BatchSetFederatedBundleRequest\x1a;.spire.api.server.bundle.v1.BatchSetFederatedBundleResponse\x12\x9b\x01\n\x1a\x42\x61tchDeleteFederatedBundle\x12=.spire.api.server.bundle.v1.BatchDeleteFederatedBundleRequest\x1a>.spire.api.server.bundle.v1.BatchDeleteFederatedBundleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,42 +38,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COUNTBUNDLESRESPONSE']._serialized_end=160
   _globals['_GETBUNDLEREQUEST']._serialized_start=162
   _globals['_GETBUNDLEREQUEST']._serialized_end=230
-  _globals['_LISTFEDERATEDBUNDLESREQUEST']._serialized_start=232
-  _globals['_LISTFEDERATEDBUNDLESREQUEST']._serialized_end=350
-  _globals['_LISTFEDERATEDBUNDLESRESPONSE']._serialized_start=352
-  _globals['_LISTFEDERATEDBUNDLESRESPONSE']._serialized_end=449
-  _globals['_GETFEDERATEDBUNDLEREQUEST']._serialized_start=451
-  _globals['_GETFEDERATEDBUNDLEREQUEST']._serialized_end=550
-  _globals['_BATCHCREATEFEDERATEDBUNDLEREQUEST']._serialized_start=552
-  _globals['_BATCHCREATEFEDERATEDBUNDLEREQUEST']._serialized_end=678
-  _globals['_BATCHCREATEFEDERATEDBUNDLERESPONSE']._serialized_start=681
-  _globals['_BATCHCREATEFEDERATEDBUNDLERESPONSE']._serialized_end=897
-  _globals['_BATCHCREATEFEDERATEDBUNDLERESPONSE_RESULT']._serialized_start=807
-  _globals['_BATCHCREATEFEDERATEDBUNDLERESPONSE_RESULT']._serialized_end=897
-  _globals['_BATCHUPDATEFEDERATEDBUNDLEREQUEST']._serialized_start=900
-  _globals['_BATCHUPDATEFEDERATEDBUNDLEREQUEST']._serialized_end=1075
-  _globals['_BATCHUPDATEFEDERATEDBUNDLERESPONSE']._serialized_start=1078
-  _globals['_BATCHUPDATEFEDERATEDBUNDLERESPONSE']._serialized_end=1294
-  _globals['_BATCHUPDATEFEDERATEDBUNDLERESPONSE_RESULT']._serialized_start=807
-  _globals['_BATCHUPDATEFEDERATEDBUNDLERESPONSE_RESULT']._serialized_end=897
-  _globals['_BATCHSETFEDERATEDBUNDLEREQUEST']._serialized_start=1296
-  _globals['_BATCHSETFEDERATEDBUNDLEREQUEST']._serialized_end=1419
-  _globals['_BATCHSETFEDERATEDBUNDLERESPONSE']._serialized_start=1422
-  _globals['_BATCHSETFEDERATEDBUNDLERESPONSE']._serialized_end=1632
-  _globals['_BATCHSETFEDERATEDBUNDLERESPONSE_RESULT']._serialized_start=807
-  _globals['_BATCHSETFEDERATEDBUNDLERESPONSE_RESULT']._serialized_end=897
-  _globals['_BATCHDELETEFEDERATEDBUNDLEREQUEST']._serialized_start=1635
-  _globals['_BATCHDELETEFEDERATEDBUNDLEREQUEST']._serialized_end=1825
-  _globals['_BATCHDELETEFEDERATEDBUNDLEREQUEST_MODE']._serialized_start=1777
-  _globals['_BATCHDELETEFEDERATEDBUNDLEREQUEST_MODE']._serialized_end=1825
-  _globals['_BATCHDELETEFEDERATEDBUNDLERESPONSE']._serialized_start=1828
-  _globals['_BATCHDELETEFEDERATEDBUNDLERESPONSE']._serialized_end=2025
-  _globals['_BATCHDELETEFEDERATEDBUNDLERESPONSE_RESULT']._serialized_start=1954
-  _globals['_BATCHDELETEFEDERATEDBUNDLERESPONSE_RESULT']._serialized_end=2025
-  _globals['_PUBLISHJWTAUTHORITYREQUEST']._serialized_start=2027
-  _globals['_PUBLISHJWTAUTHORITYREQUEST']._serialized_end=2103
-  _globals['_PUBLISHJWTAUTHORITYRESPONSE']._serialized_start=2105
-  _globals['_PUBLISHJWTAUTHORITYRESPONSE']._serialized_end=2184
-  _globals['_BUNDLE']._serialized_start=2187
-  _globals['_BUNDLE']._serialized_end=3396
+  _globals['_APPENDBUNDLEREQUEST']._serialized_start=233
+  _globals['_APPENDBUNDLEREQUEST']._serialized_end=414
+  _globals['_LISTFEDERATEDBUNDLESREQUEST']._serialized_start=416
+  _globals['_LISTFEDERATEDBUNDLESREQUEST']._serialized_end=534
+  _globals['_LISTFEDERATEDBUNDLESRESPONSE']._serialized_start=536
+  _globals['_LISTFEDERATEDBUNDLESRESPONSE']._serialized_end=633
+  _globals['_GETFEDERATEDBUNDLEREQUEST']._serialized_start=635
+  _globals['_GETFEDERATEDBUNDLEREQUEST']._serialized_end=734
+  _globals['_BATCHCREATEFEDERATEDBUNDLEREQUEST']._serialized_start=736
+  _globals['_BATCHCREATEFEDERATEDBUNDLEREQUEST']._serialized_end=862
+  _globals['_BATCHCREATEFEDERATEDBUNDLERESPONSE']._serialized_start=865
+  _globals['_BATCHCREATEFEDERATEDBUNDLERESPONSE']._serialized_end=1081
+  _globals['_BATCHCREATEFEDERATEDBUNDLERESPONSE_RESULT']._serialized_start=991
+  _globals['_BATCHCREATEFEDERATEDBUNDLERESPONSE_RESULT']._serialized_end=1081
+  _globals['_BATCHUPDATEFEDERATEDBUNDLEREQUEST']._serialized_start=1084
+  _globals['_BATCHUPDATEFEDERATEDBUNDLEREQUEST']._serialized_end=1259
+  _globals['_BATCHUPDATEFEDERATEDBUNDLERESPONSE']._serialized_start=1262
+  _globals['_BATCHUPDATEFEDERATEDBUNDLERESPONSE']._serialized_end=1478
+  _globals['_BATCHUPDATEFEDERATEDBUNDLERESPONSE_RESULT']._serialized_start=991
+  _globals['_BATCHUPDATEFEDERATEDBUNDLERESPONSE_RESULT']._serialized_end=1081
+  _globals['_BATCHSETFEDERATEDBUNDLEREQUEST']._serialized_start=1480
+  _globals['_BATCHSETFEDERATEDBUNDLEREQUEST']._serialized_end=1603
+  _globals['_BATCHSETFEDERATEDBUNDLERESPONSE']._serialized_start=1606
+  _globals['_BATCHSETFEDERATEDBUNDLERESPONSE']._serialized_end=1816
+  _globals['_BATCHSETFEDERATEDBUNDLERESPONSE_RESULT']._serialized_start=991
+  _globals['_BATCHSETFEDERATEDBUNDLERESPONSE_RESULT']._serialized_end=1081
+  _globals['_BATCHDELETEFEDERATEDBUNDLEREQUEST']._serialized_start=1819
+  _globals['_BATCHDELETEFEDERATEDBUNDLEREQUEST']._serialized_end=2009
+  _globals['_BATCHDELETEFEDERATEDBUNDLEREQUEST_MODE']._serialized_start=1961
+  _globals['_BATCHDELETEFEDERATEDBUNDLEREQUEST_MODE']._serialized_end=2009
+  _globals['_BATCHDELETEFEDERATEDBUNDLERESPONSE']._serialized_start=2012
+  _globals['_BATCHDELETEFEDERATEDBUNDLERESPONSE']._serialized_end=2209
+  _globals['_BATCHDELETEFEDERATEDBUNDLERESPONSE_RESULT']._serialized_start=2138
+  _globals['_BATCHDELETEFEDERATEDBUNDLERESPONSE_RESULT']._serialized_end=2209
+  _globals['_PUBLISHJWTAUTHORITYREQUEST']._serialized_start=2211
+  _globals['_PUBLISHJWTAUTHORITYREQUEST']._serialized_end=2287
+  _globals['_PUBLISHJWTAUTHORITYRESPONSE']._serialized_start=2289
+  _globals['_PUBLISHJWTAUTHORITYRESPONSE']._serialized_end=2368
+  _globals['_BUNDLE']._serialized_start=2371
+  _globals['_BUNDLE']._serialized_end=3670
 # @@protoc_insertion_point(module_scope)

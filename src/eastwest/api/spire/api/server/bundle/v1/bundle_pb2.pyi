@@ -75,6 +75,36 @@ class GetBundleRequest(_message.Message):
 Global___GetBundleRequest: _TypeAlias = GetBundleRequest  # noqa: Y015
 
 @_typing.final
+class AppendBundleRequest(_message.Message):
+    """Adds to the bundle of the server's own trust domain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    X509_AUTHORITIES_FIELD_NUMBER: _builtins.int
+    JWT_AUTHORITIES_FIELD_NUMBER: _builtins.int
+    OUTPUT_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def x509_authorities(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.X509Certificate]: ...
+    @_builtins.property
+    def jwt_authorities(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.JWTKey]: ...
+    @_builtins.property
+    def output_mask(self) -> _types_pb2.BundleMask: ...
+    def __init__(
+        self,
+        *,
+        x509_authorities: _abc.Iterable[_types_pb2.X509Certificate] | None = ...,
+        jwt_authorities: _abc.Iterable[_types_pb2.JWTKey] | None = ...,
+        output_mask: _types_pb2.BundleMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output_mask", b"output_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jwt_authorities", b"jwt_authorities", "output_mask", b"output_mask", "x509_authorities", b"x509_authorities"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppendBundleRequest: _TypeAlias = AppendBundleRequest  # noqa: Y015
+
+@_typing.final
 class ListFederatedBundlesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,71 @@
+"""What this node tells the server of the change of trust: which bundle it has, and what it has yet to let go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eastwest.agent.changes import Changes
+from eastwest.agent.identities import Identities
+from eastwest.agent.knowledge import Knowledge
+from eastwest.agent.renewal import Renewal
+from eastwest.agent.sidecars import Sidecars
+from eastwest.agent.taint import Standing
+from eastwest.api.eastwest.control.v1 import control_pb2 as control
+from eastwest.clock import Clock
+
+
+class Holdings:
+    """The node's report. ``changes`` counts what the server should hear about it."""
+
+    def __init__(
+        self, knowledge: Knowledge, identities: Identities, sidecars: Sidecars, renewal: Renewal, clock: Clock
+    ) -> None:
+        self._knowledge = knowledge
+        self._identities = identities
+        self._sidecars = sidecars
+        self._renewal = renewal
+        self._clock = clock
+        self._kept = 0
+
+    @property
+    def changes(self) -> Changes:
+        """Shared with the sidecars', which are most of the report."""
+        return self._sidecars.changes
+
+    def kept(self, sequence: int) -> None:
+        """The bundle of this sequence is on disk: a restart would begin with it."""
+        if sequence != self._kept:
+            self._kept = sequence
+            self.changes.bump()
+
+    def statuses(self) -> Sequence[control.SidecarStatus]:
+        """How far each sidecar has come."""
+        return self._sidecars.statuses()
+
+    def ack(self, number: int) -> control.Ack:
+        """The whole report, with ``number`` as the update that is applied."""
+        streams = self._sidecars.streams_sequence
+        sequence = self._kept if streams is None else min(self._kept, streams)
+        return control.Ack(
+            number=number, sidecars=self.statuses(), bundle_sequence=sequence, tainted_svids=self._tainted()
+        )
+
+    async def run(self) -> None:
+        """Watch for what was let go, for ever."""
+        last = 0
+        while True:
+            seen = self._knowledge.changes.count
+            now = self._tainted()
+            if now != last:
+                last = now
+                self.changes.bump()
+            await self._knowledge.changes.beyond(seen)
+
+    def _tainted(self) -> int:
+        ground, now = self._knowledge.ground, self._clock.now()
+        if ground.is_clean:
+            return 0
+        chains = [self._renewal.own.chain, *(held.svid.chain for held in self._identities.everything())]
+        own = sum(ground.standing(chain, now) is not Standing.FINE for chain in chains)
+        shown = sum(status.tainted for status in self._sidecars.statuses() if status.connected)
+        return own + shown + self._sidecars.streams_tainted

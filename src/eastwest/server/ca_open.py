@@ -1,0 +1,92 @@
+"""Opening the authority of a data directory: keys, log, journal and CA state, in that order.
+
+The running server does it, and so do `eastwest ca export-csr` and `import` where no server can run yet.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from eastwest import __version__
+from eastwest.clock import Clock
+from eastwest.entropy import Entropy
+from eastwest.errors import FailedPrecondition
+from eastwest.log.note import NoteKey
+from eastwest.pki.rotation import Kind, Stage
+from eastwest.pki.signer import KeyAlgorithm
+from eastwest.pki.upstream import UpstreamAuthority, UpstreamContext
+from eastwest.process.files import make_private
+from eastwest.process.plugins import UPSTREAM_AUTHORITIES, load_plugin
+from eastwest.server.authority import Lifetimes, Maker, log_name, open_key_store
+from eastwest.server.config import ServerConfig
+from eastwest.server.journal import Event, Journal
+from eastwest.server.rotation import AuthorityKeeper
+from eastwest.store.authority import SqliteAuthority
+from eastwest.store.database import Database
+from eastwest.store.log import SqliteLog
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What signs and records; ``stack`` that was given closes it."""
+
+    database: Database
+    store: SqliteAuthority
+    log: SqliteLog
+    journal: Journal
+    keeper: AuthorityKeeper
+
+
+async def open_authority(config: ServerConfig, clock: Clock, entropy: Entropy, stack: AsyncExitStack) -> Opened:
+    """Open it; the caller holds the data directory's lock. Raises the error that says what is missing or damaged."""
+    database = Database.open(config.paths.database, trust_domain=config.trust_domain.name, clock=clock)
+    stack.push_async_callback(database.close)
+    store = SqliteAuthority(database)
+    found = await store.load()
+    if found is None:
+        raise FailedPrecondition("the trust domain has no CA", fix="run `eastwest server init` on a new directory")
+    keys = open_key_store(config)
+    log_signer = keys.load(found[0].log_key)
+    log = await SqliteLog.open(
+        database, config.paths.log, origin=log_name(config.trust_domain), signer=log_signer, clock=clock
+    )
+    stack.push_async_callback(log.close)
+    journal = Journal(log, clock)
+    upstream, depth = open_upstream(config, clock), config.file.downstream_depth
+    maker = Maker(
+        config.trust_domain, keys, clock, entropy, Lifetimes.of(config), upstream, depth, KeyAlgorithm(config.file.ca_key)
+    )
+    keeper = await AuthorityKeeper.open(store, maker, journal, clock)
+    if log.size == 0:
+        await _begin(config, keeper, journal, NoteKey.of(log_name(config.trust_domain), log_signer).vkey)
+    return Opened(database, store, log, journal, keeper)
+
+
+def open_upstream(config: ServerConfig, clock: Clock) -> UpstreamAuthority | None:
+    """The upstream authority that the configuration names; None: the root is the trust domain's own."""
+    name = config.file.upstream
+    if not name:
+        return None
+    directory = config.paths.home / "upstream" / name
+    make_private(directory)
+    context = UpstreamContext(trust_domain=config.trust_domain, clock=clock, directory=str(directory))
+    where = f"{config.paths.config}: upstreams.{name}"
+    upstream: UpstreamAuthority = load_plugin(
+        UPSTREAM_AUTHORITIES, name, config.file.upstreams.get(name, {}), context, where
+    )
+    return upstream
+
+
+async def _begin(config: ServerConfig, keeper: AuthorityKeeper, journal: Journal, vkey: str) -> None:
+    """The first records: the log itself, and what `init` made."""
+    actor = f"{config.trust_domain.uri}/spire/server"
+    opened = {"origin": log_name(config.trust_domain), "vkey": vkey, "build": __version__}
+    events = [Event("log.opened", actor, keeper.subject, opened)]
+    state = keeper.state
+    for root in state.roots:
+        what = "ca.activated" if root.stage is Stage.ACTIVE else "ca.prepared"
+        events.append(keeper.event(what, actor, Kind.X509, root, sequence=state.sequence))
+        events += [keeper.event("ca.activated", actor, Kind.ISSUING, ca) for ca in root.issuing]
+    events += [keeper.event("ca.activated", actor, Kind.JWT, key, sequence=state.sequence) for key in state.jwt]
+    await journal.record_all(events)
