@@ -13,7 +13,7 @@ WORKERS ?= 2
 # Our own processes start by the dozen in a demo and in tests: let them keep their bytecode.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup demo test check fmt generate interop bench clean
+.PHONY: help setup demo test check fmt generate interop fuzz bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -52,9 +52,12 @@ interop: ## build foreign peers (SPIRE, go-spiffe, transparency-log tools) and t
 	$(BIN)/python tools/interop_build.py $(if $(CI),--require)
 	$(BIN)/pytest tests/interop $(ARGS)
 
+fuzz: setup ## hostile input for longer than in `make test`; ARGS='--seconds 600'
+	$(BIN)/python tests/fuzz/run.py $(ARGS)
+
 bench: setup ## measure; ARGS='--only NAME,NAME' runs a part; writes bench/results.json
 	$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove .venv and what tools left in the tree
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage dist
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .fuzz .coverage dist
 	find src tests tools bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -18,7 +18,19 @@ from rich.table import Table
 from bench.measure import Result, calibration
 
 # In the order in which they run. A subject is run whole when one of its names is asked for.
-SUBJECTS = ("issuance_core", "issuance", "registration", "large", "storm", "tree", "enforcement", "rotation", "demo")
+SUBJECTS = (
+    "issuance_core",
+    "issuance",
+    "spire",
+    "registration",
+    "large",
+    "storm",
+    "tree",
+    "enforcement",
+    "rotation",
+    "post_quantum",
+    "demo",
+)
 
 TARGETS = {
     "issuance_cpu_us_batch500": ("<=", 220.0),

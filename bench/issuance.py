@@ -26,7 +26,7 @@ NAMES = (
 )
 ENTRIES = 500
 PACE = 40
-_CREATE = method(entry_pb2.DESCRIPTOR.services_by_name["Entry"], "BatchCreateEntry")
+CREATE = method(entry_pb2.DESCRIPTOR.services_by_name["Entry"], "BatchCreateEntry")
 
 
 def run(*, quick: bool) -> list[Result]:
@@ -121,8 +121,8 @@ def _client(server: Server, folder: Path) -> Iterator[Helper]:
     token = server.token()
     agent = f"/spire/agent/join_token/{token}"
 
-    request = entry_pb2.BatchCreateEntryRequest(entries=[_entry(agent, number) for number in range(ENTRIES)])
-    reply = server.call(_CREATE, request)
+    request = entry_pb2.BatchCreateEntryRequest(entries=[entry(agent, number) for number in range(ENTRIES)])
+    reply = server.call(CREATE, request)
     assert all(result.status.code == 0 for result in reply.results), reply.results[0]
     entries = folder / f"entries-{token}.json"
     entries.write_text(json.dumps([result.entry.id for result in reply.results]))
@@ -130,7 +130,8 @@ def _client(server: Server, folder: Path) -> Iterator[Helper]:
         yield client
 
 
-def _entry(agent: str, number: int) -> types_pb2.Entry:
+def entry(agent: str, number: int) -> types_pb2.Entry:
+    """What is registered here: two selectors, under one agent."""
     return types_pb2.Entry(
         spiffe_id=types_pb2.SPIFFEID(trust_domain=TRUST_DOMAIN, path=f"/prod/commerce/service-{number}"),
         parent_id=types_pb2.SPIFFEID(trust_domain=TRUST_DOMAIN, path=agent),

@@ -1,6 +1,8 @@
 """The client of the issuance measurement, in a process of its own: an attested agent that asks for SVIDs.
 
-``python -m bench.issuance_client HOST:PORT BUNDLE TOKEN ENTRIES``; questions come as JSON lines on standard input.
+``python -m bench.issuance_client HOST:PORT BUNDLE TOKEN ENTRIES ...``; questions come as JSON lines on standard
+input. Four more arguments are another server: ``at`` in a question says which one is meant, and what is prepared is
+prepared for all, so that they certify the same requests.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +22,19 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from bench.processes import TRUST_DOMAIN
 from eastwest.agent.connection import ServerConnection
 from eastwest.agent.own import OwnSvid
+from eastwest.api.spire.api.server.entry.v1 import entry_pb2
+from eastwest.api.spire.api.types import types_pb2
 from eastwest.errors import Error
 from eastwest.pki.csr import make_csr
 from eastwest.pki.signer import KeyAlgorithm, generate_private_key
 from eastwest.plugins.join_token import JoinTokenProver
+from eastwest.rpc.client import method
 from eastwest.rpc.tls import certificate_id
 from eastwest.spiffe.id import TrustDomain
 
 _TD = TrustDomain(TRUST_DOMAIN)
+_AUTHORIZED = method(entry_pb2.DESCRIPTOR.services_by_name["Entry"], "GetAuthorizedEntries")
+_NO_FIELDS = entry_pb2.GetAuthorizedEntriesRequest(output_mask=types_pb2.EntryMask())
 
 
 class Client:
@@ -57,14 +65,25 @@ class Client:
     def close(self) -> None:
         self._connection.close()
 
-    async def prepare(self, count: int) -> dict[str, Any]:
-        """Make keys and requests ahead, outside what is measured. No key is used twice."""
-        self._ready = []
-        for number in range(count):
-            key = generate_private_key(KeyAlgorithm.EC_P256)
-            csr = make_csr(key, _TD.id("/workload"))
-            self._ready.append((self._entries[number % len(self._entries)], csr, key))
-        return {}
+    def prepare(self, requests: Sequence[tuple[bytes, ec.EllipticCurvePrivateKey]]) -> None:
+        """What is to be asked for, outside what is measured."""
+        self._ready = [
+            (self._entries[number % len(self._entries)], csr, key) for number, (csr, key) in enumerate(requests)
+        ]
+
+    async def seen(self, entry: str) -> dict[str, Any]:
+        """Ask for this agent's entries until one is among them: how long that took, and how often was asked."""
+        begin = time.perf_counter()
+        asked = 1
+        async with asyncio.timeout(60):
+            while entry not in {each.id for each in (await self._unary(_AUTHORIZED, _NO_FIELDS)).entries}:
+                await asyncio.sleep(0.01)
+                asked += 1
+        return {"seconds": time.perf_counter() - begin, "asked": asked}
+
+    async def _unary(self, descriptor: Any, request: Any) -> Any:
+        # The agent itself hears of entries on the control stream, which only our server has.
+        return await self._connection._unary(descriptor, request)
 
     async def batches(self, size: int) -> dict[str, Any]:
         """Ask for everything prepared, ``size`` at a time, one batch after the other."""
@@ -136,17 +155,33 @@ def _check(leaf: bytes, key: ec.EllipticCurvePrivateKey) -> None:
         raise RuntimeError("the certificate is for another key")
 
 
-async def _main(address: str, bundle: str, token: str, entries: str) -> None:
-    ids = json.loads(Path(entries).read_text())
-    client = await Client.attest(address, Path(bundle), token, ids)
+def _requests(count: int) -> list[tuple[bytes, ec.EllipticCurvePrivateKey]]:
+    """No key is used twice."""
+    keys = [generate_private_key(KeyAlgorithm.EC_P256) for _ in range(count)]
+    return [(make_csr(key, _TD.id("/workload")), key) for key in keys]
+
+
+async def _main(*servers: tuple[str, ...]) -> None:
+    clients: list[Client] = []
     try:
+        for address, bundle, token, entries in servers:
+            ids = json.loads(Path(entries).read_text())
+            clients.append(await Client.attest(address, Path(bundle), token, ids))
         while line := await asyncio.to_thread(sys.stdin.readline):
             question = json.loads(line)
-            answer = await getattr(client, question.pop("do"))(**question)
+            client, what = clients[question.pop("at", 0)], question.pop("do")
+            answer: dict[str, Any] = {}
+            if what == "prepare":
+                requests = _requests(**question)
+                for each in clients:
+                    each.prepare(requests)
+            else:
+                answer = await getattr(client, what)(**question)
             print(json.dumps(answer), flush=True)
     finally:
-        client.close()
+        for each in clients:
+            each.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(*sys.argv[1:]))
+    asyncio.run(_main(*zip(*[iter(sys.argv[1:])] * 4, strict=True)))

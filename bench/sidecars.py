@@ -25,6 +25,7 @@ from eastwest.mesh.secrets import Identity, SecretSet
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource, Snapshot
 from eastwest.pki.chain import dump_chain_pem
+from eastwest.pki.signer import KeyAlgorithm
 from eastwest.policy.enforcement import Sidecar
 from eastwest.rpc.service import Call, Listener
 from eastwest.spiffe.id import SpiffeId
@@ -56,9 +57,11 @@ class Envoy:
 class Sidecars:
     """An agent for measurements, as a context; leaving it ends the Envoys."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keys: KeyAlgorithm = KeyAlgorithm.EC_P256) -> None:
+        """``keys``: of the CA and of all leaves."""
         self._folder = folder
-        self._ca = TestCA(TRUST_DOMAIN, SystemClock().now())
+        self._keys = keys
+        self._ca = TestCA(TRUST_DOMAIN, SystemClock().now(), keys)
         self._envoys: list[Envoy] = []
         self._listeners: list[Listener] = []
         self._loop = asyncio.new_event_loop()
@@ -81,11 +84,11 @@ class Sidecars:
     def add(self, sidecar: Sidecar, rewrite: Rewrite = list) -> Envoy:
         """Start one more Envoy; returns at once."""
         name = f"e{len(self._envoys)}"
-        svid, key = self._ca.svid(SpiffeId.parse(sidecar.spiffe_id).path)
+        svid, key = self._ca.svid(SpiffeId.parse(sidecar.spiffe_id).path, algorithm=self._keys)
         chain, key_pem = self._ca.pem(svid, key)
         file = self._folder / f"{name}.json"
         agent = self._folder / f"{name}.agent"
-        settings = Settings(egress_socket=str(self._folder / f"{name}.egress"))
+        settings = Settings(egress_socket=str(self._folder / f"{name}.egress"), tcp_egress_directory=str(self._folder))
         file.write_bytes(
             bootstrap(
                 node_id=name,
@@ -121,7 +124,9 @@ class Sidecars:
 
     def _made(self, envoy: Envoy, sidecar: Sidecar) -> tuple[Snapshot, SecretSet]:
         roots = {TRUST_DOMAIN: dump_chain_pem(self._ca.roots)}
-        secrets = sidecar_secrets(sidecar, envoy.identity, roots)
+        secrets = sidecar_secrets(
+            sidecar, envoy.identity, roots, roots if self._keys is KeyAlgorithm.ML_DSA_65 else None
+        )
         resources = envoy.rewrite(config_resources(sidecar, envoy.settings))
         return Snapshot.of(sidecar.version, [*resources, *secrets.resources()]), secrets
 

@@ -1,12 +1,16 @@
 """Builds the foreign peers that `make interop` tests against, from the pinned Go modules in tests/interop/go.
 
+The workloads in Rust and Java (tests/interop/rust and tests/interop/java) are built where cargo, or mvn and javac, are
+on the PATH; where they are not, only their own tests are skipped.
+
 Each module's binaries lie in a folder of the user's cache, named after everything that goes into them (go.mod, go.sum,
 the sources, the Go release), so an unchanged module is built once. The first build of SPIRE's agent takes a few
 minutes on two cores.
 
   (nothing)    build what is missing; say why and exit 0 where there is no Go, since the tests then skip
   --require    as CI does: bring Go where it is absent or too old, and fail if anything is not built
-  --where      build nothing; print a JSON object: {"binaries": {name: path}, "missing": reason or null}
+  --where      build nothing; print a JSON object: {"binaries": {name: path}, "missing": reason or null,
+               "others": {name: {"path": path or null, "missing": reason or null}}}
 """
 
 import argparse
@@ -19,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +46,49 @@ class Module:
 
 MODULES = (
     Module("tlog", ("./tlog-verify", "github.com/transparency-dev/tessera/cmd/fsck"), ("tlog-verify", "fsck")),
+    Module("pki", ("./zlint-check", "./oidc-verify"), ("zlint-check", "oidc-verify")),
+    Module("controller", ("./controller-client",), ("controller-client",)),
     Module("spiffe", ("./spiffe-client",), ("spiffe-client",)),
     Module(
         "spire",
-        ("./spire-server-cli", "github.com/spiffe/spire/cmd/spire-agent"),
-        ("spire-server-cli", "spire-agent"),
+        (
+            "./spire-server-cli",
+            "github.com/spiffe/spire/cmd/spire-agent",
+            "github.com/spiffe/spire/support/oidc-discovery-provider",
+            # What SPIRE's own integration suites call its server with.
+            *(
+                f"github.com/spiffe/spire/test/integration/setup/{client}"
+                for client in ("adminclient", "downstreamclient", "debugserver", "debugagent", "node-attestation")
+            ),
+        ),
+        (
+            *("spire-server-cli", "spire-agent", "oidc-discovery-provider"),
+            *("adminclient", "downstreamclient", "debugserver", "debugagent", "node-attestation"),
+        ),
     ),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A workload in another language: built by ``tools``, which this machine may not have."""
+
+    name: str
+    folder: Path
+    tools: tuple[str, ...]
+    install: str
+    build: Callable[[Path, Path], None]
+
+    @property
+    def destination(self) -> Path:
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file() and "target" not in path.parts)
+        return _cache() / f"{self.name}-{_digest(*files)}"
+
+    @property
+    def lacking(self) -> str:
+        """What is not to be had here, with what would help; empty when nothing."""
+        gone = [tool for tool in self.tools if shutil.which(tool) is None]
+        return f"no {' and no '.join(gone)} on the PATH: {self.install}" if gone else ""
 
 
 class NotBuildableError(Exception):
@@ -65,6 +105,8 @@ def main() -> int:
         go = _find_go(install=options.require)
         for module in MODULES:
             _ensure(module, go)
+        for other in OTHERS:
+            _ensure_other(other)
     except NotBuildableError as reason:
         _say(str(reason))
         return 1 if options.require else 0
@@ -85,7 +127,7 @@ def _where() -> dict[str, object]:
         go = _find_go(install=False)
         folders = {module: _destination(module, go) for module in MODULES}
     except NotBuildableError as reason:
-        return {"binaries": {}, "missing": str(reason)}
+        return {"binaries": {}, "missing": str(reason), "others": {}}
     binaries = {
         program: str(folder / program)
         for module, folder in folders.items()
@@ -96,7 +138,56 @@ def _where() -> dict[str, object]:
     return {
         "binaries": binaries,
         "missing": f"not built: {', '.join(missing)}; run `make interop`" if missing else None,
+        "others": {other.name: _where_other(other) for other in OTHERS},
     }
+
+
+def _where_other(other: Other) -> dict[str, str | None]:
+    if other.destination.is_dir():
+        return {"path": str(other.destination), "missing": None}
+    return {"path": None, "missing": other.lacking or f"not built: {other.name}; run `make interop`"}
+
+
+def _ensure_other(other: Other) -> None:
+    if other.destination.is_dir():
+        _say(f"{other.name}: built already")
+        return
+    if other.lacking:
+        _say(f"{other.name}: not built, {other.lacking}")
+        return
+    _say(f"{other.name}: building ...")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=_made(_cache()), prefix="building-") as work:
+        source, fresh = Path(work) / "source", Path(work) / "built"
+        shutil.copytree(other.folder, source, ignore=shutil.ignore_patterns("target"))
+        fresh.mkdir()
+        try:
+            other.build(source, fresh)
+        except subprocess.CalledProcessError as failure:
+            raise NotBuildableError(f"{other.name}: {failure.cmd[0]} failed, see above") from failure
+        fresh.rename(other.destination)
+    _say(f"{other.name}: done in {time.monotonic() - started:.0f} s")
+
+
+def _build_rust(source: Path, output: Path) -> None:
+    _call(["cargo", "build", "--locked", "--quiet"], source)
+    shutil.copy2(source / "target" / "debug" / "rust-workload", output)
+
+
+def _build_java(source: Path, output: Path) -> None:
+    goal = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+    _call(["mvn", "--quiet", "--batch-mode", goal, f"-DoutputDirectory={output}"], source)
+    _call(["javac", "-cp", f"{output}/*", "-d", str(output), *map(str, sorted(source.rglob("*.java")))], source)
+
+
+def _call(command: Sequence[str], folder: Path) -> None:
+    subprocess.run(command, cwd=folder, check=True)
+
+
+OTHERS = (
+    Other("rust", SOURCES.parent / "rust", ("cargo",), "install Rust 1.88 or newer", _build_rust),
+    Other("java", SOURCES.parent / "java", ("mvn", "javac"), "install Maven and a JDK 17 or newer", _build_java),
+)
 
 
 def _ensure(module: Module, go: str) -> None:
@@ -145,6 +236,11 @@ def _digest(*files: Path, also: str = "") -> str:
 def _cache() -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "eastwest" / "interop"
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _go_environment() -> Mapping[str, str]:

@@ -240,6 +240,7 @@ class Mesh:
     def __init__(self, root: Path, bundles: dict[str, bytes]) -> None:
         self.root = root
         self.bundles = bundles
+        self.post_quantum: dict[str, bytes] = {}
         self.workloads: dict[str, Workload] = {}
         self.decisions: list[Decision] = []
         self.versions: dict[str, InForce] = {}
@@ -352,7 +353,7 @@ class Mesh:
         workload.sidecar = sidecar or workload.sidecar
         workload.identity = identity or workload.identity
         self.versions.update(versions_in_force(workload.sidecar))
-        secrets = sidecar_secrets(workload.sidecar, workload.identity, self.bundles)
+        secrets = sidecar_secrets(workload.sidecar, workload.identity, self.bundles, self.post_quantum)
         resources: list[Resource] = [*config_resources(workload.sidecar, workload.settings), *secrets.resources()]
         workload.secrets.set(secrets)
         workload.snapshots.set(Snapshot.of(workload.sidecar.version, resources))

@@ -92,6 +92,7 @@ class RotationMesh:
         self.agents: list[subprocess.Popen[bytes]] = []
         self._children: list[subprocess.Popen[bytes]] = []
         self._app: asyncio.Server | None = None
+        self._served: dict[asyncio.Task[None] | None, asyncio.StreamWriter] = {}
 
     async def start(self) -> None:
         self.server.init(*self.flags)
@@ -99,7 +100,7 @@ class RotationMesh:
         config = self.data / "server" / "server.toml"
         config.write_text(config.read_text().replace("agent_port = 0", f"agent_port = {free_port()}"))
         self.server.start()
-        self._app = await asyncio.start_unix_server(_echo, str(self.place / "app.sock"))
+        self._app = await asyncio.start_unix_server(self._echo, str(self.place / "app.sock"))
         port = free_port()
         async with self.server.admin() as admin:
             await admin.apply_estate(estate(self.place, port) | dict(self.files))
@@ -119,6 +120,10 @@ class RotationMesh:
                 child.send_signal(signal.SIGTERM)
         for child in self._children:
             child.wait(20)
+        # The children were waited for without the loop, so it has not seen the ends of their connections.
+        for writer in self._served.values():
+            writer.close()
+        await asyncio.gather(*filter(None, self._served))
         self.server.stop()
 
     async def handshakes(self) -> tuple[int, int]:
@@ -176,6 +181,18 @@ class RotationMesh:
                 if state.holders and not behind and not held:
                     return
                 await asyncio.sleep(0.05)
+
+    async def _echo(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        this = asyncio.current_task()
+        self._served[this] = writer
+        try:
+            while data := await reader.read(100):
+                writer.write(data)
+        except ConnectionError:
+            pass  # the Envoy in between has ended
+        finally:
+            writer.close()
+            del self._served[this]
 
     def logs(self) -> str:
         return "\n".join(f"== {log.name}\n{log.read_text()[-2000:]}" for log in sorted(self.place.rglob("*.log")))
@@ -283,9 +300,3 @@ permit (
 """,
     }
     return {name: text.encode() for name, text in files.items()}
-
-
-async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(100):
-        writer.write(data)
-    writer.close()

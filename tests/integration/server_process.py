@@ -43,8 +43,9 @@ class ServerProcess:
         self.trust_domain = TrustDomain.parse(trust_domain)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def init(self) -> None:
-        done = eastwest("server", "init", "--data", self.data, "--trust-domain", self.trust_domain, "--port", 0)
+    def init(self, *flags: str) -> None:
+        words = ("--data", self.data, "--trust-domain", self.trust_domain, "--port", 0)
+        done = eastwest("server", "init", *words, *flags)
         assert done.returncode == 0, done.stderr
 
     def start(self, *, file_size: int | None = None, seconds: float = 30) -> None:

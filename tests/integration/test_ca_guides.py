@@ -142,6 +142,7 @@ async def test_what_an_import_refuses(tmp_path, server):
         assert told in refused.stderr
     run(tmp_path, "eastwest ca export-csr --all --out new.csr --data data")
     (tmp_path / "pass").write_text("three words and a dog")
+    (tmp_path / "pass").chmod(0o600)
     run(
         tmp_path,
         "eastwest ca init-root --trust-domain shop.example --root r.pem --root-key r.key --passphrase-file pass",

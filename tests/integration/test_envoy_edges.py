@@ -47,7 +47,13 @@ class Edge:
             upstream=f"unix:{self.app.path}",
             operations=operations,
         )
-        sidecar = Sidecar(spiffe_id=SERVICE, version="v1", known_callers=(CLIENT, FRIEND, SERVICE), inbound=(inbound,))
+        sidecar = Sidecar(
+            spiffe_id=SERVICE,
+            version="v1",
+            known_callers=(CLIENT, FRIEND, SERVICE),
+            inbound=(inbound,),
+            federated_callers=("friend.test",),
+        )
         self.workload = await self.mesh.add(sidecar, self.ca.identity(SERVICE))
         await self.mesh.settled()
 

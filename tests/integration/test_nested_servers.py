@@ -1,8 +1,10 @@
 """A server below another server: one trust domain, one root, and workloads of both that verify each other."""
 
 import asyncio
+import json
 import select
 import signal
+import socket
 import subprocess
 import tempfile
 from datetime import UTC, datetime
@@ -66,9 +68,9 @@ def done(*words: object) -> str:
     return finished.stdout
 
 
-def new_server(data: Path, settings: str) -> ServerProcess:
+def new_server(data: Path, settings: str, port: int = 0) -> ServerProcess:
     config = data / "settings.toml"
-    config.write_text(f'trust_domain = "{DOMAIN}"\nagent_port = 0\n{settings}')
+    config.write_text(f'trust_domain = "{DOMAIN}"\nagent_port = {port}\n{settings}')
     done("server", "init", "--data", data, "--trust-domain", DOMAIN, "--config", config)
     server = ServerProcess(data, DOMAIN)
     server.start(seconds=60)
@@ -247,3 +249,61 @@ async def _validated(agent, request):
         return await ask(agent.socket, "ValidateJWTSVID", request)
     except InvalidInput:
         return None
+
+
+def ca(server: ServerProcess, *words: str) -> dict:
+    return json.loads(done("ca", *words, "--data", server.data, "--json"))
+
+
+def roots_of(server: ServerProcess) -> dict[str, str]:
+    """The stage of each root, or that it is tainted."""
+    items = [item for item in ca(server, "show")["authorities"] if item["kind"] == "x509"]
+    return {item["id"]: "tainted" if item["tainted"] else item["stage"] for item in items}
+
+
+async def killed_until(server: ServerProcess, wanted: dict[str, str]) -> None:
+    """Kill the server after every step that it makes, until its roots are as wanted."""
+    last: dict[str, str] = {}
+    async with asyncio.timeout(100):
+        while (now := await asyncio.to_thread(roots_of, server)) != wanted:
+            if now != last:
+                last = now
+                server.kill()
+                server.start(seconds=60)
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.timeout(300)
+async def test_a_change_of_the_root_above_reaches_a_server_that_is_killed_at_every_step(entries):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = "".join(f"{name} = {value!r}\n" for name, value in entries.options.items())
+    upper = entries.server
+    with tempfile.TemporaryDirectory(prefix="ew-") as directory:
+        nested = new_server(Path(directory), f'upstream = "spire"\n[upstreams.spire]\n{settings}', port)
+        try:
+            agent = AgentProcess(nested)
+            try:
+                await register(nested, agent, "below")
+                await svid_of(agent, "below")
+                [old] = roots_of(upper)
+                new = ca(upper, "prepare")["authority"]["id"]
+                await killed_until(nested, {old: "active", new: "old"})
+                async with asyncio.timeout(60):
+                    while (await asyncio.to_thread(eastwest, "ca", "activate", new, "--data", upper.data)).returncode:
+                        await asyncio.sleep(0.1)
+                ca(upper, "taint", old)
+                await killed_until(nested, {old: "tainted", new: "active"})
+                # Here all is below the new root by now, so that the old one may go above; and then here.
+                ca(upper, "revoke", old, "--force")
+                await killed_until(nested, {new: "active"})
+                async with asyncio.timeout(60):
+                    while len(split_der((await svid_of(agent, "below")).bundle)) != 1:
+                        await asyncio.sleep(0.1)
+                below = await svid_of(agent, "below")
+                roots = split_der(below.bundle)
+                assert verify_chain(split_der(below.x509_svid), roots, datetime.now(UTC), TrustDomain.parse(DOMAIN))
+            finally:
+                agent.stop()
+        finally:
+            nested.kill()

@@ -304,7 +304,7 @@ async def test_a_token_outlives_a_lost_answer_for_the_same_key_only(server: Serv
     first_svid = await attest(server, roots, token, key)
     again = await attest(server, roots, token, key)
     assert again.id == first_svid.id
-    with pytest.raises(errors.InvalidInput, match="unknown, used or expired"):
+    with pytest.raises(errors.InvalidInput, match="already been used, or has expired"):
         await attest(server, roots, token, ec.generate_private_key(ec.SECP256R1()))
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     leaf = x509.load_der_x509_certificate(again.cert_chain[0])

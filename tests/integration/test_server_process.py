@@ -116,7 +116,7 @@ async def test_a_banned_agent_gets_nothing_more(server):
 
 async def test_administration_is_not_served_to_agents_nor_issuance_to_the_admin_socket(server):
     agent = await server.join()
-    with pytest.raises(errors.PermissionDenied, match="admin socket only"):
+    with pytest.raises(errors.PermissionDenied, match="CountEntries is not for agents"):
         await agent.channel.unary(method(ENTRY, "CountEntries"), entry_pb2.CountEntriesRequest())
     agent.close()
     channel = Channel(path=str(server.data / "server" / "api.sock"))
@@ -219,6 +219,25 @@ def test_server_check_finds_nothing_on_a_good_server_and_names_what_is_wrong(ser
     assert found.returncode == 1
     bad = [finding for finding in json.loads(found.stdout)["findings"] if finding["bad"]]
     assert any("chmod" in finding["fix"] for finding in bad)
+
+
+def test_server_check_tries_the_options_of_every_plug_in(server):
+    server.stop()
+    path = server.data / "server" / "server.toml"
+    good = path.read_text()
+    for tables, told in (
+        ('[node_attestors.x509pop]\nca_bundle="x"', "did you mean 'ca_bundle_path'?"),
+        ("[node_attestors.x509pip]", "did you mean 'x509pop'?"),
+        ('[node_attestors.x509pop]\nca_bundle_path="/nowhere.pem"', "/nowhere.pem"),
+        ("[upstreams.disk]", "upstreams.disk"),
+    ):
+        upstream = 'upstream = "disk"\n' if "upstreams" in tables else ""
+        path.write_text(f"{upstream}{good}\n{tables}\n")
+        found = eastwest("server", "check", "--data", server.data)
+        assert found.returncode == 1, tables
+        assert told in found.stdout
+    path.write_text(good)
+    assert eastwest("server", "check", "--data", server.data).returncode == 0
 
 
 def test_a_log_that_disagrees_with_its_checkpoint_stops_the_start(server):

@@ -32,8 +32,17 @@ class Peers:
     spire_agent: Path
     spire_server_cli: Path
     spiffe_client: Path
+    controller_client: Path
     tlog_verify: Path
     fsck: Path
+    zlint_check: Path
+    oidc_verify: Path
+    adminclient: Path
+    downstreamclient: Path
+    debugserver: Path
+    debugagent: Path
+    node_attestation: Path
+    oidc_discovery_provider: Path
 
 
 class CommandFailedError(Exception):
@@ -174,6 +183,7 @@ class Authority:
     data: Path
     peers: Peers
     port: int = field(default_factory=free_port)
+    trust_domain: str = TRUST_DOMAIN
     process: Process = field(init=False)
 
     def __post_init__(self) -> None:
@@ -195,9 +205,9 @@ class Authority:
     def bundle_file(self) -> Path:
         return self.data.parent / "bundle.pem"
 
-    def initialise(self) -> None:
-        where: list[str | Path] = ["--data", self.data, "--trust-domain", TRUST_DOMAIN, "--port", str(self.port)]
-        run([EASTWEST, "server", "init", *where])
+    def initialise(self, *flags: str) -> None:
+        where: list[str | Path] = ["--data", self.data, "--trust-domain", self.trust_domain, "--port", str(self.port)]
+        run([EASTWEST, "server", "init", *where, *flags])
 
     def start(self) -> None:
         self.process.start()
@@ -227,8 +237,8 @@ class Authority:
         return value
 
     def register(self, name: str, parent: str, *selectors: str, **options: str | int) -> str:
-        """Creates spiffe://TD/NAME with SPIRE's command line; returns the entry's id."""
-        words = ["-spiffeID", workload_id(name), "-parentID", parent]
+        """Creates spiffe://TRUST-DOMAIN/NAME with SPIRE's command line; returns the entry's id."""
+        words = ["-spiffeID", f"spiffe://{self.trust_domain}/{name}", "-parentID", parent]
         words += [word for selector in selectors for word in ("-selector", selector)]
         words += [word for option, value in options.items() for word in (f"-{option}", str(value))]
         (result,) = self.ask("entry", "create", *words)["results"]
@@ -237,7 +247,8 @@ class Authority:
         return identifier
 
     def _spire_server(self, *words: str | Path) -> list[str | Path]:
-        verbs = [word for word in words[:2] if not str(word).startswith("-")]
+        depth = 3 if words[0] == "localauthority" else 2
+        verbs = [word for word in words[:depth] if not str(word).startswith("-")]
         return [self.peers.spire_server_cli, *verbs, "-socketPath", self.socket, *words[len(verbs) :]]
 
     def _port_answers(self) -> bool:
@@ -270,7 +281,7 @@ def our_agent(authority: Authority, folder: Path) -> Node:
     where: list[str | Path] = ["--data", folder, "--server", f"127.0.0.1:{authority.port}"]
     proof: list[str | Path] = ["--join-token", token, "--bundle", authority.bundle_file]
     process = Process([EASTWEST, "agent", "run", *where, *proof], folder / "agent.log")
-    return Node(process, folder / "agent" / "agent.sock", agent_id(token))
+    return Node(process, folder / "agent" / "agent.sock", agent_id(token, authority.trust_domain))
 
 
 def spire_agent(authority: Authority, folder: Path, token: str | None = None) -> Node:
@@ -287,7 +298,7 @@ agent {{
     socket_path = "{socket_path}"
     trust_bundle_path = "{authority.bundle_file}"
     insecure_bootstrap = false
-    trust_domain = "{TRUST_DOMAIN}"
+    trust_domain = "{authority.trust_domain}"
     join_token = "{token}"
     experimental {{
         sync_interval = "1s"
@@ -311,7 +322,7 @@ plugins {{
 }}
 """)
     command: list[str | Path] = [authority.peers.spire_agent, "run", "-config", config]
-    return Node(Process(command, folder / "spire-agent.log"), socket_path, agent_id(token))
+    return Node(Process(command, folder / "spire-agent.log"), socket_path, agent_id(token, authority.trust_domain))
 
 
 @dataclass
@@ -387,8 +398,8 @@ def workload_id(name: str) -> str:
     return f"spiffe://{TRUST_DOMAIN}/{name}"
 
 
-def agent_id(token: str) -> str:
-    return f"spiffe://{TRUST_DOMAIN}/spire/agent/join_token/{token}"
+def agent_id(token: str, trust_domain: str = TRUST_DOMAIN) -> str:
+    return f"spiffe://{trust_domain}/spire/agent/join_token/{token}"
 
 
 def checkpoint_size(log: Path) -> int:

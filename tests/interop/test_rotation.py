@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from interop_harness import Authority, Node, Peers, attempt, run, spire_agent, wait_for, workload
+from interop_harness import EASTWEST, Authority, Node, Peers, attempt, run, spire_agent, wait_for, workload
 
 
 @pytest.fixture
@@ -88,6 +88,46 @@ def _rotate(authority: Authority, node: Node, peers: Peers, folder: Path) -> Non
     told = shop.ask("x509", seconds=60)
     assert told["spiffe_id"] == shop.spiffe_id
     assert "old" not in {name for name, state in ask(authority, "x509", "show").items() if state and old in str(state)}
+
+
+@pytest.mark.timeout(240)
+def test_a_stock_agent_lets_go_of_what_stems_from_a_tainted_issuing_ca(
+    own: Authority, peers: Peers, tmp_path: Path
+) -> None:
+    node = spire_agent(own, tmp_path)
+    node.start()
+    try:
+        _taint_issuing(own, node, peers, tmp_path)
+    finally:
+        node.stop()
+
+
+def _taint_issuing(authority: Authority, node: Node, peers: Peers, folder: Path) -> None:
+    def ca(*words: str) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(run([EASTWEST, "ca", *words, "--data", authority.data, "--json"]))
+        return told
+
+    shop = workload(peers, node, folder, "shop")
+    authority.register("shop", node.spiffe_id, shop.selector)
+    first = shop.ask("x509", seconds=60)["serial"]
+    [old] = [item["id"] for item in ca("show")["authorities"] if item["kind"] == "issuing"]
+    prepared = ca("prepare", "--kind", "issuing")["authority"]["id"]
+    ca("activate", prepared)
+    # A sync after that, as the second workload shows, changes nothing: it would be made anew at half its life.
+    second = workload(peers, node, folder, "second")
+    authority.register("second", node.spiffe_id, second.selector)
+    second.ask("x509", seconds=60)
+    assert shop.ask("x509", seconds=60)["serial"] == first
+    ca("taint", old)
+    wait_for("a new SVID", lambda: shop.ask("x509", seconds=60)["serial"] != first, 30)
+    authority.stop()
+    authority.start()
+    # The number that made the agent do so outlives the server: nothing is made again.
+    again = shop.ask("x509", seconds=60)["serial"]
+    third = workload(peers, node, folder, "third")
+    authority.register("third", node.spiffe_id, third.selector)
+    third.ask("x509", seconds=60)
+    assert shop.ask("x509", seconds=60)["serial"] == again
 
 
 @pytest.mark.timeout(120)

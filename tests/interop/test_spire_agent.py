@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from interop_harness import Authority, Node, Peers, spire_agent, workload, workload_id
 
-# Above two pages of SPIRE's sync (500 entries each), so that ids and whole entries both cross.
-MANY = 1100
+# Twenty pages of SPIRE's sync (500 entries each), so that ids and whole entries both cross.
+MANY = 10_000
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_more_entries_than_a_page(authority: Authority, agent: Node, peers: Peer
     last = workload(peers, agent, tmp_path, "last-of-many")
     entries = [
         {
-            "spiffe_id": workload_id(f"many/{number:04}"),
+            "spiffe_id": workload_id(f"many/{number:05}"),
             "parent_id": agent.spiffe_id,
             "selectors": [{"type": "unix", "value": f"uid:{1_000_000 + number}"}],
         }

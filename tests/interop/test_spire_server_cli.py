@@ -1,9 +1,16 @@
 """SPIRE's own `spire-server` command line as the administrator of our server."""
 
+import base64
 import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from cryptography import x509
 from interop_harness import TRUST_DOMAIN, Authority, agent_id, workload_id
+
+from eastwest.pki.jwks import export_bundle
+from eastwest.testing import TestCA
 
 SERVER = f"spiffe://{TRUST_DOMAIN}/spire/server"
 PARENT = f"spiffe://{TRUST_DOMAIN}/spire/agent/join_token/no-such-node"
@@ -129,11 +136,76 @@ def test_no_agents_yet(authority: Authority) -> None:
     assert authority.try_cli("agent", "show", "-spiffeID", agent_id("nobody")).returncode != 0
 
 
+@pytest.mark.parametrize(
+    ("selector", "told"),
+    [
+        ("unix:udi:1", "did you mean unix:uid:VALUE?"),
+        ("unix:uid:abc", "can never match"),
+        ("k8s:nss:payments", "did you mean k8s:ns:VALUE?"),
+        ("kubernetes:ns:payments", "no attestor gives selectors of type"),
+    ],
+)
+def test_a_selector_that_never_matches_is_refused(authority: Authority, selector: str, told: str) -> None:
+    words = ["-spiffeID", workload_id("odd"), "-parentID", PARENT, "-selector", selector]
+    refused = authority.try_cli("entry", "create", *words)
+    assert refused.returncode != 0
+    assert told in refused.stderr + refused.stdout
+
+
+def test_every_field_of_an_entry_comes_back(authority: Authority, tmp_path: Path) -> None:
+    words = ["-spiffeID", workload_id("whole"), "-parentID", PARENT, "-selector", "unix:uid:8001"]
+    words += ["-x509SVIDTTL", "600", "-jwtSVIDTTL", "120", "-federatesWith", "spiffe://other.test", "-hint", "h"]
+    words += ["-dns", "a.internal", "-dns", "b.internal", "-entryExpiry", "4000000000", "-admin", "-downstream"]
+    refused = authority.try_cli("entry", "create", *words)
+    assert refused.returncode != 0
+    assert "unable to find federated bundle" in refused.stdout + refused.stderr
+    other = tmp_path / "other.json"
+    other.write_bytes(export_bundle(TestCA("other.test", datetime.now(UTC) - timedelta(minutes=5)).bundle))
+    authority.cli("bundle", "set", "-id", "spiffe://other.test", "-format", "spiffe", "-path", other)
+    (result,) = authority.ask("entry", "create", *words)["results"]
+    entry = result["entry"]
+    assert entry["federates_with"] == ["other.test"]
+    assert entry["dns_names"] == ["a.internal", "b.internal"]
+    assert (entry["x509_svid_ttl"], entry["jwt_svid_ttl"], entry["hint"]) == (600, 120, "h")
+    assert (entry["admin"], entry["downstream"], entry["expires_at"]) == (True, True, "4000000000")
+    words[5] = "unix:uid:8002"
+    stored = authority.ask("entry", "create", *words, "-storeSVID")["results"][0]["entry"]
+    assert stored["store_svid"]
+    for made in (entry, stored):
+        authority.cli("entry", "delete", "-entryID", made["id"])
+
+
+def test_x509_mint(authority: Authority, tmp_path: Path) -> None:
+    names = ["-spiffeID", workload_id("minted"), "-dns", "minted.internal", "-ttl", "10m"]
+    authority.cli("x509", "mint", *names, "-write", str(tmp_path))
+    leaf = x509.load_pem_x509_certificates((tmp_path / "svid.pem").read_bytes())[0]
+    subject = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert subject.get_values_for_type(x509.UniformResourceIdentifier) == [workload_id("minted")]
+    assert subject.get_values_for_type(x509.DNSName) == ["minted.internal"]
+    assert leaf.not_valid_after_utc - leaf.not_valid_before_utc <= timedelta(minutes=11)
+    assert (tmp_path / "bundle.pem").read_text().split() == authority.bundle().split()
+
+
+def test_jwt_mint(authority: Authority) -> None:
+    token = authority.cli("jwt", "mint", "-spiffeID", workload_id("minted"), "-audience", "shop", "-ttl", "1m").strip()
+    body = token.split(".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    assert (claims["sub"], claims["aud"]) == (workload_id("minted"), ["shop"])
+    assert 0 < claims["exp"] - claims["iat"] <= 60
+
+
+def test_logger(authority: Authority) -> None:
+    # SPIRE names levels after its logging library.
+    assert "info" in authority.cli("logger", "get").lower()
+    assert "debug" in authority.cli("logger", "set", "-level", "debug").lower()
+    assert "debug" not in authority.cli("logger", "reset").lower()
+
+
 @pytest.fixture(scope="module")
 def filtered(authority: Authority) -> None:
     authority.register("filter-a", PARENT, "unix:uid:5001")
     authority.register("filter-b", PARENT, "unix:uid:5001", "unix:gid:5001", hint="green")
-    authority.register("filter-node", SERVER, "join_token:cluster:blue")
+    authority.register("filter-node", SERVER, "join_token:group:blue")
 
 
 def _id(parts: dict[str, str]) -> str:

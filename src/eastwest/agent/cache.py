@@ -25,8 +25,8 @@ from eastwest.agent.keys import WorkloadKey
 from eastwest.agent.state import BadUpdate, State
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
 from eastwest.entropy import Entropy
-from eastwest.process.files import make_private, replace_file
 from eastwest.pki.signer import KeyAlgorithm
+from eastwest.process.files import make_private, replace_file
 from eastwest.spiffe.id import SpiffeId
 from eastwest.spiffe.svid import X509Svid
 

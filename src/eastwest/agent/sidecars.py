@@ -297,7 +297,6 @@ class Sidecars:
             found[domain.name] = kept[1]
         return found
 
-
     def _post_quantum(self) -> dict[str, bytes]:
         """By trust domain, its ML-DSA-65 roots; without those that have none."""
         found: dict[str, bytes] = {}

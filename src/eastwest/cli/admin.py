@@ -119,6 +119,11 @@ class AdminClient:
             if not token:
                 return found
 
+    async def purge_nodes(self, ended_before: int, *, every_kind: bool, dry_run: bool) -> list[str]:
+        """Forget nodes that ended before that moment (Unix seconds); gives the SPIFFE IDs of those, sorted."""
+        request = pb.PurgeNodesRequest(ended_before=ended_before, every_kind=every_kind, dry_run=dry_run)
+        return sorted((await self._call("PurgeNodes", request)).spiffe_ids)
+
     async def decisions(self, **query: Any) -> tuple[list[dict[str, Any]], int]:
         """Ledger rows that match (fields of ``ListDecisionsRequest``), and how many were ever lost."""
         reply = await self._call("ListDecisions", pb.ListDecisionsRequest(**query))

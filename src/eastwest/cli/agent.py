@@ -9,7 +9,7 @@ import typer
 
 from eastwest.cli.options import AsJson, DataDir, report_findings, run, start_logging
 
-app = typer.Typer(no_args_is_help=True, help="The agent of one node: run and check it.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The agent of one node: run and check it.")
 
 Server = Annotated[str | None, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
 BundleFile = Annotated[
@@ -20,7 +20,7 @@ TrustDomainName = Annotated[
 ]
 NodeAttestorName = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="How this node proves itself; join_token. Options: [node_provers.NAME]."),
+    typer.Option(metavar="NAME", help="How this node proves itself; join_token. Its options are in --config."),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="TOML with the same settings; flags win over it.")

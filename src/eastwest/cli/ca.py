@@ -10,7 +10,9 @@ import typer
 from eastwest.cli.options import AsJson, DataDir, print_json, run
 
 app = typer.Typer(
-    no_args_is_help=True, help="The certificate authority: show it, rotate it, sign below an offline root."
+    add_completion=False,
+    no_args_is_help=True,
+    help="The certificate authority: show it, rotate it, sign below an offline root.",
 )
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The authority's id, or the beginning of it.")]
@@ -59,7 +61,7 @@ def show(
 def status(data: DataDir, *, as_json: AsJson = False) -> None:
     """Show which nodes have confirmed the newest bundle, and which still hold what stems from a tainted authority.
 
-    Exit 1 while anybody is behind.
+    Exit 1 while anybody is behind, those outside the trust domain included.
     """
     from eastwest.cli.authority import AuthorityClient
     from eastwest.cli.ca_table import print_status, status_json
@@ -72,7 +74,7 @@ def status(data: DataDir, *, as_json: AsJson = False) -> None:
             print_json(told)
         else:
             print_status(state)
-        return bool(told["confirmed"] and not told["tainted_svids"])
+        return bool(told["confirmed"] and not told["tainted_svids"] and not told["waiting"])
 
     if not run(work):
         raise typer.Exit(1)
@@ -114,13 +116,13 @@ def taint(data: DataDir, authority: Id, *, as_json: AsJson = False) -> None:
 @app.command()
 def revoke(data: DataDir, authority: Id, *, force: Force = False, as_json: AsJson = False) -> None:
     """Take a tainted authority out of the bundle; refused while a node holds what stems from it."""
-    _change(data, "Revoke", authority, force=force, as_json=as_json)
+    _change(data, "Revoke", authority, force=force, gone="revoked", as_json=as_json)
 
 
 @app.command()
 def discard(data: DataDir, authority: Id, *, as_json: AsJson = False) -> None:
     """Take back what was prepared and never used."""
-    _change(data, "Discard", authority, as_json=as_json)
+    _change(data, "Discard", authority, gone="discarded", as_json=as_json)
 
 
 @app.command("export-csr")
@@ -249,7 +251,10 @@ def cross_sign(
     ],
     *,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", envvar="EASTWEST_DATA", help="Sign with this server's root.")
+        Path | None,
+        typer.Option(
+            "--data", metavar="DIR", envvar="EASTWEST_DATA", readable=False, help="Sign with this server's root."
+        ),
     ] = None,
     root: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Or with this root, PEM.")] = None,
     root_key: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Its key, PEM.")] = None,
@@ -290,22 +295,25 @@ def cross_sign(
     write_text(out, certificates_pem([crossed]))
 
 
-def _change(data: Path, verb: str, authority: str, *, force: bool = False, as_json: bool) -> None:
+def _change(data: Path, verb: str, authority: str, *, force: bool = False, gone: str = "", as_json: bool) -> None:
     from eastwest.cli.authority import AuthorityClient
 
     async def work() -> None:
         async with AuthorityClient.connect(data) as ca:
-            _tell(await ca.change(verb, authority, force=force), as_json=as_json)
+            _tell(await ca.change(verb, authority, force=force), gone, as_json=as_json)
 
     run(work)
 
 
-def _tell(change: object, *, as_json: bool) -> None:
+def _tell(change: object, gone: str = "", *, as_json: bool) -> None:
     from eastwest.api.eastwest.authority.v1 import authority_pb2 as pb
     from eastwest.cli.ca_table import item_json, print_change
 
     assert isinstance(change, pb.Change)
     if as_json:
-        print_json({"bundle_sequence": change.bundle_sequence, "authority": item_json(change.item)})
+        authority = item_json(change.item)
+        if gone:
+            authority["stage"] = gone
+        print_json({"bundle_sequence": change.bundle_sequence, "authority": authority})
     else:
-        print_change(change)
+        print_change(change, gone)

@@ -7,6 +7,7 @@ from typing import Any
 
 from eastwest.api.eastwest.authority.v1 import authority_pb2 as pb
 from eastwest.cli.table import print_table
+from eastwest.clock import SystemClock
 
 KINDS = {"x509": "root", "issuing": "issuing CA", "jwt": "JWT key"}
 
@@ -51,14 +52,17 @@ def print_status(state: pb.State) -> None:
         )
         for holder in state.holders
     ]
+    for item in _awaited(state):
+        print(f"{KINDS[item.kind]} {item.id}: those outside the trust domain have it by {_minute(item.usable_at)}")
     if rows:
         print_table(("NODE", "BUNDLE", "CONFIRMED", "TAINTED", "CONNECTED", "UNTIL", "SIDECARS WAITING"), rows)
 
 
-def print_change(change: pb.Change) -> None:
-    """One authority after a change."""
+def print_change(change: pb.Change, gone: str = "") -> None:
+    """One authority after a change; ``gone`` says how it ended, where it did."""
     item = change.item
-    print(f"{KINDS[item.kind]} {item.id}: {'tainted' if item.tainted else item.stage}, bundle {change.bundle_sequence}")
+    state = gone or ("tainted" if item.tainted else item.stage)
+    print(f"{KINDS[item.kind]} {item.id}: {state}, bundle {change.bundle_sequence}")
 
 
 def state_json(state: pb.State) -> dict[str, Any]:
@@ -79,6 +83,7 @@ def status_json(state: pb.State) -> dict[str, Any]:
         "bundle_sequence": state.bundle_sequence,
         "confirmed": all(holder.bundle_sequence >= state.bundle_sequence for holder in state.holders),
         "tainted_svids": sum(holder.tainted_svids for holder in state.holders),
+        "waiting": [{"kind": item.kind, "id": item.id, "usable_at": item.usable_at} for item in _awaited(state)],
         "nodes": [
             {
                 "agent_id": holder.agent_id,
@@ -110,7 +115,14 @@ def item_json(item: pb.Item) -> dict[str, Any]:
         "bundle_sequence": item.sequence,
         "prepare_at": item.prepare_at,
         "activate_at": item.activate_at,
+        "usable_at": item.usable_at,
     }
+
+
+def _awaited(state: pb.State) -> list[pb.Item]:
+    """What is prepared and published too lately for those who cannot confirm."""
+    now = SystemClock().now().timestamp()
+    return [item for item in state.items if item.usable_at > now]
 
 
 def _day(seconds: int) -> str:

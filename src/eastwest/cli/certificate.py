@@ -12,7 +12,9 @@ import typer
 from eastwest.cli.options import AsJson, DataDir, print_json, run
 from eastwest.errors import InvalidInput, NotFound
 
-app = typer.Typer(no_args_is_help=True, help="Long-lived certificates: list, show and revoke them; lint any.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Long-lived certificates: list, show and revoke them; lint any."
+)
 
 PAGE = 500
 MAX_FILE_BYTES = 1024 * 1024

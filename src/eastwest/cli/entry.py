@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, print_json, run
+from eastwest.cli.options import AsJson, DataDir, counted, print_json, run
 
 if TYPE_CHECKING:
     from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
 
-app = typer.Typer(no_args_is_help=True, help="Registration entries: create, change, show, delete, explain.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Registration entries: create, change, show, delete, explain."
+)
 
 EXIT_NOT_YET = 1
 SpiffeIdOption = Annotated[str, typer.Option("--spiffe-id", metavar="ID", help="The identity.")]
@@ -166,12 +168,12 @@ def show(
         return
     for entry in entries:
         print(f"{entry['spiffe_id']}  (entry {entry['id']}, revision {entry['revision']}, by {entry['managed_by']})")
-        print(f"  parent     {entry['parent_id']}")
-        print(f"  selectors  {', '.join(entry['selectors'])}")
+        print(f"  parent      {entry['parent_id']}")
+        print(f"  selectors   {', '.join(entry['selectors'])}")
         for label, key in _SHOWN:
             if entry[key]:
-                print(f"  {label:<10} {_text(entry[key])}")
-    print(f"{len(entries)} entries")
+                print(f"  {label:<11} {_text(entry[key])}")
+    print(counted(len(entries), "entry", "entries"))
 
 
 @app.command()
@@ -215,7 +217,7 @@ _SHOWN = (
     ("lifetime", "x509_svid_ttl"),
     ("dns", "dns_names"),
     ("hint", "hint"),
-    ("environ", "environment"),
+    ("environment", "environment"),
     ("owner", "owner"),
     ("attributes", "attributes"),
     ("federates", "federates_with"),
@@ -312,12 +314,12 @@ def _write(data: Any, request: pb.WriteEntriesRequest, wait: float, *, as_json: 
         print_json({"version": reply.version, "dry_run": request.dry_run, "results": results, "agents": waited})
     else:
         for result, error in zip(reply.results, errors, strict=True):
-            if error is None:
-                print(
-                    f"{verb} {result.entry.entry.id}"
-                    if request.dry_run or not request.create
-                    else result.entry.entry.id
-                )
+            if error is not None:
+                continue
+            if request.create:  # the new id alone, for scripts; a dry run's is given to nothing
+                print(verb if request.dry_run else result.entry.entry.id)
+            else:
+                print(f"{verb} {result.entry.entry.id}")
         if told is not None:
             print(_progress(told))
     failed = next((error for error in errors if error is not None), None)
@@ -328,7 +330,8 @@ def _write(data: Any, request: pb.WriteEntriesRequest, wait: float, *, as_json: 
 
 
 def _progress(told: pb.WaitForEntriesResponse) -> str:
-    parts = [f"{len(told.acknowledged)} agents hold it"]
+    held = len(told.acknowledged)
+    parts = [f"{counted(held, 'agent')} {'holds' if held == 1 else 'hold'} it"]
     if told.pending:
         parts.append(f"not yet: {', '.join(told.pending)}")
     if told.unknown:

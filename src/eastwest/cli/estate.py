@@ -22,14 +22,20 @@ if TYPE_CHECKING:
 EXIT_ERRORS = 1
 Effect = dict[str, Any]
 
-estate_app = typer.Typer(no_args_is_help=True, help="The schemas of the files that people write.")
+estate_app = typer.Typer(add_completion=False, no_args_is_help=True, help="The schemas of the files that people write.")
 
 Directory = Annotated[
     Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="The directory that holds estate.yaml.")
 ]
 MaybeDataDir = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", envvar="EASTWEST_DATA", help="Compare with what this server has applied."),
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        envvar="EASTWEST_DATA",
+        readable=False,
+        help="Compare with what this server has applied.",
+    ),
 ]
 
 

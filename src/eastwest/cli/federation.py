@@ -10,7 +10,7 @@ import typer
 
 from eastwest.cli.options import AsJson, DataDir, print_json, run
 
-app = typer.Typer(no_args_is_help=True, help="Trust in foreign trust domains.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Trust in foreign trust domains.")
 
 TrustDomainName = Annotated[str, typer.Argument(metavar="TRUST-DOMAIN", help="Such as partner.example.")]
 
@@ -81,6 +81,8 @@ def create(
     bundle: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Its bundle to begin with, in SPIFFE format.")
     ] = None,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Begin to trust a foreign trust domain. For what should stay, write it in the estate instead."""
     from eastwest.api.spire.api.types import types_pb2
@@ -99,11 +101,14 @@ def create(
             await federation.create(message)
 
     run(work)
-    print(f"federates with {trust_domain}; see eastwest federation show {trust_domain}")
+    if as_json:
+        print_json({"trust_domain": trust_domain, "state": "created"})
+    else:
+        print(f"federates with {trust_domain}; see eastwest federation show {trust_domain}")
 
 
 @app.command()
-def delete(trust_domain: TrustDomainName, data: DataDir) -> None:
+def delete(trust_domain: TrustDomainName, data: DataDir, *, as_json: AsJson = False) -> None:
     """End the trust: relationship and bundle go, and new connections from there are refused."""
     from eastwest.cli.federation_client import FederationClient
 
@@ -112,11 +117,14 @@ def delete(trust_domain: TrustDomainName, data: DataDir) -> None:
             await federation.delete(trust_domain)
 
     run(work)
-    print(f"no longer federates with {trust_domain}")
+    if as_json:
+        print_json({"trust_domain": trust_domain, "state": "deleted"})
+    else:
+        print(f"no longer federates with {trust_domain}")
 
 
 @app.command()
-def refresh(trust_domain: TrustDomainName, data: DataDir) -> None:
+def refresh(trust_domain: TrustDomainName, data: DataDir, *, as_json: AsJson = False) -> None:
     """Fetch the bundle now; fails with the reason when what comes is not acceptable, and the held one stays."""
     from eastwest.cli.federation_client import FederationClient
 
@@ -125,7 +133,11 @@ def refresh(trust_domain: TrustDomainName, data: DataDir) -> None:
             await federation.refresh(trust_domain)
             return (await federation.bundle(trust_domain)).sequence_number
 
-    print(f"the bundle of {trust_domain} is at sequence {run(work)}")
+    sequence = run(work)
+    if as_json:
+        print_json({"trust_domain": trust_domain, "sequence": sequence})
+    else:
+        print(f"the bundle of {trust_domain} is at sequence {sequence}")
 
 
 def read_bundle(trust_domain: str, path: Path) -> Any:

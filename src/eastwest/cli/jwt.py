@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eastwest.spiffe.bundle import Bundle
     from eastwest.spiffe.id import TrustDomain
 
-app = typer.Typer(no_args_is_help=True, help="JWT-SVIDs: validate, mint and fetch them.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="JWT-SVIDs: validate, mint and fetch them.")
 
 MAX_BUNDLE_BYTES = 4 * 1024 * 1024
 
@@ -48,7 +48,9 @@ def validate(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="DIR", envvar="EASTWEST_DATA", help="Judge by the bundles of this server."),
+        typer.Option(
+            "--data", metavar="DIR", envvar="EASTWEST_DATA", readable=False, help="Judge by the bundles of this server."
+        ),
     ] = None,
     socket: Workload = None,
     *,
@@ -223,9 +225,11 @@ async def _workload_api(path: str, name: str, request: Any) -> Any:
 
 
 def _path(socket: str) -> str:
+    if not socket.startswith("unix:"):
+        return str(Path(socket).absolute())
     path = socket.removeprefix("unix://") if socket.startswith("unix:///") else socket.removeprefix("unix:")
     if not path.startswith("/"):
-        raise InvalidInput(f"{socket[:200]!r} is no unix socket", fix="give /path or unix:///path")
+        raise InvalidInput(f"{socket[:200]!r} is no unix socket", fix="give a path, or unix:///path")
     return path
 
 

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from eastwest.log.tiles import TileReader
     from eastwest.store.log_files import LogDirectory
 
-app = typer.Typer(no_args_is_help=True, help="The transparency log: verify, prove and read it.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The transparency log: verify, prove and read it.")
 
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", envvar="EASTWEST_DATA", help="The data directory of the server."),
+    typer.Option(
+        "--data", metavar="DIR", envvar="EASTWEST_DATA", readable=False, help="The data directory of the server."
+    ),
 ]
 LogDir = Annotated[
     Path | None,

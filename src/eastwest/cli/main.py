@@ -29,7 +29,11 @@ COMMANDS = {
     "token": ("eastwest.cli.token", "app"),
     "entry": ("eastwest.cli.entry", "app"),
     "node": ("eastwest.cli.node", "app"),
+    "ca": ("eastwest.cli.ca", "app"),
     "bundle": ("eastwest.cli.bundle", "app"),
+    "federation": ("eastwest.cli.federation", "app"),
+    "jwt": ("eastwest.cli.jwt", "app"),
+    "certificate": ("eastwest.cli.certificate", "app"),
     "plan": ("eastwest.cli.estate", "plan"),
     "apply": ("eastwest.cli.estate", "apply"),
     "estate": ("eastwest.cli.estate", "estate_app"),
@@ -92,6 +96,9 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         unreachable = error.code in {Code.UNAVAILABLE, Code.LOG_UNAVAILABLE}
         sys.exit(EXIT_UNREACHABLE if unreachable else EXIT_REFUSED)
+    except PermissionError as error:
+        print(f"error: {error.filename}: this user may not open it (run it as its owner, or as root)", file=sys.stderr)
+        sys.exit(EXIT_REFUSED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_REFUSED)

@@ -6,7 +6,7 @@ import typer
 
 from eastwest.cli.options import AsJson, DataDir, print_json, run
 
-app = typer.Typer(no_args_is_help=True, help="What every sidecar was told and has acknowledged.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="What every sidecar was told and has acknowledged.")
 
 
 @app.callback()

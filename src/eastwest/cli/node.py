@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, print_json, run
+from eastwest.cli.options import AsJson, DataDir, counted, print_json, run
 
-app = typer.Typer(no_args_is_help=True, help="Attested nodes: list, show, ban, evict, purge.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Attested nodes: list, show, ban, evict, purge.")
 
 DAY = 86400
 NodeId = Annotated[str, typer.Argument(metavar="ID", help="The agent's SPIFFE ID.")]
@@ -24,8 +24,9 @@ def list_nodes(data: DataDir, *, as_json: AsJson = False) -> None:
         return
     for node in nodes:
         state = "BANNED" if node["banned"] else f"until {node['expires_at']}"
-        print(f"{node['id']}  ({node['attestation']}, {state}, {node['agent_version'] or 'version unknown'})")
-    print(f"{len(nodes)} nodes")
+        away = "" if node["connected"] or node["banned"] else ", not connected"
+        print(f"{node['id']}  ({node['attestation']}, {state}, {node['agent_version'] or 'version unknown'}{away})")
+    print(counted(len(nodes), "node"))
 
 
 @app.command()
@@ -53,17 +54,17 @@ def show(data: DataDir, node: NodeId, *, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def ban(data: DataDir, node: NodeId) -> None:
+def ban(data: DataDir, node: NodeId, *, as_json: AsJson = False) -> None:
     """Shut a node out at once: it gets nothing more and may not attest again until it is evicted."""
     _change(data, node, "ban")
-    print(f"banned {node}")
+    _tell(node, "banned", as_json=as_json)
 
 
 @app.command()
-def evict(data: DataDir, node: NodeId) -> None:
+def evict(data: DataDir, node: NodeId, *, as_json: AsJson = False) -> None:
     """Forget a node: it gets nothing more, and may join again with its evidence, or with a new token."""
     _change(data, node, "evict")
-    print(f"evicted {node}")
+    _tell(node, "evicted", as_json=as_json)
 
 
 @app.command()
@@ -81,21 +82,13 @@ def purge(
     as_json: AsJson = False,
 ) -> None:
     """Forget nodes that ended long ago and can be forgotten without harm. Banned ones stay."""
-    from eastwest.cli.spire import SpireAdmin
+    from eastwest.cli.admin import AdminClient
     from eastwest.clock import SystemClock
-    from eastwest.spiffe.id import SpiffeId
 
     async def work() -> list[str]:
-        async with SpireAdmin.connect(data) as spire:
-            found = await spire.expired_nodes(int(SystemClock().now().timestamp()) - expired_for * DAY)
-            chosen = [
-                f"spiffe://{node.id.trust_domain}{node.id.path}"
-                for node in found
-                if every_kind or node.can_reattest or node.attestation_type == "join_token"
-            ]
-            for node in [] if dry_run else chosen:
-                await spire.evict(SpiffeId.parse(node))
-            return chosen
+        ended_before = int(SystemClock().now().timestamp()) - expired_for * DAY
+        async with AdminClient.connect(data) as admin:
+            return await admin.purge_nodes(ended_before, every_kind=every_kind, dry_run=dry_run)
 
     chosen = run(work)
     if as_json:
@@ -103,7 +96,7 @@ def purge(
         return
     for node in chosen:
         print(f"{'would forget' if dry_run else 'forgot'} {node}")
-    print(f"{len(chosen)} nodes")
+    print(counted(len(chosen), "node"))
 
 
 def _nodes(data: Any, node: str = "") -> list[dict[str, Any]]:
@@ -137,6 +130,13 @@ def _described(node: Any) -> dict[str, Any]:
 
 def _time(moment: int) -> str | None:
     return datetime.fromtimestamp(moment, UTC).isoformat() if moment else None
+
+
+def _tell(node: str, state: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"id": node, "state": state})
+    else:
+        print(f"{state} {node}")
 
 
 def _change(data: Any, node: str, verb: str) -> None:

@@ -21,6 +21,7 @@ from eastwest.errors import AlreadyExists, FailedPrecondition, InvalidInput
 from eastwest.pki.ca import certify_ca, cross_certify
 from eastwest.pki.hierarchy import create_root
 from eastwest.pki.signer import KeyAlgorithm, SoftwareSigner, algorithm_of, generate_private_key, key_id_of
+from eastwest.plugins.secret_files import read_private
 from eastwest.process.files import replace_file
 from eastwest.spiffe.id import TrustDomain
 
@@ -127,7 +128,7 @@ def _trust_domain(certificate: bytes, where: Path) -> TrustDomain:
 
 def _passphrase(path: Path) -> bytes:
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_private(path, "the passphrase file").splitlines()
     except OSError as error:
         raise InvalidInput(f"the passphrase cannot be read: {error.strerror}", where=str(path)) from None
     if not lines or not lines[0]:

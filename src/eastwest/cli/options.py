@@ -17,7 +17,14 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 DataDir = Annotated[
     Path,
-    typer.Option("--data", metavar="DIR", envvar="EASTWEST_DATA", help="The data directory of the server or agent."),
+    # Not checked for being readable: an administrator by group passes through the directory and may not list it.
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        envvar="EASTWEST_DATA",
+        readable=False,
+        help="The data directory of the server or agent.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
@@ -29,6 +36,11 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
         return await work()
 
     return asyncio.run(main())
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: ``1 node``, ``2 nodes``."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def print_json(value: object) -> None:

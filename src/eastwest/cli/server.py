@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from eastwest.cli.options import AsJson, DataDir, report_findings, run, start_logging
 
-app = typer.Typer(no_args_is_help=True, help="The authority: create, run and check it.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The authority: create, run and check it.")
 
 Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port for agents; 0 takes a free one.")]
 Address = Annotated[str | None, typer.Option("--address", help="Address for agents; 127.0.0.1 unless told.")]
@@ -20,21 +21,55 @@ def init(
     trust_domain: Annotated[str, typer.Option(metavar="TD", help="The trust domain's name, such as saas.example.")],
     port: Port = None,
     address: Address = None,
+    offline_root: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, metavar="PEM", help="The root, where its key is kept elsewhere."),
+    ] = None,
+    ca_key: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Key type of root and issuing CAs: ec-p256, ec-p384, ed25519.")
+    ] = None,
+    post_quantum: Annotated[
+        bool | None, typer.Option("--post-quantum", help="A second root beside it, for ML-DSA-65 keys.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, metavar="FILE", help="A server.toml written beforehand, instead of flags."
+        ),
+    ] = None,
 ) -> None:
     """Make a new trust domain: root, issuing CA, token key, log key, and server.toml."""
+    import msgspec
+
+    from eastwest.cli.pem import read_root
     from eastwest.clock import SystemClock
     from eastwest.entropy import SystemEntropy
-    from eastwest.server.config import ServerFile
+    from eastwest.server.config import ServerFile, read_file
     from eastwest.server.init import init_server
 
-    given = {"agent_port": port, "agent_address": address}
-    # The flags' types are those of the fields; a dictionary cannot say so.
-    file = ServerFile(trust_domain=trust_domain, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    loaded = init_server(data, file, SystemClock(), SystemEntropy())
+    given = {"agent_port": port, "agent_address": address, "ca_key": ca_key, "post_quantum": post_quantum}
+    wanted = {name: value for name, value in given.items() if value is not None}
+    try:
+        file = msgspec.convert({"trust_domain": trust_domain, **wanted}, ServerFile)
+    except msgspec.ValidationError as error:
+        raise typer.BadParameter(str(error)) from None
+    text = None
+    if config is not None:
+        text = config.read_bytes()
+        file = read_file(text, str(config), {})
+        if given != dict.fromkeys(given) or file.trust_domain != trust_domain:
+            raise typer.BadParameter(f"{config} and the flags differ: leave out the other flags")
+    root = read_root(offline_root) if offline_root is not None else None
+    made = run(lambda: init_server(data, file, SystemClock(), SystemEntropy(), root, text))
     print(f"initialised trust domain {trust_domain} in {data}")
-    print(f"  issuing CA  {loaded.authority.key_id}, until {loaded.authority.not_after:%Y-%m-%d}")
-    print(f"  log         {loaded.log_key.vkey}")
-    print(f"next: eastwest server run --data {data}")
+    if made.not_after is not None:
+        print(f"  issuing CA  {made.issuing_id}, until {made.not_after:%Y-%m-%d}")
+    print(f"  log         {made.log_key.vkey}")
+    if made.not_after is None and not file.upstream:
+        print("the root is offline, so its issuing CA must be signed there:")
+        print(f"next: eastwest ca export-csr --data {data} > issuing.csr")
+    else:
+        print(f"next: eastwest server run --data {data}")
 
 
 @app.command("run")

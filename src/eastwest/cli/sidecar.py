@@ -10,7 +10,7 @@ import typer
 
 from eastwest.cli.options import DataDir
 
-app = typer.Typer(no_args_is_help=True, help="Run Envoy beside a workload.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Run Envoy beside a workload.")
 
 
 @app.callback()

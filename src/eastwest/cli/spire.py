@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from google.protobuf.wrappers_pb2 import BoolValue
-
 from eastwest.api.spire.api.server.agent.v1 import agent_pb2
-from eastwest.api.spire.api.types import types_pb2
 from eastwest.cli.admin import admin_channel
 from eastwest.rpc.client import Channel, method
 from eastwest.rpc.spire import id_to_proto
@@ -35,20 +31,6 @@ class SpireAdmin:
 
     async def __aexit__(self, *_exception: object) -> None:
         self._channel.close()
-
-    async def expired_nodes(self, ended_before: int) -> list[types_pb2.Agent]:
-        """Nodes that are not banned and whose certificates ended before that moment (Unix seconds)."""
-        moment = datetime.fromtimestamp(ended_before, UTC).strftime("%Y-%m-%d %H:%M:%S +0000 UTC")
-        wanted = agent_pb2.ListAgentsRequest.Filter(by_expires_before=moment, by_banned=BoolValue(value=False))
-        found: list[types_pb2.Agent] = []
-        token = ""
-        while True:
-            request = agent_pb2.ListAgentsRequest(filter=wanted, page_size=PAGE, page_token=token)
-            page = await self._channel.unary(method(_AGENT, "ListAgents"), request)
-            found += page.agents
-            token = page.next_page_token
-            if not token:
-                return found
 
     async def ban(self, node: SpiffeId) -> None:
         """Shut a node out until it is evicted."""

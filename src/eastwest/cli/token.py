@@ -9,7 +9,7 @@ import typer
 
 from eastwest.cli.options import AsJson, DataDir, print_json, run
 
-app = typer.Typer(no_args_is_help=True, help="Join tokens for new nodes.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Join tokens for new nodes.")
 
 
 @app.callback()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from eastwest.errors import FailedPrecondition
+from eastwest.errors import Error, FailedPrecondition
 from eastwest.issuance.record import Recording
 from eastwest.issuance.register import IssuedCertificate
 from eastwest.issuance.request import Instance, X509Request
@@ -15,7 +15,7 @@ from eastwest.log.entry import timestamp
 from eastwest.pki.csr import verify_csr
 from eastwest.pki.profile import BACKDATE, Profile
 from eastwest.pki.revocation import shard_of
-from eastwest.pki.signer import Signer
+from eastwest.pki.signer import KeyAlgorithm, Signer, SubjectKey
 from eastwest.pki.template import LeafTemplate, encode_revocation, encode_validity
 from eastwest.spiffe.svid import X509Svid
 
@@ -61,19 +61,33 @@ class Batch:
         self.revocable: list[IssuedCertificate] = []
         self._state = state
         self._now = now.replace(microsecond=0)
-        self._plans: dict[tuple[str, str, str, int | None], Plan] = {}
+        self._profiles: dict[tuple[str, str, str, int | None], Profile] = {}
+        self._plans: dict[tuple[str, str, str, int | None, bool], Plan] = {}
         self._recording = Recording(timestamp(now), state.trust_domain.name, instance)
 
-    def draft(self, request: X509Request, serial: int) -> Draft:
-        """Profile and build. Raises the refusal."""
+    def profile(self, request: X509Request) -> Profile:
+        """The request's profile, if it allows the request's door, environment and lifetime. Raises the refusal."""
         kind = (request.profile, request.door, request.environment, request.ttl)
-        plan = self._plans.get(kind)
-        if plan is None:
-            plan = self._plans[kind] = self._plan(request)
-        self._state.check_identity(request.spiffe_id, plan.profile)
+        profile = self._profiles.get(kind)
+        if profile is None:
+            profile = self._profiles[kind] = self._state.profile_of(request)
+            profile.ttl(request.ttl)
+        return profile
+
+    def draft(self, request: X509Request, serial: int, checked: SubjectKey | Error | None = None) -> Draft:
+        """Profile and build. Raises the refusal. ``checked`` is what its CSR was found to be, where that is known."""
+        profile = self.profile(request)
+        self._state.check_identity(request.spiffe_id, profile)
         if request.dns_names:
-            plan.profile.check_dns_names(request.dns_names)
-        key = verify_csr(request.csr_der, plan.profile.keys)
+            profile.check_dns_names(request.dns_names)
+        if isinstance(checked, Error):
+            raise checked
+        key = checked or verify_csr(request.csr_der, profile.keys)
+        kind = (request.profile, request.door, request.environment, request.ttl)
+        post_quantum = key.algorithm is KeyAlgorithm.ML_DSA_65
+        plan = self._plans.get((*kind, post_quantum))
+        if plan is None:
+            plan = self._plans[*kind, post_quantum] = self._plan(request, profile, post_quantum=post_quantum)
         unsigned = plan.template.to_be_signed(
             serial, plan.validity, key, str(request.spiffe_id), request.dns_names, plan.revocation
         )
@@ -97,9 +111,8 @@ class Batch:
         chain = (certificate, *plan.chain)
         return X509Svid(request.spiffe_id, chain, plan.not_before, plan.not_after, draft.serial), entry
 
-    def _plan(self, request: X509Request) -> Plan:
-        profile = self._state.profile_of(request)
-        ca = self._state.issuing_ca(request.environment)
+    def _plan(self, request: X509Request, profile: Profile, *, post_quantum: bool) -> Plan:
+        ca = self._state.issuing_ca(request.environment, post_quantum=post_quantum)
         authority = ca.authority
         if self._now >= authority.not_after:
             raise FailedPrecondition("the issuing CA has expired", fix="rotate the X.509 authority")

@@ -50,7 +50,8 @@ def draft_downstream(request: DownstreamRequest, authority: Authority, serial: i
     if request.ttl is not None and request.ttl < 0:
         raise InvalidInput(f"a lifetime of {request.ttl} s is not possible")
     allowed = CLASSICAL | {authority.signer.algorithm}
-    key = read_ca_csr(request.csr_der, authority.trust_domain, allowed)
+    # SPIRE's own client names nothing; what the certificate says is ours to say.
+    key = read_ca_csr(request.csr_der, authority.trust_domain, allowed, nameless=True)
     limit = authority.path_length
     depth = request.path_length if limit is None else min(request.path_length, limit - 1)
     lifetime = min(timedelta(seconds=request.ttl) if request.ttl else DEFAULT_LIFETIME, MAX_LIFETIME)

@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 from eastwest.clock import Clock
@@ -18,18 +19,19 @@ from eastwest.entropy import Entropy, random_uuid, serial_numbers
 from eastwest.errors import Error, FailedPrecondition, Internal, PermissionDenied
 from eastwest.issuance.batch import Batch, Draft
 from eastwest.issuance.downstream import DownstreamCa, draft_downstream, finish_downstream
-from eastwest.issuance.ports import SigningPool
+from eastwest.issuance.ports import CsrChecks, SigningPool
 from eastwest.issuance.record import Recording
 from eastwest.issuance.register import Register
 from eastwest.issuance.request import DownstreamRequest, Instance, JwtRequest, X509Request
 from eastwest.issuance.state import State
 from eastwest.log.entry import timestamp
 from eastwest.log.ports import Recorder
+from eastwest.pki.csr import MAX_CSR_BYTES
 from eastwest.pki.hierarchy import Authority
 from eastwest.pki.jwt import JwtSigningKey, check_audience, prepare
 from eastwest.pki.profile import Profile, ProfileViolation
 from eastwest.pki.revocation import RevocationUrls
-from eastwest.pki.signer import Signer
+from eastwest.pki.signer import KeyAlgorithm, Signer, SubjectKey
 from eastwest.spiffe.id import TrustDomain
 from eastwest.spiffe.svid import JwtSvid, X509Svid
 
@@ -37,6 +39,8 @@ YIELD_EVERY = 4
 """Certificates between two yields to other tasks: half a millisecond of work each time."""
 
 MAX_BATCH = 1000
+CHECKED_BESIDE_FROM = 16
+"""Requests of a batch from which on their CSRs are checked in other processes, where there are such."""
 JWT_DEFAULT_TTL = 300
 JWT_MAX_TTL = 4 * 3600
 
@@ -55,8 +59,10 @@ class Issuer:
         profiles: Iterable[Profile] = (),
         jwt_issuer: str | None = None,
         *,
+        post_quantum: Mapping[str, Authority] | None = None,
         awaiting: Collection[str] = (),
         pool: SigningPool | None = None,
+        checks: CsrChecks | None = None,
         revocation: RevocationUrls | None = None,
         downstream: Authority | None = None,
         register: Register | None = None,
@@ -64,8 +70,10 @@ class Issuer:
         """``authorities``: environment -> issuing CA; "" is the default one and must be there.
 
         ``profiles`` add to the built-in ones, or replace ``workload``. ``jwt_issuer`` becomes the ``iss`` claim.
-        ``awaiting`` are environments that are to have a CA of their own and have none yet: they are refused, while
-        an environment that is named nowhere uses the default CA. ``pool`` is needed for signers that are remote.
+        ``post_quantum``: the same for ML-DSA-65 keys; without its default CA no such key is certified. ``awaiting`` are
+        environments that are to have CAs of their own: while one has none it is refused, and an environment that is
+        named nowhere uses the default CA. ``pool`` is needed for signers that are remote.
+        ``checks`` takes the CSRs of batches off the event loop; single requests are not worth the way.
         ``revocation`` is where CRLs and OCSP are served, for profiles that demand them; it needs a ``register``, which
         remembers what was issued under these profiles before it is released. ``downstream`` signs CAs for
         servers below this one; without it the environment's own CA does, if its path length lets it.
@@ -76,8 +84,11 @@ class Issuer:
         self._instance = instance
         self._jwt_issuer = jwt_issuer
         self._pool = pool
+        self._checks = checks
         self._register = register
-        made = State.make(authorities, jwt_key, profiles, frozenset(awaiting), revocation, downstream)
+        made = State.make(
+            authorities, post_quantum or {}, jwt_key, profiles, frozenset(awaiting), revocation, downstream
+        )
         self._state = self._checked(made)
 
     @property
@@ -109,6 +120,7 @@ class Issuer:
         self,
         *,
         authorities: Mapping[str, Authority] | None = None,
+        post_quantum: Mapping[str, Authority] | None = None,
         jwt_key: JwtSigningKey | None = None,
         profiles: Iterable[Profile] | None = None,
         awaiting: Collection[str] | None = None,
@@ -116,12 +128,13 @@ class Issuer:
     ) -> None:
         """Use new signing keys, profiles or environments from the next batch on; those under way end with the old.
 
-        ``authorities`` is the whole new mapping. Everything is checked before anything changes: raises
-        ``FailedPrecondition`` for another trust domain, no default CA, or a remote signer without a pool.
+        ``authorities`` and ``post_quantum`` are the whole new mappings. Everything is checked before anything changes:
+        raises ``FailedPrecondition`` for another trust domain, no default CA, or a remote signer without a pool.
         """
         old = self._state
         new = State.make(
             self.authorities if authorities is None else authorities,
+            {name: ca.authority for name, ca in old.post_quantum.items()} if post_quantum is None else post_quantum,
             jwt_key or old.jwt_key,
             old.profiles.values() if profiles is None else profiles,
             old.awaiting if awaiting is None else frozenset(awaiting),
@@ -143,11 +156,12 @@ class Issuer:
         results: list[X509Svid | Error] = []
         entries: list[bytes] = []
         remote: list[tuple[int, Draft]] = []
+        checked = await self._check(batch, requests)
         for index, serial in enumerate(serial_numbers(self._entropy, len(requests))):
             if index % YIELD_EVERY == 0 and index:
                 await self._clock.sleep(0)
             try:
-                draft = batch.draft(requests[index], serial)
+                draft = batch.draft(requests[index], serial, checked.get(index))
                 if draft.plan.is_remote:
                     remote.append((index, draft))
                     results.append(_UNSIGNED)
@@ -166,6 +180,20 @@ class Issuer:
         if entries:
             await self._recorder.append(entries)
         return results
+
+    async def _check(self, batch: Batch, requests: Sequence[X509Request]) -> dict[int, SubjectKey | Error]:
+        """What the CSRs of a large batch are, by place; those missing are checked where they are used."""
+        if self._checks is None or len(requests) < CHECKED_BESIDE_FROM:
+            return {}
+        places: list[int] = []
+        asked: list[tuple[bytes, Collection[KeyAlgorithm]]] = []
+        for index, request in enumerate(requests):
+            if len(request.csr_der) > MAX_CSR_BYTES:
+                continue
+            with suppress(Error):  # raised again, and told, when it is drafted
+                asked.append((request.csr_der, batch.profile(request).keys))
+                places.append(index)
+        return dict(zip(places, await self._checks.check(asked), strict=True))
 
     async def issue_jwt(self, request: JwtRequest) -> JwtSvid:
         """Issue one token. Raises the refusal, or ``LogUnavailable``."""

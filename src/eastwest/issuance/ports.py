@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from eastwest.pki.signer import Signer
+from eastwest.errors import Error
+from eastwest.pki.signer import KeyAlgorithm, Signer, SubjectKey
 
 
 class SigningPool(Protocol):
@@ -15,5 +16,16 @@ class SigningPool(Protocol):
         """One signature for each message, in order, made by ``signer.sign`` with as much at once as the pool allows.
 
         Raises what the signer raises; then none of the messages counts as signed.
+        """
+        ...
+
+
+class CsrChecks(Protocol):
+    """Checks signing requests beside the event loop."""
+
+    async def check(self, requests: Sequence[tuple[bytes, Collection[KeyAlgorithm]]]) -> Sequence[SubjectKey | Error]:
+        """What ``eastwest.pki.csr.verify_csr`` gives or raises for each request and the key types allowed, in order.
+
+        A request that could not be checked at all gets ``Unavailable``.
         """
         ...

@@ -10,7 +10,7 @@ from eastwest.pki.hierarchy import Authority
 from eastwest.pki.lint import Expectation, Role, lint_certificate, require_clean
 from eastwest.pki.profile import BACKDATE, Profile, Scope
 from eastwest.pki.revocation import RevocationUrls, shard_of
-from eastwest.pki.signer import SoftwareSigner, SubjectKey, generate_private_key
+from eastwest.pki.signer import KeyAlgorithm, SoftwareSigner, SubjectKey, generate_private_key
 from eastwest.pki.template import LeafTemplate, encode_revocation, encode_validity
 
 _PATHS = {
@@ -24,11 +24,17 @@ _URLS = RevocationUrls("http://sample.invalid")
 
 
 def check_sample(
-    authority: Authority, above: tuple[x509.Certificate, ...], profile: Profile, template: LeafTemplate
+    authority: Authority,
+    above: tuple[x509.Certificate, ...],
+    profile: Profile,
+    template: LeafTemplate,
+    *,
+    post_quantum: bool = False,
 ) -> None:
     """Lint leaves of ``profile`` below ``authority``, with and without DNS names; raise ``LintFailure``.
 
-    ``above`` are the certificates over the leaf, issuing CA first, root last.
+    ``above`` are the certificates over the leaf, issuing CA first, root last. ``post_quantum``: the authority is for
+    ML-DSA-65 keys, which the profile must have; else for the others.
     """
     stand_in = SoftwareSigner(generate_private_key(authority.signer.algorithm))
     expected = Expectation(
@@ -41,7 +47,8 @@ def check_sample(
     not_after = min(not_before + BACKDATE + timedelta(seconds=profile.max_ttl), authority.not_after)
     revocation = encode_revocation(_URLS.crl(authority.key_id, shard_of(not_after)), _URLS.ocsp)
     uri = str(authority.trust_domain.id(_PATHS[profile.scope]))
-    key = SubjectKey.of(generate_private_key(min(profile.keys)).public_key())
+    served = [key for key in profile.keys if (key is KeyAlgorithm.ML_DSA_65) == post_quantum]
+    key = SubjectKey.of(generate_private_key(served[0]).public_key())
     for names in ((), _NAMES):
         unsigned = template.to_be_signed(
             _SERIAL, encode_validity(not_before, not_after), key, uri, names, revocation if names else b""

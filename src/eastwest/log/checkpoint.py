@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from eastwest.log.note import MalformedNote, NoteKey, Signer, open_note, sign_note, strict_base64
 from eastwest.log.tree import HASH_SIZE
 
+MAX_DIGITS = 19
+"""Digits of a size or an index: tlog-checkpoint bounds them by 2^63."""
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -27,6 +30,8 @@ class Checkpoint:
         origin, size, root = lines[:3]
         if not (size.isascii() and size.isdigit()) or (size[0] == "0" and size != "0"):
             raise MalformedNote("the size in a checkpoint is a whole number without leading zeros")
+        if len(size) > MAX_DIGITS:
+            raise MalformedNote("the size in a checkpoint is larger than any log")
         checkpoint = cls(origin, int(size), strict_base64(root))
         if len(checkpoint.root) != HASH_SIZE:
             raise MalformedNote(f"the root in a checkpoint has {HASH_SIZE} bytes")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from eastwest.errors import InvalidInput, Unauthenticated
-from eastwest.log.checkpoint import Checkpoint, open_checkpoint
+from eastwest.log.checkpoint import MAX_DIGITS, Checkpoint, open_checkpoint
 from eastwest.log.note import NoteKey, strict_base64
 from eastwest.log.tree import EMPTY_ROOT, HASH_SIZE, fold_edge, leaf_hash, node_hash
 
@@ -149,6 +149,8 @@ class LogProof:
         index = lines.pop(0).removeprefix("index ") if lines and lines[0].startswith("index ") else ""
         if not (index.isascii() and index.isdigit()) or (index[0] == "0" and index != "0"):
             raise MalformedProof("a proof names an index without leading zeros")
+        if len(index) > MAX_DIGITS:
+            raise MalformedProof("the index in a proof is larger than any log")
         hashes = tuple(strict_base64(line) for line in lines)
         if len(hashes) > MAX_PROOF_HASHES or any(len(hash_) != HASH_SIZE for hash_ in hashes):
             raise MalformedProof(f"a proof has at most {MAX_PROOF_HASHES} hashes of {HASH_SIZE} bytes")

@@ -93,6 +93,9 @@ class _Audit:
             computed: list[bytes | None] = []
             claimed: list[bytes] | None = None
             for tile in tiles_of(count, level):
+                if len(self.problems) >= MAX_PROBLEMS:
+                    # A checkpoint may claim more entries than could be looked for in a lifetime.
+                    return
                 start = tile.index * TILE_WIDTH
                 computed = below[start : start + tile.width] if level else self._leaves(tile)
                 claimed = self._tile(tile)

@@ -36,15 +36,17 @@ def remote(outbound: Outbound, spiffe_id: str, settings: Settings) -> Any:
     server = SpiffeId.parse(outbound.spiffe_id)
     cluster = _cluster(names.remote_cluster(outbound.service), list(outbound.endpoints), settings)
     http = outbound.protocol == "http"
+    post_quantum = outbound.post_quantum
     if http:
         _protocol(cluster, http2=True)
     cluster.transport_socket.CopyFrom(
         transport.upstream(
             spiffe_id,
             outbound.spiffe_id,
-            server.trust_domain.uri,
+            names.post_quantum_bundle(server.trust_domain.name) if post_quantum else server.trust_domain.uri,
             sni=f"{outbound.service}.{server.trust_domain.name}",
             http=http,
+            post_quantum=post_quantum,
         )
     )
     return cluster

@@ -44,8 +44,9 @@ def inbound_resources(inbound: Inbound, spiffe_id: str, settings: Settings) -> l
             (names.EXTENSION, names.plaintext_filter(service)),
             *((names.ROUTES, route.name) for route in routes),
         ]
+    callers = names.POST_QUANTUM_CALLERS_SECRET if inbound.post_quantum else names.CALLERS_SECRET
     chains[0].transport_socket.CopyFrom(
-        transport.downstream(spiffe_id, names.CALLERS_SECRET, http=inbound.protocol == "http")
+        transport.downstream(spiffe_id, callers, http=inbound.protocol == "http", post_quantum=inbound.post_quantum)
     )
     listener = listener_pb2.Listener(
         name=names.inbound_listener(service),
@@ -61,7 +62,7 @@ def inbound_resources(inbound: Inbound, spiffe_id: str, settings: Settings) -> l
         access_log=[logs.tcp_log(names.connection_log(service), settings)],
         per_connection_buffer_limit_bytes={"value": 1 << 20},
     )
-    needs += [(names.SECRET, spiffe_id), (names.SECRET, names.CALLERS_SECRET)]
+    needs += [(names.SECRET, spiffe_id), (names.SECRET, callers)]
     needs += [(names.CLUSTER, cluster.name) for cluster in locals_]
     return [
         *(Resource.of(cluster.name, names.CLUSTER, cluster) for cluster in locals_),

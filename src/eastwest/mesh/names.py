@@ -18,7 +18,13 @@ ONE_PER_RESPONSE: Final = frozenset({EXTENSION, SECRET})
 
 AGENT_CLUSTER: Final = "eastwest-agent"
 CALLERS_SECRET: Final = "eastwest:callers"  # noqa: S105 - a name; the bundles of every trust domain that may call
+POST_QUANTUM_CALLERS_SECRET: Final = "eastwest:callers:post-quantum"  # noqa: S105 - a name; their ML-DSA-65 roots only
 EGRESS: Final = "egress"
+
+
+def post_quantum_bundle(trust_domain: str) -> str:
+    """The secret with the ML-DSA-65 roots of a trust domain, and no others."""
+    return f"eastwest:post-quantum:{trust_domain}"
 
 
 def callers_filter(service: str) -> str:

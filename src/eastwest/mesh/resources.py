@@ -15,7 +15,7 @@ from eastwest.mesh.secrets import Identity, SecretSet, trust_domains_of
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource, Snapshot
 from eastwest.mesh.tree import pack
-from eastwest.policy.enforcement import Inbound, Sidecar
+from eastwest.policy.enforcement import Inbound, Outbound, Sidecar
 from eastwest.spiffe.id import SpiffeId
 
 
@@ -30,18 +30,23 @@ def sidecar_snapshot(sidecar: Sidecar, settings: Settings, secrets: SecretSet) -
     return snapshot
 
 
-def verifiable(sidecar: Sidecar, bundles: Collection[str]) -> tuple[Sidecar, tuple[str, ...]]:
+def verifiable(
+    sidecar: Sidecar, bundles: Collection[str], post_quantum: Collection[str] = ()
+) -> tuple[Sidecar, tuple[str, ...]]:
     """The part of ``sidecar`` whose servers ``bundles`` (trust domains) can verify, and the services left out.
 
-    A foreign trust domain whose bundle has not come, or is gone, takes away its own services and nothing else.
+    ``post_quantum`` are the trust domains of which an ML-DSA-65 root is known. A foreign trust domain whose bundle has
+    not come, or is gone, takes away its own services and nothing else.
     """
     own = SpiffeId.parse(sidecar.spiffe_id).trust_domain
 
-    def known(spiffe_id: str) -> bool:
-        domain = SpiffeId.parse(spiffe_id).trust_domain
+    def known(outbound: Outbound) -> bool:
+        domain = SpiffeId.parse(outbound.spiffe_id).trust_domain
+        if outbound.post_quantum:
+            return domain.name in post_quantum
         return domain == own or domain.name in bundles
 
-    lost = tuple(outbound.service for outbound in sidecar.outbound if not known(outbound.spiffe_id))
+    lost = tuple(outbound.service for outbound in sidecar.outbound if not known(outbound))
     if not lost:
         return sidecar, ()
     outbound = tuple(one for one in sidecar.outbound if one.service not in lost)
@@ -65,16 +70,27 @@ def filter_resources(inbound: Inbound, known_callers: Sequence[str]) -> list[Res
     ]
 
 
-def sidecar_secrets(sidecar: Sidecar, identity: Identity, bundles: Mapping[str, bytes]) -> SecretSet:
-    """The secrets of one workload: its own identity, and only the bundles that its calls need."""
+def sidecar_secrets(
+    sidecar: Sidecar,
+    identity: Identity,
+    bundles: Mapping[str, bytes],
+    post_quantum: Mapping[str, bytes] | None = None,
+) -> SecretSet:
+    """The secrets of one workload: its own identity, and only the bundles that its calls need.
+
+    ``post_quantum`` are the ML-DSA-65 roots of trust domains; they are passed on where something demands them.
+    """
     callers = (*trust_domains_of([sidecar.spiffe_id]), *sidecar.federated_callers)
     servers = trust_domains_of(outbound.spiffe_id for outbound in sidecar.outbound)
     needed = {*callers, *servers}
+    demanded = any(one.post_quantum for one in sidecar.inbound) or any(one.post_quantum for one in sidecar.outbound)
+    quantum_safe = (post_quantum or {}) if demanded else {}
     return SecretSet(
         identities=(identity,),
         trust_domain=SpiffeId.parse(sidecar.spiffe_id).trust_domain.name,
         bundles={name: pem for name, pem in bundles.items() if name in needed},
         callers=callers,
+        post_quantum={name: pem for name, pem in quantum_safe.items() if name in needed},
     )
 
 

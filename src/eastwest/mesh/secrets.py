@@ -1,7 +1,8 @@
 """Certificates and bundles as Envoy secrets, under SPIRE's names.
 
 ``default`` is the first identity, a SPIFFE ID that identity, ``ROOTCA`` the own bundle, ``spiffe://td`` one
-bundle, ``ALL`` every bundle; ``eastwest:callers`` the bundles of the trust domains that callers come from.
+bundle, ``ALL`` every bundle; ``eastwest:callers`` the bundles of the trust domains that callers come from. Their
+ML-DSA-65 roots alone are ``eastwest:post-quantum:td`` and ``eastwest:callers:post-quantum``.
 Bundles are always the SPIFFE validator's, which binds each trust domain to its own roots.
 """
 
@@ -21,6 +22,7 @@ from eastwest.spiffe.id import SCHEME, SpiffeId, TrustDomain
 DEFAULT = "default"
 ROOT_CA = "ROOTCA"
 ALL = "ALL"
+_POST_QUANTUM = names.post_quantum_bundle("")
 _VALIDATOR = "envoy.tls.cert_validator.spiffe"
 
 
@@ -42,6 +44,7 @@ class SecretSet:
     bundles: Mapping[str, bytes]  # trust domain name → concatenated PEM roots
     callers: tuple[str, ...] = ()  # trust domains for `eastwest:callers`; those without a bundle are left out
     marker: object = None  # what all this stands for, to be told once it is acknowledged
+    post_quantum: Mapping[str, bytes] = field(default_factory=dict)  # as ``bundles``, but ML-DSA-65 roots only
 
     def find(self, name: str) -> Resource | None:
         """The secret called ``name``, or None where there is none (yet)."""
@@ -57,7 +60,9 @@ class SecretSet:
 
     def resources(self) -> tuple[Resource, ...]:
         """Every secret a sidecar's own config refers to."""
-        found = (self.find(name) for name in (*self.all_names(), names.CALLERS_SECRET))
+        quantum_safe = [names.post_quantum_bundle(trust_domain) for trust_domain in sorted(self.post_quantum)]
+        own = (*self.all_names(), names.CALLERS_SECRET, *quantum_safe, names.POST_QUANTUM_CALLERS_SECRET)
+        found = (self.find(name) for name in own)
         return tuple(resource for resource in found if resource is not None)
 
     def snapshot(self) -> Snapshot:
@@ -75,18 +80,23 @@ class SecretSet:
             return self._bundles(name, self.bundles)
         if name == names.CALLERS_SECRET:
             return self._bundles(name, self.callers or (self.trust_domain,))
+        if name == names.POST_QUANTUM_CALLERS_SECRET:
+            return self._bundles(name, self.callers or (self.trust_domain,), self.post_quantum)
+        if name.startswith(_POST_QUANTUM):
+            return self._bundles(name, (name.removeprefix(_POST_QUANTUM),), self.post_quantum)
         for identity in self.identities:
             if identity.spiffe_id == name:
                 return _certificate(name, identity)
         return self._bundles(name, (name.removeprefix(SCHEME),)) if name.startswith(SCHEME) else None
 
-    def _bundles(self, name: str, trust_domains: Iterable[str]) -> Any:
-        known = sorted(trust_domain for trust_domain in set(trust_domains) if self.bundles.get(trust_domain))
+    def _bundles(self, name: str, trust_domains: Iterable[str], bundles: Mapping[str, bytes] | None = None) -> Any:
+        bundles = self.bundles if bundles is None else bundles
+        known = sorted(trust_domain for trust_domain in set(trust_domains) if bundles.get(trust_domain))
         if not known:
             return None
         validator = tls_spiffe_validator_config_pb2.SPIFFECertValidatorConfig()
         for trust_domain in known:
-            validator.trust_domains.add(name=trust_domain, trust_bundle={"inline_bytes": self.bundles[trust_domain]})
+            validator.trust_domains.add(name=trust_domain, trust_bundle={"inline_bytes": bundles[trust_domain]})
         context = common_pb2.CertificateValidationContext(
             custom_validator_config={"name": _VALIDATOR, "typed_config": pack(validator)}
         )

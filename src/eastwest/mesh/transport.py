@@ -2,7 +2,7 @@
 
 A resumed session would outlive the certificate it began with, so nothing here resumes. Identity is not decided
 here on the way in (the caller trees do that); on the way out the server must prove one exact SPIFFE ID under
-the bundle of its own trust domain and no other.
+the bundle of its own trust domain and no other. ``post_quantum``: the first of the lists below and nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +14,18 @@ from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tl
 
 from eastwest.mesh.tree import pack
 
+_GROUPS = ("X25519MLKEM768", "X25519", "P-256")
+"""Key exchange, best first: hybrid with everybody who can, so that what is recorded today stays secret."""
+_SIGNATURES = (
+    "mldsa65",
+    "ecdsa_secp256r1_sha256",
+    "ecdsa_secp384r1_sha384",
+    "ed25519",
+    "rsa_pss_rsae_sha256",
+)
+"""How a peer may prove its key: what profiles certify, and RSA for peers of other trust domains. Envoy's own defaults
+know neither ML-DSA nor Ed25519."""
+
 
 def from_agent() -> Any:
     """Resources come over the config stream; a listener waits for them for ever rather than start without."""
@@ -22,10 +34,10 @@ def from_agent() -> Any:
     )
 
 
-def downstream(spiffe_id: str, callers_secret: str, *, http: bool) -> Any:
+def downstream(spiffe_id: str, callers_secret: str, *, http: bool, post_quantum: bool = False) -> Any:
     """A listener's side: our certificate, and a client certificate from a trust domain we know."""
     context = tls_pb2.DownstreamTlsContext(
-        common_tls_context=_common(spiffe_id, ["h2", "http/1.1"] if http else []),
+        common_tls_context=_common(spiffe_id, ["h2", "http/1.1"] if http else [], post_quantum=post_quantum),
         require_client_certificate={"value": True},
         disable_stateless_session_resumption=True,
         disable_stateful_session_resumption=True,
@@ -34,10 +46,14 @@ def downstream(spiffe_id: str, callers_secret: str, *, http: bool) -> Any:
     return _socket(context)
 
 
-def upstream(spiffe_id: str, server_id: str, server_bundle: str, *, sni: str, http: bool) -> Any:
+def upstream(
+    spiffe_id: str, server_id: str, server_bundle: str, *, sni: str, http: bool, post_quantum: bool = False
+) -> Any:
     """A client's side: our certificate, and a server that is ``server_id`` under ``server_bundle``."""
     context = tls_pb2.UpstreamTlsContext(
-        common_tls_context=_common(spiffe_id, ["h2"] if http else []), sni=sni, max_session_keys={"value": 0}
+        common_tls_context=_common(spiffe_id, ["h2"] if http else [], post_quantum=post_quantum),
+        sni=sni,
+        max_session_keys={"value": 0},
     )
     combined = context.common_tls_context.combined_validation_context
     combined.validation_context_sds_secret_config.CopyFrom(_secret(server_bundle))
@@ -47,11 +63,13 @@ def upstream(spiffe_id: str, server_id: str, server_bundle: str, *, sni: str, ht
     return _socket(context)
 
 
-def _common(spiffe_id: str, alpn: list[str]) -> Any:
+def _common(spiffe_id: str, alpn: list[str], *, post_quantum: bool) -> Any:
     return tls_pb2.CommonTlsContext(
         tls_params={
             "tls_minimum_protocol_version": common_pb2.TlsParameters.TLSv1_3,
             "tls_maximum_protocol_version": common_pb2.TlsParameters.TLSv1_3,
+            "ecdh_curves": _GROUPS[:1] if post_quantum else _GROUPS,
+            "signature_algorithms": _SIGNATURES[:1] if post_quantum else _SIGNATURES,
         },
         tls_certificate_sds_secret_configs=[_secret(spiffe_id)],
         alpn_protocols=alpn,

@@ -208,7 +208,7 @@ def _paths(chain: Sequence[x509.Certificate], roots: Sequence[bytes], below: int
             break
         path.append(chain[depth + 1])
         # A self-issued certificate does not count against a path length (RFC 5280, 6.1.4 l).
-        under += chain[depth + 1].subject != chain[depth + 1].issuer
+        under += not _is_self_issued(chain[depth + 1])
     if not found:
         raise UntrustedChain(reason, fix="fetch the trust domain's current bundle" if reason == _NO_ROOT else "")
 
@@ -235,6 +235,13 @@ def _issued(issuer: x509.Certificate, subject: x509.Certificate, below: int) -> 
     except _NO_PROOF:
         return False
     return True
+
+
+def _is_self_issued(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.subject == certificate.issuer
+    except PARSE_ERRORS:
+        raise UntrustedChain("the names in the chain are malformed") from None
 
 
 def _is_ca(extensions: x509.Extensions) -> bool:

@@ -2,6 +2,9 @@
 
 A node counts while it may still act: attested, not banned, and its certificate has not ended. What it says of itself
 covers its sidecars: its sequence is the lowest of all that it stands for.
+
+Those outside the trust domain cannot confirm: relying parties keep our key set, and federated peers look at our bundle
+now and then. They are given time.
 """
 
 from __future__ import annotations
@@ -45,6 +48,18 @@ def require_confirmed(holders: Iterable[Holder], sequence: int, what: str) -> No
         raise NotConfirmed(
             f"{what} is in bundle {sequence}, which {_count(lacking)} not confirmed: {_names(lacking)}",
             fix="wait (`eastwest ca status`), ban those that are lost, or give --force, which cuts them off",
+        )
+
+
+def require_published(published: int, wait: int, now: int, what: str) -> None:
+    """Raise ``NotConfirmed`` where ``what`` has been published for less than ``wait`` seconds; times: Unix seconds."""
+    left = published + wait - now
+    if left > 0:
+        until = datetime.fromtimestamp(published + wait, UTC)
+        raise NotConfirmed(
+            f"{what} has been published for {max(0, now - published)} s, and those outside the trust domain may not"
+            f" have it before {until:%Y-%m-%d %H:%M:%SZ}",
+            fix=f"wait {left} s more (publish_wait), or give --force, which cuts off those that have not looked yet",
         )
 
 

@@ -5,11 +5,12 @@
 
 The same table holds for a root with its issuing CAs (``x509``), for one issuing CA below the active root (``issuing``)
 and for a key of JWT-SVIDs (``jwt``). These are SPIRE's rules: only what is prepared is activated, only what is old is
-tainted, only what is tainted is revoked. A trust domain has up to two hierarchies side by side, each with its own active
-root: the classical one, and one whose keys are all ML-DSA-65. Each function takes a state and returns the next one, or raises
-``FailedPrecondition`` or ``NotFound`` and leaves everything as it was; whether all have confirmed is asked elsewhere
-(``eastwest.pki.confirmation``), and when something is due as well (``eastwest.pki.schedule``). Times are Unix seconds,
-certificates and public keys DER.
+tainted, only what is tainted is revoked. A trust domain has up to two hierarchies side by side, each with its own
+active root: the classical one, and one whose keys are all ML-DSA-65.
+
+Each function takes a state and returns the next one, or raises ``FailedPrecondition`` or ``NotFound`` and leaves
+everything as it was; whether all have confirmed is asked elsewhere (``eastwest.pki.confirmation``), and when something
+is due as well (``eastwest.pki.schedule``). Times are Unix seconds, certificates and public keys DER.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class Root(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A generation: a root in the bundle, and the issuing CAs below it.
 
     ``id`` is its subject key identifier in hex; ``key`` names its key where we hold it. ``cross`` are certificates for
-    this root's key by other roots, sent along behind each leaf. ``sequence`` is the first bundle that has the root.
+    this root's key by other roots, sent along behind each leaf. ``sequence`` is the first bundle that has the root, and
+    ``published`` when that was (0: before this was kept).
     """
 
     id: str
@@ -105,10 +107,13 @@ class Root(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     tainted: bool = False
     sequence: int = 0
     tainted_sequence: int = 0
+    published: int = 0
 
 
 class JwtKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A key for JWT-SVIDs; ``id`` is its ``kid``. ``key`` is empty for that of another server of the trust domain."""
+    """A key for JWT-SVIDs; ``id`` is its ``kid``. ``key`` is empty for that of another server of the trust domain, and
+    ``upstream`` says that the authority above named it. ``published``: as of a root.
+    """
 
     id: str
     key: str
@@ -119,6 +124,8 @@ class JwtKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tainted: bool = False
     sequence: int = 0
     tainted_sequence: int = 0
+    published: int = 0
+    upstream: bool = False
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -134,6 +141,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """All of it. ``sequence`` is that of the bundle.
 
     ``loose`` names keys that are about to be made or destroyed: whoever starts and finds one here destroys it.
+    ``taints`` counts how often issuing CAs were tainted, and never falls.
     """
 
     sequence: int = 0
@@ -142,6 +150,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     requests: tuple[Request, ...] = ()
     loose: tuple[str, ...] = ()
     log_key: str = ""
+    taints: int = 0
 
     @property
     def active_root(self) -> Root | None:
@@ -205,7 +214,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def issuing_certificates(self) -> tuple[bytes, ...]:
         """The certificates (DER) of all CAs that have signed leaves here and are not tainted."""
-        used = (ca for root in self.roots for ca in root.issuing if ca.stage is not Stage.PREPARED and not ca.tainted)
+        roots = (root for root in self.roots if root.stage is not Stage.PREPARED)
+        used = (ca for root in roots for ca in root.issuing if ca.stage is not Stage.PREPARED and not ca.tainted)
         return tuple(der for ca in used for der in ca.chain)
 
     def tainted_issuing(self) -> tuple[str, ...]:
@@ -223,6 +233,16 @@ def bundle_of(state: State, trust_domain: TrustDomain) -> Bundle:
         jwt_authorities=tuple(JwtAuthority(key.spki, key.id, key.not_after, key.tainted) for key in keys),
         sequence=state.sequence,
         refresh_hint=REFRESH_HINT,
+    )
+
+
+def dated(before: State, after: State, now: int) -> State:
+    """``after``, with ``now`` as the time at which what ``before`` lacks came into the bundle."""
+    known = {root.id for root in before.roots} | {key.id for key in before.jwt}
+    return replace(
+        after,
+        roots=tuple(root if root.id in known else replace(root, published=now) for root in after.roots),
+        jwt=tuple(key if key.id in known else replace(key, published=now) for key in after.jwt),
     )
 
 
@@ -244,9 +264,7 @@ def prepare_root(state: State, root: Root) -> State:
     """
     prepared = state.prepared_of(root.hierarchy)
     if prepared is not None:
-        raise FailedPrecondition(
-            f"the root {prepared.id} is prepared already", fix="activate it, or discard it first"
-        )
+        raise FailedPrecondition(f"the root {prepared.id} is prepared already", fix="activate it, or discard it first")
     first = root.hierarchy is Hierarchy.CLASSICAL and state.active_root is None
     stage = Stage.ACTIVE if first else Stage.PREPARED
     if stage is Stage.ACTIVE:
@@ -332,7 +350,8 @@ def activate(state: State, kind: Kind, authority_id: str) -> State:
         _require(chosen.stage is Stage.PREPARED, kind, authority_id, "prepared", "activated", chosen.stage)
         _check_default(chosen)
         active = state.active_of(chosen.hierarchy)
-        lacking = sorted({*state.issuing(chosen.hierarchy)} - {ca.environment for ca in chosen.issuing if ca.stage is Stage.ACTIVE})
+        served = {ca.environment for ca in chosen.issuing if ca.stage is Stage.ACTIVE}
+        lacking = sorted(state.issuing(chosen.hierarchy).keys() - served)
         if active is not None and lacking:
             raise FailedPrecondition(
                 f"the prepared root has no issuing CA for {', '.join(map(_environment, lacking))}",
@@ -369,7 +388,9 @@ def taint(state: State, kind: Kind, authority_id: str) -> State:
         stage = ca.stage if root.stage is Stage.ACTIVE else Stage.OLD
         _require_old(kind, authority_id, stage, tainted=ca.tainted)
         issuing = tuple(replace(ca, **marked) if known.id == ca.id else known for known in root.issuing)
-        return _put_root(replace(state, sequence=sequence), replace(root, issuing=issuing))
+        return _put_root(
+            replace(state, sequence=sequence, taints=state.taints + 1), replace(root, issuing=issuing)
+        )
     key = state.jwt_key(authority_id)
     _require_old(kind, authority_id, key.stage, tainted=key.tainted)
     jwt = tuple(replace(key, **marked) if known.id == key.id else known for known in state.jwt)
@@ -406,9 +427,10 @@ def discard(state: State, kind: Kind, authority_id: str) -> State:
     return _drop_jwt(state, key)
 
 
-def publish_jwt(state: State, authority: JwtAuthority, now: int) -> State:
+def publish_jwt(state: State, authority: JwtAuthority, now: int, *, upstream: bool = False) -> State:
     """With the JWT key of another server of the trust domain in the bundle; the same state where it is there already.
 
+    ``upstream``: the authority above named it, so that it may go when it is not named there any more.
     It never signs here; it may be tainted and revoked, and goes after its end, like any other. Raises ``InvalidInput``,
     or ``AlreadyExists`` when another key has its ``kid``.
     """
@@ -420,7 +442,11 @@ def publish_jwt(state: State, authority: JwtAuthority, now: int) -> State:
     if known is not None:
         if known.spki != authority.spki:
             raise AlreadyExists(f"another JWT key has the kid {authority.key_id}")
-        return state
+        if known.key or known.upstream or not upstream:
+            return state
+        return replace(
+            state, jwt=tuple(replace(key, upstream=True) if key.id == known.id else key for key in state.jwt)
+        )
     if sum(not key.key for key in state.jwt) >= MAX_FOREIGN_JWT:
         raise FailedPrecondition(f"the bundle has {MAX_FOREIGN_JWT} JWT keys of other servers already")
     sequence = state.sequence + 1
@@ -432,6 +458,7 @@ def publish_jwt(state: State, authority: JwtAuthority, now: int) -> State:
         not_after=authority.expires_at,
         stage=Stage.OLD,
         sequence=sequence,
+        upstream=upstream,
     )
     return replace(state, sequence=sequence, jwt=(*state.jwt, added))
 

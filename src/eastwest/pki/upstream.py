@@ -6,10 +6,10 @@ another SPIFFE server are others. Whoever signs, the issuing CA's key never leav
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from eastwest.clock import Clock
 from eastwest.spiffe.bundle import JwtAuthority
@@ -53,6 +53,15 @@ class UpstreamAuthority(Protocol):
 
     async def publish_jwt(self, keys: Sequence[JwtAuthority]) -> Sequence[JwtAuthority] | None:
         """Tell the authority our JWT keys and get all of the trust domain; None where it keeps no JWT keys."""
+        ...
+
+
+@runtime_checkable
+class TellsTaint(Protocol):
+    """What an upstream authority has besides, where it says which of its roots should not be held to any more."""
+
+    async def tainted(self) -> Collection[bytes]:
+        """The tainted ones (DER) of ``roots``. Raises ``Unavailable``."""
         ...
 
 

@@ -56,7 +56,7 @@ class JoinTokenProver:
     async def payload(self) -> bytes:
         if not self._token:
             raise InvalidInput(
-                "this agent has no identity yet and no join token",
+                "this agent has no identity yet, and there is no join token, or an empty one",
                 fix="make one on the server with `eastwest token create` and give it by --join-token-file",
             )
         return self._token.encode()

@@ -6,7 +6,7 @@ above, under an entry with ``downstream``. It is fetched anew for each call, so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Self
 
@@ -17,7 +17,7 @@ from eastwest.pki.upstream import CaRequest, MintedCa, UpstreamContext
 from eastwest.plugins.upstream_chain import minted, requested_key
 from eastwest.rpc.downstream_client import DownstreamClient
 from eastwest.rpc.workload_client import OwnSvid, fetch_own_svids
-from eastwest.spiffe.bundle import JwtAuthority
+from eastwest.spiffe.bundle import Bundle, JwtAuthority
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 
 SERVER_PATH = "/spire/server"
@@ -66,11 +66,11 @@ class SpireUpstream:
         return minted(request, answer.chain[0], answer.chain[1:], answer.roots, self._where)
 
     async def roots(self) -> Sequence[bytes]:
-        async with self._connect(await self._svid()) as client:
-            bundle = await client.bundle()
-        if bundle.trust_domain != self._trust_domain:
-            raise FailedPrecondition(f"the server above is of trust domain {bundle.trust_domain}", where=self._where)
-        return tuple(authority.der for authority in bundle.x509_authorities)
+        return tuple(authority.der for authority in (await self._bundle()).x509_authorities)
+
+    async def tainted(self) -> Collection[bytes]:
+        """The roots that the server above has tainted."""
+        return {authority.der for authority in (await self._bundle()).x509_authorities if authority.tainted}
 
     async def publish_jwt(self, keys: Sequence[JwtAuthority]) -> Sequence[JwtAuthority]:
         async with self._connect(await self._svid()) as client:
@@ -78,6 +78,13 @@ class SpireUpstream:
             for key in keys:
                 known = await client.publish_jwt(key)
             return known or (await client.bundle()).jwt_authorities
+
+    async def _bundle(self) -> Bundle:
+        async with self._connect(await self._svid()) as client:
+            bundle = await client.bundle()
+        if bundle.trust_domain != self._trust_domain:
+            raise FailedPrecondition(f"the server above is of trust domain {bundle.trust_domain}", where=self._where)
+        return bundle
 
     def _connect(self, svid: OwnSvid) -> AbstractAsyncContextManager[DownstreamClient]:
         options = self._options

@@ -110,6 +110,7 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mode: MtlsMode
     upstream: str  # unix:/path/app.sock or tcp:127.0.0.1:5432
     operations: tuple[OperationRules, ...]
+    post_quantum: bool = False  # only callers with ML-DSA-65 keys below ML-DSA-65 roots, hybrid key exchange only
 
 
 class Outbound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -119,6 +120,7 @@ class Outbound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     spiffe_id: str  # the server must prove to be this
     endpoints: tuple[str, ...]  # host:port
     protocol: Literal["http", "tcp"]
+    post_quantum: bool = False  # the server must prove it by an ML-DSA-65 key below an ML-DSA-65 root
 
 
 class Sidecar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -83,8 +83,10 @@ def compile_estate(estate: Estate) -> CompiledPolicy:
     known = tuple(caller.spiffe_id for caller in estate.callers)
     reachable = _reachable(estate, rules)
     inbound: dict[str, list[Inbound]] = {}
+    quantum_safe = _quantum_safe(estate)
     for service in estate.services:
-        inbound.setdefault(service.workload, []).append(_inbound(service, rules[service.service]))
+        listener = _inbound(service, rules[service.service], post_quantum=service.workload in quantum_safe)
+        inbound.setdefault(service.workload, []).append(listener)
     sidecars = {
         name: Sidecar(
             spiffe_id=name,
@@ -357,7 +359,13 @@ def _refuse_uncompilable(estate: Estate, policies: Iterable[Analysis]) -> None:
         raise EstateInvalid([*problems, *estate.notes])
 
 
-def _inbound(service: Service, operations: tuple[OperationRules, ...]) -> Inbound:
+def _quantum_safe(estate: Estate) -> frozenset[str]:
+    """Workloads whose profile certifies ML-DSA-65 keys and no others: they speak with their like."""
+    profiles = {profile.profile for profile in estate.profiles if set(profile.keys) == {"ml-dsa-65"}}
+    return frozenset(workload.spiffe_id for workload in estate.workloads if workload.profile in profiles)
+
+
+def _inbound(service: Service, operations: tuple[OperationRules, ...], *, post_quantum: bool) -> Inbound:
     upstream = f"unix:{service.upstream.unix}" if service.upstream.unix else f"tcp:{service.upstream.tcp}"
     return Inbound(
         service=service.service,
@@ -367,6 +375,7 @@ def _inbound(service: Service, operations: tuple[OperationRules, ...]) -> Inboun
         mode=service.listen.mtls,
         upstream=upstream,
         operations=operations,
+        post_quantum=post_quantum,
     )
 
 
@@ -376,6 +385,7 @@ def _reachable(estate: Estate, rules: Mapping[str, Sequence[OperationRules]]) ->
     A caller without permission is sent to the service too: it is the service that refuses, and records it.
     """
     environments = {w.spiffe_id: w.environment for w in estate.workloads}
+    quantum_safe = _quantum_safe(estate)
     by_environment: dict[str, dict[str, Outbound]] = {}
     by_caller: dict[str, dict[str, Outbound]] = {}
     for service in estate.services:
@@ -386,6 +396,7 @@ def _reachable(estate: Estate, rules: Mapping[str, Sequence[OperationRules]]) ->
             spiffe_id=service.workload,
             endpoints=service.endpoints or (default,),
             protocol=listen.protocol,
+            post_quantum=service.workload in quantum_safe,
         )
         by_environment.setdefault(environments[service.workload], {})[service.service] = outbound
         for cell in (c for o in rules[service.service] for c in o.cells if _allows(c)):

@@ -162,10 +162,10 @@ class Administrator:
         """Raise ``NotAllowed`` unless the right is given for the subject."""
         for grant in self.grants:
             if grant.gives(right) and grant.covers(subject):
-                if grant.is_limited and subject.spiffe_id in self.protected:
+                if subject.spiffe_id in self.protected and not self.has_everything:
                     raise NotAllowed(
                         f"{self.name} may not {what}: {subject.spiffe_id} is an administrator",
-                        fix="ask one whose rights have no limits",
+                        fix="ask one who may do everything",
                     )
                 return
         raise self.refusal(right, what)

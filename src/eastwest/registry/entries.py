@@ -286,6 +286,7 @@ class Entries:
             entry.check(self._trust_domain)
             writer.check(before, entry)
             self.rules.check(entry, now.date())
+            self.rules.check_federation(entry, before)
         except Error as error:
             return Outcome(None, error)
         same_id = overlay.get(entry.id) if before is None else None

@@ -45,7 +45,8 @@ class Explanation:
     @property
     def words(self) -> tuple[str, ...]:
         """The explanation as sentences, one a line."""
-        lines = [f"{len(self.selectors)} selectors: {', '.join(self.selectors) or 'none'}"]
+        several = "" if len(self.selectors) == 1 else "s"
+        lines = [f"{len(self.selectors)} selector{several}: {', '.join(self.selectors) or 'none'}"]
         lines += [f"gets {match.spiffe_id} (entry {match.entry})" for match in self.matches]
         if not self.matches:
             lines.append(f"gets no identity: none of {self.considered} entries matches")

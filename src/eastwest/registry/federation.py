@@ -118,6 +118,21 @@ class Stored:
     bundles: tuple[Bundle, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class EndpointStatus:
+    """How the last look at an endpoint went. ``problem`` is "" when it went well; times are None before the first.
+
+    ``failing_since``: the first failure after the last success. All but ``next_at`` outlives a restart.
+    """
+
+    problem: str = ""
+    failures: int = 0
+    tried_at: datetime | None = None
+    succeeded_at: datetime | None = None
+    failing_since: datetime | None = None
+    next_at: datetime | None = None
+
+
 class FederationStore(Protocol):
     """Durable relationships and foreign bundles. What a method returned from survives a power cut."""
 
@@ -133,7 +148,18 @@ class FederationStore(Protocol):
         put_bundles: Sequence[Bundle] = (),
         drop_bundles: Sequence[TrustDomain] = (),
     ) -> None:
-        """Carry out all of it or nothing; dropping what is absent is no error. Drops come first."""
+        """Carry out all of it or nothing; dropping what is absent is no error. Drops come first.
+
+        The status of each relationship that is put or dropped is forgotten: it was another endpoint's.
+        """
+        ...
+
+    async def statuses(self) -> dict[TrustDomain, EndpointStatus]:
+        """How each endpoint fared when that was last kept."""
+        ...
+
+    async def keep_status(self, trust_domain: TrustDomain, status: EndpointStatus) -> None:
+        """Keep how an endpoint fares; nothing where there is no such relationship any more."""
         ...
 
 
@@ -147,19 +173,23 @@ def read_document(trust_domain: TrustDomain, document: bytes) -> Bundle:
         raise BundleRefused(f"the bundle of {trust_domain} cannot be read: {error.message}") from None
 
 
-def check_bundle(bundle: Bundle, own: TrustDomain, now: datetime) -> None:
-    """Whether ``bundle`` may be that of a foreign trust domain at all; raises ``BundleRefused``."""
+def check_bundle(bundle: Bundle, own: TrustDomain, now: datetime, *, useless: bool = False) -> None:
+    """Whether ``bundle`` may be that of a foreign trust domain at all; raises ``BundleRefused``.
+
+    ``useless``: also one by which nobody of that trust domain could be verified, since it has no X.509 authority or
+    none that lives, and authorities that name a third trust domain: SPIRE's administrators may set such bundles.
+    """
     name = bundle.trust_domain
     if name == own:
         raise BundleRefused(f"{own} is this server's own trust domain; its bundle is not taken from elsewhere")
-    if not bundle.x509_authorities:
+    if not bundle.x509_authorities and not useless:
         raise BundleRefused(f"the bundle of {name} has no X.509 authority")
     if max(len(bundle.x509_authorities), len(bundle.jwt_authorities)) > MAX_AUTHORITIES:
         raise BundleRefused(f"the bundle of {name} has more than {MAX_AUTHORITIES} authorities")
     if not 0 <= bundle.sequence < 1 << 63 or not 0 <= bundle.refresh_hint < 1 << 31:
         raise BundleRefused(f"the bundle of {name} has a sequence or refresh hint out of range")
-    ends = [_check_authority(authority.der, name) for authority in bundle.x509_authorities]
-    if max(ends) <= now:
+    ends = [_check_authority(each.der, name, own if useless else None) for each in bundle.x509_authorities]
+    if not useless and max(ends) <= now:
         raise BundleRefused(f"every X.509 authority of the bundle of {name} has ended")
 
 
@@ -217,8 +247,8 @@ def _check_url(url: str) -> None:
         raise InvalidRelationship("the bundle endpoint's URL has a query or a fragment", fix="leave it out")
 
 
-def _check_authority(der: bytes, trust_domain: TrustDomain) -> datetime:
-    """The end of an authority that may speak for ``trust_domain``."""
+def _check_authority(der: bytes, trust_domain: TrustDomain, never: TrustDomain | None) -> datetime:
+    """The end of an authority that may speak for ``trust_domain``: it names no other one, or only not ``never``."""
     try:
         certificate = x509.load_der_x509_certificate(der)
         extensions = certificate.extensions
@@ -232,7 +262,8 @@ def _check_authority(der: bytes, trust_domain: TrustDomain) -> datetime:
     except x509.ExtensionNotFound:
         raise BundleRefused(f"an X.509 authority of the bundle of {trust_domain} is not a CA certificate") from None
     for uri in _uris(extensions):
-        if uri.startswith(SCHEME) and uri.removeprefix(SCHEME).partition("/")[0] != trust_domain.name:
+        named = uri.removeprefix(SCHEME).partition("/")[0] if uri.startswith(SCHEME) else trust_domain.name
+        if named != trust_domain.name and (never is None or named == never.name):
             raise BundleRefused(
                 f"an X.509 authority of the bundle of {trust_domain} names {uri[:200]!r}, another trust domain"
             )

@@ -195,4 +195,4 @@ def node_selector(agent_id: SpiffeId) -> Selector:
 
 
 def _unknown(agent_id: SpiffeId) -> UnknownNode:
-    return UnknownNode(f"no node {agent_id} is known", fix="list the agents that have attested")
+    return UnknownNode(f"no node {agent_id} is known", fix="see eastwest node list")

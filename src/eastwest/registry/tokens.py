@@ -122,5 +122,7 @@ def _digest(value: str) -> bytes:
 
 def _refused() -> InvalidJoinToken:
     return InvalidJoinToken(
-        "the join token is unknown, used or expired", fix="make a new one with eastwest token create"
+        # SPIRE's words, which scripts look for; it tells expired ones apart.
+        "failed to attest: join token does not exist or has already been used, or has expired",
+        fix="make a new one with eastwest token create",
     )

@@ -58,7 +58,19 @@ class Method:
     bounds: Callable[[], tuple[int, float]]
 
 
-class Admission(Protocol):
-    """Whether a connection may be: called with its socket, gives what to call when it ends, or None to refuse it."""
+class Place(Protocol):
+    """What a connection that was admitted holds."""
 
-    def __call__(self, sock: socket.socket, /) -> Callable[[], None] | None: ...
+    def prove(self) -> None:
+        """Its caller has shown a certificate that TLS verified."""
+        ...
+
+    def release(self) -> None:
+        """It has ended."""
+        ...
+
+
+class Admission(Protocol):
+    """Whether a connection may be: called with its socket once it is accepted, gives its place or None."""
+
+    def __call__(self, sock: socket.socket, /) -> Place | None: ...

@@ -12,7 +12,7 @@ import logging
 import socket
 import ssl
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import grpclib.client
@@ -24,7 +24,7 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
 from eastwest.rpc.joined import JoinedProtocol
-from eastwest.rpc.method import Admission, Method, Transport
+from eastwest.rpc.method import Admission, Method, Place, Transport
 
 CLIENT_BOUNDS = (16 * 1024 * 1024, 60.0)
 """Bytes of one reply, and seconds for a large one."""
@@ -113,19 +113,23 @@ class _Protocol(JoinedProtocol):
     """Ends at once what is not admitted."""
 
     admit: Admission
-    _release: Callable[[], None] | None = None
+    _place: Place | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._release = self.admit(transport.get_extra_info("socket"))
-        if self._release is None:
+        self._place = self.admit(transport.get_extra_info("socket"))
+        if self._place is None:
             transport.abort()
+            return
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.getpeercert(binary_form=True) is not None:
+            self._place.prove()
 
     def connection_lost(self, error: BaseException | None) -> None:
         super().connection_lost(error)
-        if self._release is not None:
-            self._release()
-            self._release = None
+        if self._place is not None:
+            self._place.release()
+            self._place = None
 
 
 class _Methods(dict[str, Handler]):

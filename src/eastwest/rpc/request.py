@@ -57,6 +57,10 @@ class Request:
             raise NotServed(415, Status.UNKNOWN, "the content-type must be application/grpc or application/grpc+proto")
         if named.get(b"te") != b"trailers":
             raise NotServed(400, Status.UNKNOWN, 'the header "te: trailers" is missing')
+        if named.get(b"grpc-encoding", b"identity") != b"identity":
+            raise NotServed(
+                200, Status.UNIMPLEMENTED, "compressed messages are not accepted; grpc-encoding is identity"
+            )
         self.path = pseudo[b":path"]
         self.timeout = _timeout(named.get(b"grpc-timeout"))
         self._fields = fields

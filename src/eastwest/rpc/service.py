@@ -9,7 +9,6 @@ import os
 import socket
 import ssl
 import stat
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -22,10 +21,10 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from eastwest import errors
+from eastwest.rpc.admission import Connections
 from eastwest.rpc.http2 import Http2Server
 from eastwest.rpc.method import Exchange, Method
 from eastwest.rpc.on_grpclib import GrpclibServer
-from eastwest.rpc.peer import UnknownPeer, peer_credentials
 from eastwest.rpc.status import to_grpc
 
 MAX_MESSAGE = 16 * 1024 * 1024
@@ -34,8 +33,6 @@ SMALL_MESSAGE = 64 * 1024
 """A bound for services whose requests are a few fields, above all those that anybody may call."""
 MESSAGE_SECONDS = 60.0
 """How long the rest of a message may take once its length is known: memory is held for it meanwhile."""
-MAX_CONNECTIONS_OF_USER = 1024
-"""Connections to a unix socket by one user; root and the user that serves are not counted."""
 BACKLOG = 4096
 IMPLEMENTATIONS: Mapping[str, type[Http2Server | GrpclibServer]] = {"own": Http2Server, "grpclib": GrpclibServer}
 """What moves the bytes, by the name that settings use."""
@@ -175,7 +172,7 @@ class Listener:
 
     def __init__(self, services: Sequence[Servable], *, implementation: str = "own") -> None:
         methods = {path: method for service in services for path, method in service.methods().items()}
-        self._server = IMPLEMENTATIONS[implementation](methods, _Users().admit)
+        self._server = IMPLEMENTATIONS[implementation](methods, Connections().admit)
         self._path: Path | None = None
         self.port = 0
 
@@ -217,36 +214,6 @@ class Listener:
         await self._server.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
-
-
-class _Users:
-    """Counts the connections of each user to a unix socket: it is open to all, its descriptors are few."""
-
-    def __init__(self) -> None:
-        self._connections: Counter[int] = Counter()
-
-    def admit(self, sock: socket.socket) -> Callable[[], None] | None:
-        """What to call when the connection ends; None when it is one too many of its user, or nobody's."""
-        if sock.family != socket.AF_UNIX:
-            return _nothing
-        try:
-            _, uid, _ = peer_credentials(sock)
-        except UnknownPeer:
-            return None
-        if uid in {0, os.geteuid()}:
-            return _nothing
-        if self._connections[uid] >= MAX_CONNECTIONS_OF_USER:
-            return None
-        self._connections[uid] += 1
-
-        def release() -> None:
-            self._connections[uid] -= 1
-
-        return release
-
-
-def _nothing() -> None:
-    """For a connection that is not counted."""
 
 
 def _remove_dead_socket(path: Path) -> None:

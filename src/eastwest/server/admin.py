@@ -48,7 +48,7 @@ class AdminService:
         self._clock = clock
         self._gate = gate
         self._entries = ManagedEntries(registry, hub, journal, clock, gate)
-        self._nodes = NodeQueries(registry, hub, gate)
+        self._nodes = NodeQueries(registry, hub, journal, clock, gate)
         self._started = clock.monotonic()
         self.agent_address = ""
         self.health_address = ""

@@ -12,6 +12,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -24,35 +25,63 @@ from eastwest.entropy import Entropy
 from eastwest.errors import FailedPrecondition
 from eastwest.issuance.issuer import Issuer
 from eastwest.issuance.request import Instance
+from eastwest.pki.hierarchy import Authority
+from eastwest.pki.rotation import Kind, Root, Source
+from eastwest.process.csr_workers import CsrWorkers
 from eastwest.process.files import replace_file
 from eastwest.process.locked import locked
+from eastwest.process.memory import loading
 from eastwest.process.notify import notify
-from eastwest.process.plugins import NODE_ATTESTORS, load_plugin
+from eastwest.process.logs import LEVEL
+from eastwest.process.plugins import NODE_ATTESTORS, WORKLOAD_ATTESTORS, installed, load_plugin
+from eastwest.process.signing import ThreadSigningPool
+from eastwest.registry.administrators import Administrators
 from eastwest.registry.registry import Registry
+from eastwest.registry.rules import Rules
 from eastwest.registry.state import Change
 from eastwest.rpc.health import HealthService
-from eastwest.rpc.service import Listener, Servable
+from eastwest.rpc.service import MAX_MESSAGE, SMALL_MESSAGE, Listener, Servable
 from eastwest.server.admin import AdminService
 from eastwest.server.agents import control_service
-from eastwest.server.authority import Loaded, load_authority, log_name, open_key_store
+from eastwest.server.authority import DEFAULT, write_public
+from eastwest.server.ca_files import CaFiles
+from eastwest.server.ca_open import open_authority
+from eastwest.server.ca_service import CaService
 from eastwest.server.config import ServerConfig
+from eastwest.server.confirmations import Confirmations
 from eastwest.server.control import ControlHub
 from eastwest.server.estate import EstateKeeper
+from eastwest.server.federation import Federation
+from eastwest.server.federation_admin import federation_service
+from eastwest.server.federation_poll import BundlePoller
+from eastwest.server.federation_serve import endpoint_trust, listen_bundle_endpoint, publish_wait
 from eastwest.server.gate import Gate, PortGate, SocketGate
 from eastwest.server.http import HealthServer
+from eastwest.server.https import CertificateFiles
 from eastwest.server.identity import ServerIdentity
-from eastwest.server.journal import Event, Journal
+from eastwest.server.own_issuers import OwnIssuers
+from eastwest.server.public import Revocable, listen_oidc
+from eastwest.server.rotator import Rotator
+from eastwest.server.sharing import share_socket
+from eastwest.server.purge import keep_purging
+from eastwest.server.spire.admission import Admission
 from eastwest.server.spire.agent import AgentService
 from eastwest.server.spire.bundle import bundle_service
 from eastwest.server.spire.debug import debug_service
 from eastwest.server.spire.entry import EntryService
+from eastwest.server.spire.federated_bundle import FederatedBundles
+from eastwest.server.spire.localauthority import LocalAuthority
+from eastwest.server.spire.logger import logger_service
 from eastwest.server.spire.svid import SvidService
-from eastwest.server.telemetry import Metrics
+from eastwest.server.spire.trustdomain import TrustDomainService
+from eastwest.server.telemetry import FederationMetrics, Metrics
+from eastwest.server.upstream import UpstreamWatch
 from eastwest.server.view import AgentView
-from eastwest.store.database import Database
+from eastwest.spiffe.bundle import Bundle, JwtAuthority
+from eastwest.spiffe.selector_schema import WELL_KNOWN, SelectorSchemas
 from eastwest.store.estate import SqliteEstates
+from eastwest.store.federation import SqliteFederation
 from eastwest.store.ledger import SqliteLedger
-from eastwest.store.log import SqliteLog
 from eastwest.store.registry import SqliteRegistryStore
 
 SOCKET_MODE = 0o600
@@ -68,8 +97,10 @@ class Server:
         self._entropy = entropy
         self._tasks: list[asyncio.Task[None]] = []
         self._problems: dict[str, str] = {}
+        self._pairs: dict[str, CertificateFiles | None] = {}
         self._log_failed_at: datetime | None = None
         self._started = clock.monotonic()
+        self._admission = Admission(config.file.attest_rate, config.file.attest_burst, clock)
         self.metrics = Metrics()
 
     async def start(self, stack: AsyncExitStack) -> None:
@@ -77,76 +108,175 @@ class Server:
         config = self._config
         paths = config.paths
         stack.enter_context(locked(paths.lock, "server"))
-        database = Database.open(paths.database, trust_domain=config.trust_domain.name, clock=self._clock)
-        stack.push_async_callback(database.close)
-        loaded = load_authority(open_key_store(config), paths.certificates, config.trust_domain)
-        self._check_clock(loaded)
-        self.log = await SqliteLog.open(
-            database, paths.log, origin=log_name(config.trust_domain), signer=loaded.log_signer, clock=self._clock
-        )
-        stack.push_async_callback(self.log.close)
+        opened = await open_authority(config, self._clock, self._entropy, stack)
+        database, self.log, self.journal, self.ca = opened.database, opened.log, opened.journal, opened.keeper
+        upstream = self.ca.maker.upstream
+        if self.ca.signing is None and upstream is not None:
+            await self.ca.prepare(Kind.X509, f"{config.trust_domain.uri}/spire/server")
+        if self.ca.signing is None:
+            raise FailedPrecondition(
+                "the trust domain has no issuing CA yet",
+                fix=f"eastwest ca export-csr --data {paths.data}, have it signed, then eastwest ca import",
+            )
+        self._check_clock(self.ca.signing.authorities[DEFAULT])
+        self.trust = self.ca.trust
         self.metrics.log_size.set_function(lambda: self.log.size)
         for path in self.log.repaired:
             _log.warning("log.file_restored", path=path)
-        self.journal = Journal(self.log, self._clock)
-        if self.log.size == 0:
-            await self._open_log(loaded)
+        self.revocable = Revocable(config, database, self.journal, self.ca, self._clock)
+        automatic = config.file.ca_rotation == "auto"
+        self.upstream = (
+            UpstreamWatch(self.ca, upstream, self._clock, automatic=automatic, lasting=self._is_lasting)
+            if upstream is not None
+            else None
+        )
+        pool = ThreadSigningPool()
+        stack.callback(pool.close)
+        checks = None
+        if config.file.signing_workers:
+            checks = CsrWorkers(config.file.signing_workers)
+            stack.push_async_callback(checks.close)
+            checks.start()
         self.issuer = Issuer(
-            authority=loaded.authority,
-            jwt_key=loaded.jwt_key,
+            authorities=self.ca.signing.authorities,
+            post_quantum=self.ca.signing.post_quantum,
+            jwt_key=self.ca.signing.jwt_key,
             recorder=self.log,
             clock=self._clock,
             entropy=self._entropy,
+            pool=pool,
+            checks=checks,
             instance=Instance(name="server-1", build=__version__),
             jwt_issuer=config.file.jwt_issuer or None,
+            revocation=self.revocable.urls,
+            register=self.revocable.store,
         )
         self.registry = await Registry.open(config.trust_domain, SqliteRegistryStore(database), self._entropy)
+        self.registry.entries.rules = Rules(_selector_schemas(config))
+        self.administrators = Administrators()
         self.ledger = SqliteLedger(database, config.file.ledger_max_rows)
         self.estate = EstateKeeper(
-            config.trust_domain, SqliteEstates(database), self.registry, self.issuer, self.journal, self._clock
+            config.trust_domain,
+            SqliteEstates(database),
+            self.registry,
+            self.issuer,
+            self.journal,
+            self._clock,
+            self.administrators,
         )
+        self.federation = await Federation.open(
+            config.trust_domain, SqliteFederation(database), self.journal, self._clock
+        )
+        self.metrics.registry.register(FederationMetrics(self.federation.ages))
+        self.ca.publish_wait = lambda kind: publish_wait(config, self.federation, kind)
+        self.estate.federation = self.federation
+        self.registry.entries.rules = replace(self.registry.entries.rules, federates=self.federation.knows)
+        self.estate.on_environments = self.ca.want
         await self.estate.load()
-        self.bundle = loaded.bundle
-        self.view = AgentView(self.registry, self.estate, lambda: self.bundle, self._clock)
+        if config.file.post_quantum:
+            await self.ca.offer_post_quantum(f"{config.trust_domain.uri}/spire/server")
+        self.issuer.replace(
+            authorities=self.ca.signing.authorities,
+            post_quantum=self.ca.signing.post_quantum,
+            awaiting=self.ca.environments,
+        )
+        self.view = AgentView(
+            self.registry,
+            self.estate,
+            lambda: self.bundle,
+            lambda: self.federation.bundles,
+            self._clock,
+            lambda: self.trust.tainted_issuing,
+            lambda: self.issuer.profiles,
+        )
         limit = config.file.clock_skew_limit
         noted = self.registry.nodes.set_agent_version
         self.hub = ControlHub(self.view.of, self._clock, self._entropy, self.metrics, limit, noted)
+        self.confirmations = Confirmations(
+            opened.store, self.registry, self._clock, lambda: self.bundle.sequence, self.hub.serves
+        )
+        await self.confirmations.load()
+        self.hub.on_ack = self.confirmations.acknowledged
+        self.ca.holders = self.confirmations.holders
+        self.trust.subscribe(lambda _bundle: self.hub.wake())
         self.registry.subscribe(self._registry_changed)
+        self.registry.subscribe(self.estate.registry_changed)
         self.estate.on_change = self.hub.wake
-        self.identity = ServerIdentity(self.issuer, self._clock)
+        self.federation.subscribe(self.hub.wake)
+        self.poller = BundlePoller(self.federation, endpoint_trust(config), self._clock, self._entropy)
+        # With our issuing CAs: SPIRE's own test client, for one, shows its leaf alone.
+        self.identity = ServerIdentity(
+            self.issuer, lambda: (*self.trust.roots, *self.ca.state.issuing_certificates()), self._clock
+        )
         await self.identity.renew()
+        self.rotator = Rotator(self.ca, self._clock, automatic=automatic)
+        self.confirmations.changed = self.rotator.changed
+        self.ca.on_change = self._authority_changed
+        await asyncio.to_thread(write_public, paths.certificates, self.ca.state)
         await self._listen(stack)
         stack.push_async_callback(self._stop_tasks)
         self._spawn(self.identity.keep(), "identity")
         self._spawn(self.log.run(self._log_failed, config.file.checkpoint_interval), "log")
         self._spawn(self._expire_entries(), "expiry")
+        self._spawn(self.estate.keep_callers(), "callers")
+        if config.file.node_purge_after:
+            purging = keep_purging(self.registry, self.journal, self._clock, config.file.node_purge_after)
+            self._spawn(purging, "node purge")
+        self._spawn(self.rotator.run(), "rotation")
+        if self.upstream is not None:
+            self._spawn(self.upstream.run(), "upstream")
+        self._spawn(self.confirmations.keep(), "confirmations")
+        self._spawn(self.poller.run(), "federation")
         await self.log.flush()
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         config, paths = self._config, self._config.paths
         assert self.identity.tls is not None
-        port_gate, socket_gate = PortGate(self.registry, self._clock), SocketGate()
+        port_gate = PortGate(
+            self.registry, self.administrators, self._clock, OwnIssuers(lambda: self.ca.state).issued
+        )
+        socket_gate = SocketGate(self.administrators)
         control = control_service(self.hub, self.ledger, self.metrics, port_gate, self.view.services)
-        agents = Listener([*self._spire(port_gate), control])
+        remote, admin = (
+            AdminService(self.registry, self.estate, self.hub, self.ledger, self.log, self.journal, self._clock, gate)
+            for gate in (port_gate, socket_gate)
+        )
+        agents = Listener([*self._spire(port_gate), control, remote.service()], implementation=config.file.http2)
         await agents.listen_tcp(config.file.agent_address, config.file.agent_port, self.identity.tls.listening)
         stack.push_async_callback(agents.close)
-        health = HealthServer(self.metrics.registry, self.problems)
+        health = HealthServer(self.metrics.registry, self.problems, self.warnings)
         health_port = health.bind(config.file.health_address, config.file.health_port)
         self._spawn(health.run(), "health")
         stack.callback(health.stop)
-        admin = AdminService(
-            self.registry, self.estate, self.hub, self.ledger, self.log, self.journal, self._clock, socket_gate
+        remote.agent_address = admin.agent_address = f"{config.file.agent_address}:{agents.port}"
+        remote.health_address = admin.health_address = f"{config.file.health_address}:{health_port}"
+        log_levels = logger_service(LEVEL, self.journal, f"{config.trust_domain.uri}/spire/server", socket_gate)
+        files = CaFiles(self.ca, self._clock, self._entropy)
+        authority = CaService(self.ca, files, socket_gate, config.file.ca_rotation)
+        local = Listener(
+            [
+                *self._spire(socket_gate),
+                admin.service(),
+                log_levels,
+                authority.service(),
+                LocalAuthority(self.ca, socket_gate).service(),
+                debug_service(self.registry, lambda: self.identity.chain, self._uptime, socket_gate),
+                self.revocable.service(socket_gate),
+            ],
+            implementation=config.file.http2,
         )
-        admin.agent_address = f"{config.file.agent_address}:{agents.port}"
-        admin.health_address = f"{config.file.health_address}:{health_port}"
-        local = Listener([*self._spire(socket_gate), admin.service()])
         await local.listen_unix(paths.admin_socket, SOCKET_MODE)
         stack.push_async_callback(local.close)
+        share_socket(paths, config.file.admin_socket_group)
         replace_file(paths.agent_port, f"{agents.port}\n".encode(), 0o644)
         replace_file(paths.health_port, f"{health_port}\n".encode(), 0o644)
         stack.callback(paths.agent_port.unlink, missing_ok=True)
         stack.callback(paths.health_port.unlink, missing_ok=True)
         self.agent_address, self.health_address = admin.agent_address, admin.health_address
+        oidc = listen_oidc(config, lambda: self.bundle, self._clock, stack, self._spawn)
+        await self.revocable.listen(stack, self._spawn)
+        endpoint = listen_bundle_endpoint(config, lambda: self.bundle, self.identity, stack, self._spawn)
+        self._pairs = {"oidc": oidc, "bundle_endpoint": endpoint}
 
     def _spire(self, gate: Gate) -> list[Servable]:
         context = NodeContext(
@@ -154,21 +284,54 @@ class Server:
             clock=self._clock,
             entropy=self._entropy,
             tokens=self.registry.tokens,
+            bundle=lambda: self.bundle,
         )
         attestors = _node_attestors(self._config, context)
         ttl = self._config.file.agent_svid_ttl
-        agent = AgentService(self.registry, self.issuer, attestors, self.journal, self._clock, ttl, gate)
+        agent = AgentService(
+            self.registry, self.issuer, attestors, self.journal, self._clock, ttl, gate, self._admission
+        )
         jwt_ttl = self._config.file.jwt_svid_ttl
         svid = SvidService(self.registry, self.issuer, self.hub, self._clock, self.metrics, jwt_ttl, gate)
-        entry = EntryService(self.registry, self.journal, self._clock, gate)
+        entry = EntryService(self.registry, self.journal, self._clock, gate, lambda: self.ca.state.taints)
         return [
             agent.service(),
             svid.service(),
             entry.service(),
-            bundle_service(lambda: self.bundle, gate),
-            debug_service(self.registry, lambda: self.identity.chain, self._uptime, gate),
+            bundle_service(
+                lambda: self.bundle,
+                FederatedBundles(self.federation, self.registry, self.journal, self._clock, gate),
+                gate,
+                limit=MAX_MESSAGE if isinstance(gate, SocketGate) else SMALL_MESSAGE,
+                on_fetch=self.confirmations.fetched,
+                publish=self._publish_jwt,
+                append=self.ca.append,
+            ),
+            TrustDomainService(self.federation, self.poller, gate).service(),
+            federation_service(self.federation, gate),
             HealthService(self.problems).service(),
         ]
+
+    def warnings(self) -> list[str]:
+        """What people should see to although the server can issue."""
+        now = self._clock.now()
+        pairs = ((name, files.complaint(now)) for name, files in self._pairs.items() if files is not None)
+        broken = [f"the certificate of {name} is not fit for use: {told}" for name, told in pairs if told]
+        return sorted([*self.ca.problems.values(), *self.federation.warnings(), *broken])
+
+    async def _publish_jwt(self, key: JwtAuthority, actor: str) -> Bundle:
+        """Make the JWT key of a server below this one known, here and above."""
+        if self.upstream is not None:
+            return await self.upstream.publish(key, actor)
+        return await self.ca.adopt(jwt=[key], actor=actor, source=Source.EXTERNAL)
+
+    async def _is_lasting(self, root: Root) -> bool:
+        """Whether something below an old root may live that no node says it holds: devices' certificates, CAs below."""
+        now = self._clock.now()
+        if self._config.file.downstream_depth and any(ca.not_after > now.timestamp() for ca in root.issuing):
+            return True
+        issuers = {issuer for issuer, _shard in await self.revocable.store.shards(now)}
+        return any(ca.id in issuers for ca in root.issuing)
 
     def problems(self) -> list[str]:
         """Why the server cannot issue now; empty when it can."""
@@ -176,30 +339,36 @@ class Server:
             self._problems.pop("log", None)
         return sorted(self._problems.values())
 
-    async def _open_log(self, loaded: Loaded) -> None:
-        actor = f"{self._config.trust_domain.uri}/spire/server"
-        subject = self._config.trust_domain.uri
-        opened = {"origin": log_name(self._config.trust_domain), "vkey": loaded.log_key.vkey, "build": __version__}
-        created = {
-            "authority_key_id": loaded.authority.key_id,
-            "jwt_key_id": loaded.jwt_key.key_id,
-            "not_after": loaded.authority.not_after,
-        }
-        await self.journal.record_all(
-            [Event("log.opened", actor, subject, opened), Event("ca.activated", actor, subject, created)]
-        )
-
-    def _check_clock(self, loaded: Loaded) -> None:
+    def _check_clock(self, authority: Authority) -> None:
         now = self._clock.now()
-        if now < loaded.authority.not_before:
+        if now < authority.not_before:
             raise FailedPrecondition(
                 f"the clock says {now:%Y-%m-%d %H:%M:%S}Z, before the issuing CA began", fix="set the clock"
             )
-        if now >= loaded.authority.not_after:
+        if now >= authority.not_after:
             raise FailedPrecondition(
-                f"the issuing CA ended at {loaded.authority.not_after:%Y-%m-%d %H:%M:%S}Z",
-                fix="set the clock; a CA that has really ended needs a new data directory",
+                f"the issuing CA ended at {authority.not_after:%Y-%m-%d %H:%M:%S}Z",
+                fix="set the clock; for a CA that has really ended see docs/how-to/rotate-the-ca.md",
             )
+
+    @property
+    def bundle(self) -> Bundle:
+        """The own trust domain's bundle as it is now."""
+        return self.trust.bundle
+
+    async def _authority_changed(self) -> None:
+        """What a change of the CA sets off: sign with the new keys, show a certificate that chains to them."""
+        signing = self.ca.signing
+        assert signing is not None
+        self.issuer.replace(
+            authorities=signing.authorities,
+            post_quantum=signing.post_quantum,
+            jwt_key=signing.jwt_key,
+            awaiting=self.ca.environments,
+        )
+        await asyncio.to_thread(write_public, self._config.paths.certificates, self.ca.state)
+        await self.identity.follow()
+        self.rotator.changed.set()
 
     def _registry_changed(self, change: Change) -> None:
         for agent in change.ended:
@@ -251,13 +420,20 @@ async def run_server(config: ServerConfig, clock: Clock, entropy: Entropy, annou
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         server = Server(config, clock, entropy)
-        await server.start(stack)
+        with loading():
+            await server.start(stack)
         announce(
             f"server ready: trust domain {config.trust_domain}, agents at {server.agent_address}, "
             f"admin socket {config.paths.admin_socket}, health http://{server.health_address}/ready"
         )
         notify("READY=1")
         await stop.wait()
+
+
+def _selector_schemas(config: ServerConfig) -> SelectorSchemas:
+    """What is known here of selectors: well-known types, those of installed attestors, and those that are declared."""
+    plugins = (*installed(NODE_ATTESTORS), *installed(WORKLOAD_ATTESTORS))
+    return WELL_KNOWN.with_types([*plugins, *config.file.selector_types])
 
 
 def _node_attestors(config: ServerConfig, context: NodeContext) -> Mapping[str, NodeAttestor]:

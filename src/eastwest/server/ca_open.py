@@ -54,9 +54,8 @@ async def open_authority(config: ServerConfig, clock: Clock, entropy: Entropy, s
     stack.push_async_callback(log.close)
     journal = Journal(log, clock)
     upstream, depth = open_upstream(config, clock), config.file.downstream_depth
-    maker = Maker(
-        config.trust_domain, keys, clock, entropy, Lifetimes.of(config), upstream, depth, KeyAlgorithm(config.file.ca_key)
-    )
+    algorithm = KeyAlgorithm(config.file.ca_key)
+    maker = Maker(config.trust_domain, keys, clock, entropy, Lifetimes.of(config), upstream, depth, algorithm)
     keeper = await AuthorityKeeper.open(store, maker, journal, clock)
     if log.size == 0:
         await _begin(config, keeper, journal, NoteKey.of(log_name(config.trust_domain), log_signer).vkey)

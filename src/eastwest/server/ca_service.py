@@ -170,11 +170,15 @@ def item_to_proto(kind: Kind, item: Item, above: Root | None = None) -> pb.Item:
 
 def _items(keeper: AuthorityKeeper) -> Iterator[pb.Item]:
     for root in keeper.state.roots:
-        yield item_to_proto(Kind.X509, root)
+        item = item_to_proto(Kind.X509, root)
+        item.usable_at = keeper.usable_at(Kind.X509, root)
+        yield item
         for ca in root.issuing:
             yield item_to_proto(Kind.ISSUING, ca, root)
     for key in keeper.state.jwt:
-        yield item_to_proto(Kind.JWT, key)
+        item = item_to_proto(Kind.JWT, key)
+        item.usable_at = keeper.usable_at(Kind.JWT, key)
+        yield item
 
 
 def _hierarchy(text: str) -> Hierarchy:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from datetime import timedelta
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
+from eastwest.attest.node import NodeContext
 from eastwest.clock import Clock
-from eastwest.errors import Error
+from eastwest.entropy import SystemEntropy
+from eastwest.errors import Error, FailedPrecondition
+from eastwest.pki.rotation import Hierarchy
+from eastwest.pki.schedule import waits_for_people
+from eastwest.pki.upstream import UpstreamContext
 from eastwest.process.findings import Finding
-from eastwest.server.authority import load_authority, open_key_store
+from eastwest.process.plugins import NODE_ATTESTORS, UPSTREAM_AUTHORITIES, load_plugin
+from eastwest.server.authority import DEFAULT, open_key_store
 from eastwest.server.config import ServerConfig
+from eastwest.store.authority import peek
 
 MAX_SOCKET_PATH = 107
 LOW_DISK = 256 * 1024 * 1024
-SOON = timedelta(days=30)
 
 
 async def check_server(data: Path, clock: Clock) -> list[Finding]:
@@ -28,7 +35,9 @@ async def check_server(data: Path, clock: Clock) -> list[Finding]:
     findings = [Finding("configuration", f"trust domain {config.trust_domain}")]
     findings.append(_socket(config))
     findings += _permissions(config)
+    findings += _plugins(config, clock)
     findings += _authority(config, clock)
+    findings += _pairs(config, clock)
     findings += _log(config)
     findings.append(_space(config))
     return findings
@@ -45,23 +54,114 @@ def _socket(config: ServerConfig) -> Finding:
 def _permissions(config: ServerConfig) -> list[Finding]:
     findings = []
     private = [config.paths.config, config.paths.database, *config.paths.keys.glob("*.pem")]
-    for path in [config.paths.keys, *(path for path in private if path.exists())]:
+    for path in [path for path in (config.paths.keys, *private) if path.exists()]:  # a token's keys are in no file
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
             findings.append(Finding(str(path), f"mode {mode:o} lets others in", bad=True, fix=f"chmod go-rwx {path}"))
     return findings or [Finding("permissions", "keys, database and configuration are private")]
 
 
+def _plugins(config: ServerConfig, clock: Clock) -> list[Finding]:
+    """Node attestors and the upstream authority, made from their options as the server makes them; nothing is asked."""
+    findings = []
+    nobody = _NoServer()
+    context = NodeContext(
+        trust_domain=config.trust_domain, clock=clock, entropy=SystemEntropy(), tokens=nobody, bundle=nobody.bundle
+    )
+    for name, table in config.file.node_attestors.items():
+        try:
+            load_plugin(NODE_ATTESTORS, name, table, context, f"{config.paths.config}: node_attestors.{name}")
+        except Error as error:
+            findings.append(Finding("node attestor", str(error), bad=True))
+        else:
+            findings.append(Finding("node attestor", name))
+    name = config.file.upstream
+    if name:
+        # Its directory is not made here: this may be root, and the server another user.
+        above = UpstreamContext(
+            trust_domain=config.trust_domain, clock=clock, directory=str(config.paths.home / "upstream" / name)
+        )
+        table = config.file.upstreams.get(name, {})
+        try:
+            load_plugin(UPSTREAM_AUTHORITIES, name, table, above, f"{config.paths.config}: upstreams.{name}")
+        except Error as error:
+            findings.append(Finding("upstream", str(error), bad=True))
+        else:
+            findings.append(Finding("upstream", name))
+    return findings
+
+
+class _NoServer:
+    """What attestors may ask of a running server: a plug-in that asks while it is made would fail there as well."""
+
+    async def check(self, value: str, spki: bytes, now: datetime) -> NoReturn:  # noqa: ARG002 - TokenBook's signature
+        raise FailedPrecondition("no server runs that knows tokens")
+
+    def bundle(self) -> NoReturn:
+        raise FailedPrecondition("no server runs that knows the bundle")
+
+
 def _authority(config: ServerConfig, clock: Clock) -> list[Finding]:
     try:
-        loaded = load_authority(open_key_store(config), config.paths.certificates, config.trust_domain)
+        state = peek(config.paths.database)
+        if state is None:
+            raise FailedPrecondition("the trust domain has no CA", fix="run `eastwest server init`")
+        keys = open_key_store(config)
+        for name in state.key_names():
+            keys.load(name)
     except Error as error:
         return [Finding("authority", str(error), bad=True)]
-    left = loaded.authority.not_after - clock.now()
-    state = f"issuing CA {loaded.authority.key_id} until {loaded.authority.not_after:%Y-%m-%d}"
-    if left < SOON:
-        return [Finding("authority", f"{state}: {left.days} days left", bad=True, fix="replace the issuing CA")]
-    return [Finding("authority", state)]
+    now = int(clock.now().timestamp())
+    default = state.issuing().get(DEFAULT)
+    if default is None:
+        return [Finding("authority", "no issuing CA yet", bad=True, fix="eastwest ca export-csr, then ca import")]
+    findings = [_authority_end(f"issuing CA {default.id}", default.not_after, now)]
+    findings += [
+        _authority_end(f"issuing CA {ca.id} of environment {environment}", ca.not_after, now)
+        for environment, ca in sorted(state.issuing().items())
+        if environment
+    ]
+    findings += [
+        _authority_end(f"ML-DSA-65 issuing CA {ca.id}" + (f" of environment {name}" if name else ""), ca.not_after, now)
+        for name, ca in sorted(state.issuing(Hierarchy.POST_QUANTUM).items())
+    ]
+    findings += [Finding("authority", sentence, bad=True) for sentence in waits_for_people(state, now)]
+    return findings
+
+
+def _authority_end(what: str, not_after: int, now: int) -> Finding:
+    told = f"{what} until {datetime.fromtimestamp(not_after, UTC):%Y-%m-%d}"
+    if not_after <= now:
+        return Finding("authority", f"{told}: it has ended", bad=True, fix="see docs/how-to/rotate-the-ca.md")
+    return Finding("authority", told)
+
+
+def _pairs(config: ServerConfig, clock: Clock) -> list[Finding]:
+    """The certificates that listeners for everybody show."""
+    from eastwest.server.https import CertificateFiles
+
+    file = config.file
+    used = [
+        ("oidc certificate", file.oidc_port, file.oidc_certificate, file.oidc_key),
+        (
+            "bundle endpoint certificate",
+            file.bundle_endpoint_port,
+            file.bundle_endpoint_certificate,
+            file.bundle_endpoint_key,
+        ),
+    ]
+    findings = []
+    for what, port, certificate, key in used:
+        if port is None or not certificate:
+            continue
+        try:
+            files = CertificateFiles(config.paths.home / certificate, config.paths.home / key)
+        except Error as error:
+            findings.append(Finding(what, str(error), bad=True))
+            continue
+        complaint = files.complaint(clock.now())
+        findings.append(Finding(what, complaint or f"until {files.not_after:%Y-%m-%d}", bad=bool(complaint)))
+    return findings
 
 
 def _log(config: ServerConfig) -> list[Finding]:

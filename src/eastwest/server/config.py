@@ -5,11 +5,13 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from eastwest.errors import FailedPrecondition, InvalidInput
+from eastwest.pki.revocation import RevocationUrls
+from eastwest.pki.rotation import REFRESH_HINT
 from eastwest.spiffe.id import TrustDomain
 
 CONFIG_NAME = "server.toml"
@@ -28,14 +30,41 @@ class ServerFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     upstream: str = ""
     upstreams: dict[str, dict[str, Any]] = {}
     node_attestors: dict[str, dict[str, Any]] = {}
+    downstream_depth: int = 0
+    attest_rate: float = 10.0
+    attest_burst: int = 100
+    node_purge_after: int = 0
     root_days: int = 3650
     intermediate_days: int = 365
+    jwt_key_days: int = 30
+    ca_key: Literal["ec-p256", "ec-p384", "ed25519"] = "ec-p256"
+    post_quantum: bool = False
+    ca_rotation: str = "auto"
+    publish_wait: int = 2 * REFRESH_HINT
     agent_svid_ttl: int = 3600
     jwt_svid_ttl: int = 300
     jwt_issuer: str = ""
+    oidc_address: str = "127.0.0.1"
+    oidc_port: int | None = None
+    oidc_certificate: str = ""
+    oidc_key: str = ""
+    oidc_socket: str = ""
+    revocation_address: str = "127.0.0.1"
+    revocation_port: int | None = None
+    revocation_url: str = ""
+    crl_hours: int = 24
+    bundle_endpoint_address: str = "127.0.0.1"
+    bundle_endpoint_port: int | None = None
+    bundle_endpoint_certificate: str = ""
+    bundle_endpoint_key: str = ""
+    federation_ca_file: str = ""
     checkpoint_interval: float = 1.0
     clock_skew_limit: int = 60
+    selector_types: list[str] = []
+    admin_socket_group: str = ""
     ledger_max_rows: int = 1_000_000
+    http2: Literal["own", "grpclib"] = "own"
+    signing_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +115,21 @@ class ServerPaths:
         return self.home / "agent.port"
 
     @property
+    def oidc_port(self) -> Path:
+        """Holds the port of OpenID Connect discovery, while the server runs and offers it."""
+        return self.home / "oidc.port"
+
+    @property
+    def revocation_port(self) -> Path:
+        """Holds the port of CRLs and OCSP, while the server runs and offers them."""
+        return self.home / "revocation.port"
+
+    @property
+    def bundle_endpoint_port(self) -> Path:
+        """Holds the port of the SPIFFE bundle endpoint, while the server runs and offers it."""
+        return self.home / "bundle-endpoint.port"
+
+    @property
     def health_port(self) -> Path:
         """Holds the port of health and metrics, while the server runs."""
         return self.home / "health.port"
@@ -110,40 +154,71 @@ class ServerConfig:
                 f"{data} holds no server",
                 fix=f"run eastwest server init --data {data} --trust-domain NAME first",
             ) from None
+        except PermissionError:
+            raise FailedPrecondition(
+                f"{paths.config} cannot be read by this user", fix="run it as the server's user, or as root"
+            ) from None
         return cls.parse(paths, text, flags)
 
     @classmethod
     def parse(cls, paths: ServerPaths, text: bytes, flags: dict[str, Any]) -> ServerConfig:
         """Check the file's text with ``flags`` laid over it."""
-        try:
-            table = tomllib.loads(text.decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"not TOML: {error}", where=str(paths.config), fix="mend that line") from None
-        table |= {name: value for name, value in flags.items() if value is not None}
-        try:
-            file = msgspec.convert(table, ServerFile)
-        except msgspec.ValidationError as error:
-            raise InvalidInput(str(error), where=str(paths.config), fix="see docs/reference/server.md") from None
-        return cls.checked(paths, file)
+        return cls.checked(paths, read_file(text, str(paths.config), flags))
 
     @classmethod
     def checked(cls, paths: ServerPaths, file: ServerFile) -> ServerConfig:
         """Check what types cannot say."""
         where = str(paths.config)
-        for name in ("agent_port", "health_port"):
-            if not 0 <= getattr(file, name) <= 65535:
+        for name in ("agent_port", "health_port", "oidc_port", "revocation_port", "bundle_endpoint_port"):
+            port = getattr(file, name)
+            if port is not None and not 0 <= port <= 65535:
                 raise InvalidInput(f"{name} is not a port", where=where, fix="a number from 0 (any free) to 65535")
         if not 60 <= file.agent_svid_ttl <= 4 * 3600:
             raise InvalidInput("agent_svid_ttl must be 60 to 14400 seconds", where=where)
+        if not 0.1 <= file.attest_rate <= 10_000 or not 1 <= file.attest_burst <= 100_000:
+            raise InvalidInput(
+                "attest_rate must be 0.1 to 10000 a second, and attest_burst 1 to 100000", where=where
+            )
+        if not 0 <= file.node_purge_after <= 36500:
+            raise InvalidInput("node_purge_after must be 1 to 36500 days, or 0 for never", where=where)
         if not 30 <= file.jwt_svid_ttl <= 3600:
             raise InvalidInput("jwt_svid_ttl must be 30 to 3600 seconds", where=where)
         if not 0.05 <= file.checkpoint_interval <= 60:
             raise InvalidInput("checkpoint_interval must be 0.05 to 60 seconds", where=where)
         if file.ledger_max_rows < 1000:
             raise InvalidInput("ledger_max_rows must be at least 1000", where=where)
+        if not 0 <= file.downstream_depth <= 8:
+            raise InvalidInput("downstream_depth must be 0 to 8", where=where)
         if not 1 <= file.intermediate_days <= file.root_days <= 36500:
             raise InvalidInput("intermediate_days must be at least 1 and at most root_days", where=where)
+        if not 1 <= file.jwt_key_days <= 3650:
+            raise InvalidInput("jwt_key_days must be 1 to 3650", where=where)
+        if file.ca_rotation not in {"auto", "manual"}:
+            raise InvalidInput('ca_rotation must be "auto" or "manual"', where=where)
+        if not 0 <= file.publish_wait <= 86400:
+            raise InvalidInput("publish_wait must be 0 to 86400 seconds", where=where)
+        _check_oidc(file, where)
+        _check_revocation(file, where)
+        if bool(file.bundle_endpoint_certificate) != bool(file.bundle_endpoint_key):
+            raise InvalidInput(
+                "bundle_endpoint_certificate and bundle_endpoint_key belong together",
+                where=where,
+                fix="set both for profile https_web, neither for https_spiffe",
+            )
         return cls(paths, TrustDomain.parse(file.trust_domain), file)
+
+
+def read_file(text: bytes, where: str, flags: dict[str, Any]) -> ServerFile:
+    """``server.toml``'s text, with the ``flags`` that are not None laid over it."""
+    try:
+        table = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"not TOML: {error}", where=where, fix="mend that line") from None
+    table |= {name: value for name, value in flags.items() if value is not None}
+    try:
+        return msgspec.convert(table, ServerFile)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(str(error), where=where, fix="see docs/reference/server.md") from None
 
 
 def render(file: ServerFile) -> str:
@@ -152,9 +227,56 @@ def render(file: ServerFile) -> str:
     lines = ["# The server's settings; flags of `eastwest server run` win over them."]
     for name in file.__struct_fields__:
         value = getattr(file, name)
-        text = f"{name} = {_toml(value)}"
+        text = f"{name} = {'(none)' if value is None else _toml(value)}"
         lines.append(text if name == "trust_domain" or value != getattr(defaults, name) else f"# {text}")
     return "\n".join(lines) + "\n"
+
+
+def _check_oidc(file: ServerFile, where: str) -> None:
+    if file.oidc_port is None and not file.oidc_socket:
+        return
+    # Imported only where it is used: most commands that read this file serve nothing.
+    from eastwest.server.oidc import check_issuer
+
+    if not file.jwt_issuer:
+        raise InvalidInput(
+            "OpenID Connect discovery needs jwt_issuer", where=where, fix='jwt_issuer = "https://id.saas.example"'
+        )
+    check_issuer(file.jwt_issuer, where=where)
+    if file.oidc_port is not None and file.oidc_socket:
+        raise InvalidInput(
+            "oidc_port and oidc_socket are both set", where=where, fix="keep oidc_socket where a proxy ends TLS"
+        )
+    if bool(file.oidc_certificate) != bool(file.oidc_key):
+        raise InvalidInput("oidc_certificate and oidc_key belong together", where=where, fix="set both")
+    if file.oidc_port is not None and not file.oidc_certificate:
+        raise InvalidInput(
+            "oidc_port is served over TLS only",
+            where=where,
+            fix="set oidc_certificate and oidc_key, or use oidc_socket behind a proxy that ends TLS",
+        )
+
+
+def _check_revocation(file: ServerFile, where: str) -> None:
+    if (file.revocation_port is None) != (not file.revocation_url):
+        raise InvalidInput(
+            "revocation_url and revocation_port belong together",
+            where=where,
+            fix="set both: revocation_url is what certificates say, revocation_port where the server answers it",
+        )
+    if file.revocation_url:
+        try:
+            RevocationUrls(file.revocation_url)
+        except InvalidInput as error:
+            raise InvalidInput(f"revocation_url: {error.message}", where=where, fix=error.fix) from None
+        if not file.revocation_url.startswith("http://"):
+            raise InvalidInput(
+                "revocation_url must be plain http: what is fetched there is signed (RFC 5280, 8)",
+                where=where,
+                fix='revocation_url = "http://pki.saas.example"',
+            )
+    if not 1 <= file.crl_hours <= 24 * 30:
+        raise InvalidInput("crl_hours must be 1 to 720", where=where)
 
 
 def _toml(value: str | float) -> str:

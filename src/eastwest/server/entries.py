@@ -132,7 +132,7 @@ class ManagedEntries:
         if request.node:
             node = self._registry.nodes.get(SpiffeId.parse(request.node))
             if node is None:
-                raise InvalidInput(f"no node {request.node[:200]} is known", fix="see eastwest node show")
+                raise InvalidInput(f"no node {request.node[:200]} is known", fix="see eastwest node list")
         explanation = explain(selectors, self._beside(node))
         body = msgspec.to_builtins(explanation) | {"words": explanation.words}
         return pb.ExplainEntriesResponse(explanation=msgspec.json.encode(body))

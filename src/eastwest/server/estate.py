@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -80,7 +80,7 @@ class EstateKeeper:
         self._clock = clock
         self._administrators = administrators
         self._registered: tuple[ForeignWorkload, ...] = ()
-        self._candidates: frozenset[str] = frozenset()
+        self._candidates: dict[str, Entry] = {}
         self._callers_changed = asyncio.Event()
         self._turn = asyncio.Lock()
         self._estate: Estate | None = None
@@ -191,13 +191,15 @@ class EstateKeeper:
             # Before anything asks for a certificate of theirs.
             await self.on_environments([one.name for one in estate.settings.environments], applied.applied_by)
         naming = Naming.of(estate.settings, estate.waivers, estate.services)
-        self._registry.entries.rules = Rules(self._registry.entries.rules.selectors, naming)
+        self._registry.entries.rules = replace(self._registry.entries.rules, naming=naming)
         self._administrators.replace(estate.settings.administrators)
         self._issuer.replace(profiles=[_profile(profile) for profile in estate.profiles])
         await self._registry.entries.replace_estate(registrations(estate, self._trust_domain), self._clock.now())
         if self.federation is not None:
             await self.federation.replace_estate(intended_federation(estate), applied.applied_by)
         self._estate, self._compiled, self.applied = estate, compiled, applied
+        # Looked for among all entries only here: from now on each change says which entries it is about.
+        self._candidates = {entry.id: entry for entry in self._registry.entries.list().items if is_candidate(entry)}
         self._registered = self._known_callers()
         await self._compile_sidecars()
 
@@ -225,17 +227,17 @@ class EstateKeeper:
         naming = self._registry.entries.rules.naming
         if self._estate is None or naming is None:
             return ()
-        entries = self._registry.entries.list().items
-        self._candidates = frozenset(entry.id for entry in entries if is_candidate(entry))
-        return known_callers(entries, self._estate, naming)
+        return known_callers(self._candidates.values(), self._estate, naming)
 
     def registry_changed(self, change: Change) -> None:
         """Look again at callers registered by API, when a change is about any (``keep_callers`` does it)."""
         for entry_id in change.entries:
             entry = self._registry.entries.get(entry_id)
-            if entry_id in self._candidates or (entry is not None and is_candidate(entry)):
-                self._callers_changed.set()
-                return
+            if entry is not None and is_candidate(entry):
+                self._candidates[entry_id] = entry
+            elif self._candidates.pop(entry_id, None) is None:
+                continue
+            self._callers_changed.set()
 
     async def keep_callers(self) -> None:
         """Compile anew, for ever, whenever the callers known to policies have changed; bursts become one."""

@@ -17,22 +17,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TypeVar
+
+import structlog
 
 from eastwest.clock import Clock
 from eastwest.errors import AlreadyExists, Error, Exhausted, NotFound
 from eastwest.registry.entry import Origin
 from eastwest.registry.federation import (
     MAX_RELATIONSHIPS,
+    EndpointStatus,
     FederationStore,
     Intended,
     KeptByEstate,
     Relationship,
     check_bundle,
     check_received,
+    refresh_seconds,
     same_content,
 )
 from eastwest.server.journal import Event, Journal
@@ -40,18 +44,8 @@ from eastwest.spiffe.bundle import Bundle
 from eastwest.spiffe.id import TrustDomain
 
 KIND = "federation.changed"
+_log = structlog.get_logger()
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointStatus:
-    """How the last look at an endpoint went. ``problem`` is "" when it went well; times are None before the first."""
-
-    problem: str = ""
-    failures: int = 0
-    tried_at: datetime | None = None
-    succeeded_at: datetime | None = None
-    next_at: datetime | None = None
 
 
 class Federation:
@@ -76,6 +70,7 @@ class Federation:
         stored = await store.load()
         federation._relationships = {one.trust_domain: one for one in stored.relationships}
         federation._bundles = {bundle.trust_domain: bundle for bundle in stored.bundles}
+        federation._statuses = await store.statuses()
         return federation
 
     @property
@@ -92,6 +87,10 @@ class Federation:
     def relationships(self) -> Mapping[TrustDomain, Relationship]:
         """Every relationship, the estate's and those made by API."""
         return MappingProxyType(self._relationships)
+
+    def knows(self, trust_domain: TrustDomain) -> bool:
+        """Whether a bundle of that trust domain is held, or a relationship will bring one."""
+        return trust_domain in self._bundles or trust_domain in self._relationships
 
     def status(self, trust_domain: TrustDomain) -> EndpointStatus:
         """How the endpoint of a relationship fares."""
@@ -150,9 +149,12 @@ class Federation:
 
         await self._in_turn(change)
 
-    async def set_bundle(self, bundle: Bundle, actor: str) -> None:
-        """Put a bundle in force that an administrator brings, whatever sequence is held; raises ``BundleRefused``."""
-        check_bundle(bundle, self._own, self._clock.now())
+    async def set_bundle(self, bundle: Bundle, actor: str, *, useless: bool = False) -> None:
+        """Put a bundle in force that an administrator brings, whatever sequence is held; raises ``BundleRefused``.
+
+        ``useless``: also one that ``check_bundle`` takes only so.
+        """
+        check_bundle(bundle, self._own, self._clock.now(), useless=useless)
 
         async def change() -> None:
             held = self._relationships.get(bundle.trust_domain)
@@ -193,14 +195,43 @@ class Federation:
 
         return await self._in_turn(change)
 
-    def note(self, trust_domain: TrustDomain, problem: Error | None) -> None:
-        """Remember how a look at an endpoint went."""
+    def warnings(self) -> list[str]:
+        """One sentence for each endpoint that fails, and whose bundle is older than twice its refresh hint."""
+        found = []
+        for domain in sorted(self._relationships):
+            status = self.status(domain)
+            since = status.succeeded_at or status.failing_since
+            age = (self._clock.now() - since).total_seconds() if since is not None else 0.0
+            if status.failures and age > 2 * refresh_seconds(self._bundles.get(domain)):
+                seen = f"{status.succeeded_at:%Y-%m-%d %H:%M:%SZ}" if status.succeeded_at else "never"
+                looks = f"last {seen}; {status.failures} failures"
+                found.append(f"the bundle of {domain} is not refreshed ({looks}): {status.problem}")
+        return found
+
+    def ages(self) -> list[tuple[TrustDomain, float, float]]:
+        """Of each bundle that has an endpoint: seconds since, and the moment (Unix seconds) of the last good look.
+
+        Those that were never seen there are left out.
+        """
+        now = self._clock.now()
+        seen = [(domain, self.status(domain).succeeded_at) for domain in sorted(self._relationships)]
+        return [(domain, (now - at).total_seconds(), at.timestamp()) for domain, at in seen if at is not None]
+
+    async def note(self, trust_domain: TrustDomain, problem: Error | None) -> None:
+        """Remember how a look at an endpoint went, across restarts too where it can be stored."""
         now = self._clock.now()
         last = self.status(trust_domain)
         if problem is None:
-            self._statuses[trust_domain] = replace(last, problem="", failures=0, tried_at=now, succeeded_at=now)
+            status = replace(last, problem="", failures=0, tried_at=now, succeeded_at=now, failing_since=None)
         else:
-            self._statuses[trust_domain] = replace(last, problem=str(problem), failures=last.failures + 1, tried_at=now)
+            since = last.failing_since or now
+            failures = last.failures + 1
+            status = replace(last, problem=str(problem), failures=failures, tried_at=now, failing_since=since)
+        self._statuses[trust_domain] = status
+        try:
+            await self._store.keep_status(trust_domain, status)
+        except Error as error:
+            _log.warning("federation.status_unsaved", trust_domain=trust_domain.name, error=str(error))
 
     def schedule(self, trust_domain: TrustDomain, wait: float) -> None:
         """Remember that the next look comes in ``wait`` seconds."""

@@ -103,20 +103,20 @@ class BundlePoller:
                 document = await fetch(relationship.endpoint_url, *self._trust(relationship))
             changed = await self._federation.received(relationship, read_document(domain, document))
         except Error as error:
-            self._note(relationship, error)
+            await self._note(relationship, error)
             raise
-        self._note(relationship, None)
+        await self._note(relationship, None)
         if changed:
             _log.info("federation.bundle_changed", trust_domain=domain.name)
         return changed
 
-    def _note(self, relationship: Relationship, problem: Error | None) -> None:
+    async def _note(self, relationship: Relationship, problem: Error | None) -> None:
         domain = relationship.trust_domain
         if self._federation.relationships.get(domain) != relationship:
             return
         if problem is not None:
             _log.warning("federation.refresh_failed", trust_domain=domain.name, error=str(problem))
-        self._federation.note(domain, problem)
+        await self._federation.note(domain, problem)
 
     def _trust(self, relationship: Relationship) -> tuple[ssl.SSLContext, Callable[[bytes | None], None] | None]:
         if relationship.profile is EndpointProfile.WEB or relationship.endpoint_spiffe_id is None:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
+from eastwest.pki.rotation import Kind
 from eastwest.server.config import ServerConfig
+from eastwest.server.federation import Federation
 from eastwest.server.federation_client import web_trust
 from eastwest.server.federation_endpoint import bundle_endpoint
 from eastwest.server.https import CertificateFiles, PublicListener
@@ -24,16 +26,26 @@ def endpoint_trust(config: ServerConfig) -> Any:
     return web_trust(str(config.paths.home / name) if name else "")
 
 
+def publish_wait(config: ServerConfig, federation: Federation, kind: Kind) -> int:
+    """For how many seconds an authority must have been published before it is used: 0 where nobody outside looks."""
+    file = config.file
+    watched = file.bundle_endpoint_port is not None or bool(federation.relationships)
+    if kind is Kind.JWT:
+        watched = watched or file.oidc_port is not None or bool(file.oidc_socket)
+    return file.publish_wait if watched else 0
+
+
 def listen_bundle_endpoint(
     config: ServerConfig, bundle: Callable[[], Bundle], identity: ServerIdentity, stack: AsyncExitStack, spawn: Spawn
-) -> None:
+) -> CertificateFiles | None:
     """Serve the own bundle on ``bundle_endpoint_port``; nothing where that is not set.
 
-    With a certificate and key of the web's PKI the profile is https_web, without them https_spiffe.
+    With a certificate and key of the web's PKI the profile is https_web, without them https_spiffe. Gives those files.
     """
     file = config.file
+    files = None
     if file.bundle_endpoint_port is None:
-        return
+        return files
     if file.bundle_endpoint_certificate:
         home = config.paths.home
         files = CertificateFiles(home / file.bundle_endpoint_certificate, home / file.bundle_endpoint_key)
@@ -46,3 +58,4 @@ def listen_bundle_endpoint(
     tell_port(config.paths.bundle_endpoint_port, port, stack)
     spawn(listener.run(), NAME)
     stack.callback(listener.stop)
+    return files

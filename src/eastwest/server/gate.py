@@ -9,6 +9,7 @@ which right is in ``eastwest.server.rights``; limits to parts of the estate are 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -77,13 +78,21 @@ class Gate(Protocol):
 class PortGate:
     """The gate of the agents' TLS port.
 
-    Agents are known by their serial number. Anybody else of the trust domain is an administrator if the estate says
-    so of its SPIFFE ID, or if its very certificate was issued under an entry with ``admin``: another entry that gives
-    the same ID gives no rights.
+    Only certificates that this server signed itself count. Agents are known by their serial number. Anybody else of
+    the trust domain is an administrator if the estate says so of its SPIFFE ID, or if its very certificate was issued
+    under an entry with ``admin``: another entry that gives the same ID gives no rights.
     """
 
-    def __init__(self, registry: Registry, administrators: Administrators, clock: Clock) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        administrators: Administrators,
+        clock: Clock,
+        issued_here: Callable[[x509.Certificate], bool],
+    ) -> None:
+        """``issued_here`` says whether this server signed a certificate itself; any other makes no caller."""
         self._registry = registry
+        self._issued_here = issued_here
         self._administrators = administrators
         self._clock = clock
         self._presented: WeakKeyDictionary[object, Presented] = WeakKeyDictionary()
@@ -152,6 +161,12 @@ class PortGate:
         if spiffe_id is None or not spiffe_id.is_member_of(self._registry.trust_domain):
             raise PermissionDenied("the client certificate names no identity of this trust domain")
         certificate = x509.load_der_x509_certificate(der)
+        if not self._issued_here(certificate):
+            # A nested server, or a root that is only trusted, can name anybody and copy any serial number.
+            raise PermissionDenied(
+                f"the client certificate of {spiffe_id} was not issued by this server",
+                fix="call with an SVID of an agent of this very server",
+            )
         shown = Presented(spiffe_id, str(certificate.serial_number), certificate.not_valid_after_utc)
         self._presented[call.connection] = shown
         return shown
@@ -205,8 +220,8 @@ def _unlimited(administrator: Administrator, call: Call) -> str:
     return administrator.name
 
 
-def refusal(standing: Standing, agent: SpiffeId) -> Refused:
-    """The refusal that tells an agent what to do next."""
+def refusal(standing: Standing, agent: SpiffeId, words: str = "") -> Refused:
+    """The refusal that tells an agent what to do next, in other ``words`` where they are given."""
     sentence = {
         Standing.AGENT_EXPIRED: "the agent's certificate has expired",
         Standing.AGENT_NOT_ATTESTED: "the agent is not attested",
@@ -216,4 +231,4 @@ def refusal(standing: Standing, agent: SpiffeId) -> Refused:
     }[standing]
     reason = types_pb2.PermissionDeniedDetails.Reason.Name(standing.value)  # type: ignore[arg-type]
     details = types_pb2.PermissionDeniedDetails(reason=reason)  # type: ignore[arg-type]
-    return Refused(f"{sentence}: {agent}", [details])
+    return Refused(words or f"{sentence}: {agent}", [details])

@@ -19,13 +19,17 @@ from eastwest.errors import FailedPrecondition
 class HealthServer:
     """``/live``: the process answers. ``/ready``: it can issue now, or says why not. ``/metrics``: Prometheus."""
 
-    def __init__(self, registry: CollectorRegistry, problems: Callable[[], list[str]]) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, problems: Callable[[], list[str]], warnings: Callable[[], list[str]] = list
+    ) -> None:
+        """``problems`` keep it from issuing; ``warnings`` are told beside them and leave it ready."""
+
         async def live(_request: Request) -> Response:
             return JSONResponse({"status": "live"})
 
         async def ready(_request: Request) -> Response:
             found = problems()
-            body = {"status": "not ready" if found else "ready", "problems": found}
+            body = {"status": "not ready" if found else "ready", "problems": found, "warnings": warnings()}
             return JSONResponse(body, 503 if found else 200)
 
         async def metrics(_request: Request) -> Response:
@@ -52,7 +56,13 @@ class HealthServer:
         """Serve until ``stop``."""
         config = uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=5)
         self._server = _QuietServer(config)
-        await self._server.serve(sockets=[self._socket])
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            # Also when this task was cancelled, which uvicorn itself does not expect.
+            for server in getattr(self._server, "servers", ()):
+                server.close()
+            self._socket.close()
 
     def stop(self) -> None:
         """Ask ``run`` to end."""

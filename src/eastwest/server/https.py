@@ -17,11 +17,13 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import structlog
 import uvicorn
+from cryptography import x509
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -47,6 +49,7 @@ class CertificateFiles:
     def __init__(self, certificate: Path, key: Path) -> None:
         """Raises ``InvalidInput``, which names the file, when the pair cannot be used at all."""
         self.problem: str | None = None
+        self.not_after = datetime.max.replace(tzinfo=UTC)
         self._certificate, self._key = certificate, key
         self._seen = self._signature()
         self._current = self._load()
@@ -57,6 +60,15 @@ class CertificateFiles:
             sock.context = self._current
 
         self.listening.sni_callback = choose
+
+    def complaint(self, now: datetime) -> str:
+        """What is wrong with the files as they are now, or ``""``: unusable, or the certificate in use has ended."""
+        self.refresh()
+        if self.problem is not None:
+            return self.problem
+        if self.not_after <= now:
+            return f"{self._certificate} ended at {self.not_after:%Y-%m-%d %H:%MZ}: put a new pair in its place"
+        return ""
 
     def refresh(self) -> None:
         """Read the files again if they have changed. Never raises."""
@@ -77,7 +89,10 @@ class CertificateFiles:
         return tuple(_state(path) for path in (self._certificate, self._key))
 
     def _load(self) -> ssl.SSLContext:
-        return web_context(_read(self._certificate), _read(self._key), where=f"{self._certificate}, {self._key}")
+        chain = _read(self._certificate)
+        context = web_context(chain, _read(self._key), where=f"{self._certificate}, {self._key}")
+        self.not_after = x509.load_pem_x509_certificate(chain).not_valid_after_utc
+        return context
 
 
 class PublicListener:

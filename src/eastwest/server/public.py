@@ -36,11 +36,15 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 
 def listen_oidc(
     config: ServerConfig, bundle: Callable[[], Bundle], clock: Clock, stack: AsyncExitStack, spawn: Spawn
-) -> None:
-    """Serve OpenID Connect discovery on ``oidc_port`` or ``oidc_socket``; nothing where neither is set."""
+) -> CertificateFiles | None:
+    """Serve OpenID Connect discovery on ``oidc_port`` or ``oidc_socket``; nothing where neither is set.
+
+    Gives the certificate files that are used.
+    """
     file = config.file
     if file.oidc_port is None and not file.oidc_socket:
-        return
+        return None
+    files = None
     app = oidc_app(file.jwt_issuer, bundle, clock)
     home = config.paths.home
     if file.oidc_socket:
@@ -54,6 +58,7 @@ def listen_oidc(
         tell_port(config.paths.oidc_port, port, stack)
     spawn(listener.run(), "oidc")
     stack.callback(listener.stop)
+    return files
 
 
 class Revocable:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import structlog
 
 from eastwest.clock import Clock
 from eastwest.errors import Error
+from eastwest.registry.node import Node
 from eastwest.registry.registry import Registry
 from eastwest.server.journal import Event, Journal
 
@@ -30,12 +33,23 @@ async def purge(registry: Registry, journal: Journal, clock: Clock, days: int) -
     """Forget such nodes once, each recorded before; gives their number. Banned ones stay, whatever their age."""
     ended_before = int(clock.now().timestamp()) - days * DAY
     actor = f"{registry.trust_domain.uri}/spire/server"
-    gone = 0
-    while batch := registry.nodes.expired(ended_before)[:BATCH]:
+    gone = await purge_nodes(registry, journal, actor, registry.nodes.expired(ended_before))
+    if gone:
+        _log.info("nodes.purged", count=len(gone), days=days)
+    return len(gone)
+
+
+async def purge_nodes(registry: Registry, journal: Journal, actor: str, nodes: Sequence[Node]) -> list[Node]:
+    """Forget these nodes, each recorded before; gives those that had not come back meanwhile."""
+    gone: list[Node] = []
+    for batch in _batched(nodes, BATCH):
         await journal.record_all(
             [Event("node.purged", actor, str(node.spiffe_id), {"not_after": str(node.not_after)}) for node in batch]
         )
-        gone += len(await registry.nodes.purge(batch))
-    if gone:
-        _log.info("nodes.purged", count=gone, days=days)
+        gone += await registry.nodes.purge(batch)
     return gone
+
+
+def _batched(nodes: Sequence[Node], size: int) -> Iterator[Sequence[Node]]:
+    for start in range(0, len(nodes), size):
+        yield nodes[start : start + size]

@@ -233,12 +233,14 @@ class Revocations:
         now = self._clock.now()
         key = (authority.key_id, query.serial, query.algorithm.name)
         kept = self._answers.get(key)
-        if kept is not None and now < kept[1] and (query.nonce is None or not self._budget.take()):
+        if query.nonce is not None and not self._budget.take():
             # Without its nonce when too many ask for a signature of their own (RFC 9654, 2.1 lets us).
+            query = replace(query, nonce=None)
+        if kept is not None and now < kept[1] and query.nonce is None:
             return OcspReply(kept[0], int((kept[1] - now).total_seconds()))
         found = await self._store.one(authority.key_id, query.serial)
         known = found is not None and found.issued.not_after > now
-        if kept is None and not known and not self._budget.take():
+        if not known and query.nonce is None and not self._budget.take():
             return OcspReply(refuse_ocsp(OcspRefusal.TRY_LATER))
         state = found.revoked if found is not None else None
         der = await asyncio.to_thread(build_ocsp_answer, query, authority, state, now, OCSP_LIFETIME, known=known)

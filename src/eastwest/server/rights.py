@@ -61,6 +61,7 @@ _METHODS: dict[str, tuple[Right, ...]] = {
     "/eastwest.admin.v1.Admin/ExplainEntries": (Right.READ,),
     "/eastwest.admin.v1.Admin/FlushLog": (Right.READ,),
     "/eastwest.admin.v1.Admin/PlanEstate": (Right.READ,),
+    "/eastwest.admin.v1.Admin/PurgeNodes": (Right.NODES,),
     "/eastwest.admin.v1.Admin/WaitForEntries": (Right.READ,),
     "/eastwest.admin.v1.Admin/WriteEntries": (Right.WORKLOADS,),
     "/spire.api.server.agent.v1.Agent/CreateJoinToken": (Right.TOKENS,),

@@ -22,11 +22,18 @@ from msgspec.structs import replace
 from eastwest.clock import Clock
 from eastwest.errors import Error, FailedPrecondition, InvalidInput
 from eastwest.pki import rotation
-from eastwest.pki.confirmation import Holder, NotConfirmed, require_confirmed, require_released
+from eastwest.pki.confirmation import (
+    Holder,
+    NotConfirmed,
+    require_confirmed,
+    require_published,
+    require_released,
+)
 from eastwest.pki.parsing import PARSE_ERRORS
 from eastwest.pki.rotation import Hierarchy, IssuingCa, JwtKey, Kind, Root, Source, Stage, State
 from eastwest.pki.signer import algorithm_of
 from eastwest.server.authority import DEFAULT, Maker, Signing, root_of
+from eastwest.server.finishing import to_the_end
 from eastwest.server.journal import Event, Journal
 from eastwest.server.trust import Trust
 from eastwest.spiffe.bundle import Bundle, JwtAuthority
@@ -34,6 +41,7 @@ from eastwest.store.authority import SqliteAuthority
 
 MAX_RECORDED = 50
 """Nodes named in the record of a forced change."""
+_UNREADABLE: tuple[type[Exception], ...] = (x509.ExtensionNotFound, *PARSE_ERRORS)
 _log = structlog.get_logger()
 Item = Root | IssuingCa | JwtKey
 
@@ -51,7 +59,8 @@ class AuthorityKeeper:
     """The CA's state, and the only one who changes it. Open it with ``open``.
 
     ``signing`` is what issues now, None before the first issuing CA has its certificate. ``on_change`` is awaited after
-    each change, with ``trust`` in force by then. ``holders`` says who has confirmed what.
+    each change, with ``trust`` in force by then. ``holders`` says who has confirmed what, and ``publish_wait`` for how
+    many seconds a kind of authority must have been published, for those outside who cannot confirm.
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class AuthorityKeeper:
         self.trust = Trust(rotation.bundle_of(state, maker.trust_domain), state.tainted_issuing())
         self.on_change: Callable[[], Awaitable[None]] = _nothing
         self.holders: Callable[[], Sequence[Holder]] = tuple
+        self.publish_wait: Callable[[Kind], int] = lambda _kind: 0
         self.environments: frozenset[str] = frozenset()
         self.problems: dict[str, str] = {}
         self.maker = maker
@@ -126,7 +136,8 @@ class AuthorityKeeper:
         """Sign with what is prepared from now on. Raises ``NotConfirmed`` while somebody would not trust it.
 
         ``force`` goes ahead all the same, as does ``at_last``, which the schedule says when no time is left; both are
-        recorded. An issuing CA needs no confirmation: it is sent along with each leaf.
+        recorded. An issuing CA needs no confirmation: it is sent along with each leaf. Those outside the trust domain
+        are given time (``usable_at``).
         """
         async with self.turn:
             after = rotation.activate(self.state, kind, authority_id)
@@ -135,11 +146,21 @@ class AuthorityKeeper:
                 item = find(self.state, kind, authority_id)
                 assert not isinstance(item, IssuingCa)
                 what = f"the {'root' if kind is Kind.X509 else 'JWT key'} {authority_id}"
+                wait, now = self.publish_wait(kind), int(self._clock.now().timestamp())
                 facts = self._checked(
-                    lambda: require_confirmed(self.holders(), item.sequence, what), force=force or at_last
+                    lambda: require_confirmed(self.holders(), item.sequence, what),
+                    lambda: require_published(item.published, wait, now, what),
+                    force=force or at_last,
                 )
                 facts["by_schedule_at_last"] = at_last
             return await self._change("ca.activated", kind, authority_id, after, actor, facts)
+
+    def usable_at(self, kind: Kind, item: Item) -> int:
+        """From when (Unix seconds) those outside the trust domain have what is prepared; 0: none need be waited for."""
+        wait = self.publish_wait(kind)
+        if isinstance(item, IssuingCa) or item.stage is not Stage.PREPARED or not (wait and item.published):
+            return 0
+        return item.published + wait
 
     async def taint(self, kind: Kind, authority_id: str, actor: str) -> Changed:
         """Have everybody let go of what stems from an old authority."""
@@ -226,7 +247,8 @@ class AuthorityKeeper:
     ) -> Bundle:
         """Take an upstream's roots (DER), and JWT keys of other servers of the trust domain, into the bundle; give it.
 
-        ``source`` says where the roots come from. What is known already changes nothing. Raises ``InvalidInput`` for a JWT key that cannot be trusted.
+        ``source`` says where they come from: what the upstream named goes when it is not named there any more. What is
+        known already changes nothing. Raises ``InvalidInput`` for a JWT key that cannot be trusted.
         """
         async with self.turn:
             now = int(self._clock.now().timestamp())
@@ -234,10 +256,11 @@ class AuthorityKeeper:
             after = _trusting(before, roots, source)
             for authority in jwt:
                 _check_jwt_key(authority)
-                after = rotation.publish_jwt(after, authority, now)
+                after = rotation.publish_jwt(after, authority, now, upstream=source is Source.UPSTREAM)
             if after is not before:
-                added: list[tuple[Kind, Item]] = [(Kind.X509, root) for root in after.roots if root not in before.roots]
-                added += [(Kind.JWT, key) for key in after.jwt if key not in before.jwt]
+                known = {root.id for root in before.roots} | {key.id for key in before.jwt}
+                added: list[tuple[Kind, Item]] = [(Kind.X509, root) for root in after.roots if root.id not in known]
+                added += [(Kind.JWT, key) for key in after.jwt if key.id not in known]
                 await self.commit(after, [self.event("ca.trusted", actor, kind, item) for kind, item in added])
         return self.trust.bundle
 
@@ -248,7 +271,15 @@ class AuthorityKeeper:
         return await self.adopt(roots, jwt, actor=actor, source=Source.EXTERNAL)
 
     async def commit(self, after: State, events: Iterable[Event]) -> None:
-        """Record, store, take effect. The caller holds ``turn``. Nothing has changed where this raises."""
+        """Record, store, take effect. The caller holds ``turn``. Nothing has changed where this raises.
+
+        Done to its end even when the caller is cancelled: a state that is stored and not in force would stop every
+        later change.
+        """
+        await to_the_end(self._commit(after, events))
+
+    async def _commit(self, after: State, events: Iterable[Event]) -> None:
+        after = rotation.dated(self.state, after, int(self._clock.now().timestamp()))
         signing = await self.maker.assemble(after) if after.active_root is not None else None
         events = list(events)
         if after.sequence != self.state.sequence:
@@ -322,7 +353,7 @@ class AuthorityKeeper:
                 raise FailedPrecondition(
                     "the upstream authority has another root now", fix="prepare a whole generation: kind x509"
                 )
-            after = _trusting(self.state, roots)
+            after = _trusting(self.state, roots, Source.UPSTREAM)
         elif root.source is Source.OWN:
             ca = await self.maker.issuing(root, name, environment)
             after = self.state
@@ -352,7 +383,7 @@ class AuthorityKeeper:
         if any(root.id == above.id and root.stage is Stage.ACTIVE for root in after.roots):
             for ca in cas:
                 after = rotation.add_issuing(after, above.id, ca)
-            after = _trusting(after, made[0][2])
+            after = _trusting(after, made[0][2], Source.UPSTREAM)
             return await self._prepared(Kind.ISSUING, after, cas[0], actor)
         if any(root.id == above.id for root in after.roots):
             after = rotation.adopt_root(after, above.id, Source.UPSTREAM)
@@ -360,7 +391,7 @@ class AuthorityKeeper:
                 after = rotation.add_issuing(after, above.id, ca)
         else:
             after = rotation.prepare_root(after, replace(above, issuing=tuple(cas)))
-        return await self._prepared(Kind.X509, _trusting(after, made[0][2]), above, actor)
+        return await self._prepared(Kind.X509, _trusting(after, made[0][2], Source.UPSTREAM), above, actor)
 
     async def _prepare_jwt(self, actor: str) -> Changed:
         _refuse_second(self.state.prepared_jwt)
@@ -385,15 +416,17 @@ class AuthorityKeeper:
             item = before
         return Changed(kind, item, after.sequence)
 
-    def _checked(self, check: Callable[[], None], *, force: bool) -> dict[str, Any]:
-        """What to record of the check; raises ``NotConfirmed`` unless forced."""
-        try:
-            check()
-        except NotConfirmed as error:
-            if not force:
-                raise
-            return {"forced": True, "unconfirmed": error.message}
-        return {"forced": False}
+    def _checked(self, *checks: Callable[[], None], force: bool) -> dict[str, Any]:
+        """What to record of the checks; raises the first ``NotConfirmed`` unless forced."""
+        passed_over = []
+        for check in checks:
+            try:
+                check()
+            except NotConfirmed as error:
+                if not force:
+                    raise
+                passed_over.append(error.message)
+        return {"forced": True, "unconfirmed": "; ".join(passed_over)} if passed_over else {"forced": False}
 
     def _bundle_event(self, after: State, actor: str) -> Event:
         facts = {
@@ -421,8 +454,12 @@ class AuthorityKeeper:
 
     async def _store_quietly(self, after: State) -> None:
         """Store a state that differs only in its loose keys."""
-        self._revision = await self._store.save(after, self._revision)
-        self.state = after
+
+        async def stored() -> None:
+            self._revision = await self._store.save(after, self._revision)
+            self.state = after
+
+        await to_the_end(stored())
 
 
 def _check_ca(der: bytes) -> None:
@@ -430,7 +467,7 @@ def _check_ca(der: bytes) -> None:
         certificate = x509.load_der_x509_certificate(der)
         certificate.public_key()
         is_ca = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, *PARSE_ERRORS):
+    except _UNREADABLE:
         is_ca = False
     if not is_ca:
         raise InvalidInput("an X.509 authority is no CA certificate", fix="give the CA's own certificate")

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from eastwest.spiffe.id import TrustDomain
 
 
 class Metrics:
@@ -24,3 +30,29 @@ class Metrics:
         self.updates = Counter("eastwest_control_updates", "updates pushed to agents", registry=self.registry)
         self.decisions = Counter("eastwest_decisions_stored", "ledger rows stored", registry=self.registry)
         self.decisions_lost = Counter("eastwest_decisions_lost", "decisions that agents lost", registry=self.registry)
+
+
+class FederationMetrics(Collector):
+    """How old each federated bundle is. A label for each relationship, of which there is a bounded number."""
+
+    def __init__(self, ages: Callable[[], Iterable[tuple[TrustDomain, float, float]]]) -> None:
+        """``ages`` gives trust domain, seconds since the last good look, and its moment (Unix seconds)."""
+        self._ages = ages
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """What Prometheus reads, made when it asks."""
+        age = GaugeMetricFamily(
+            "eastwest_federated_bundle_age_seconds",
+            "time since the bundle endpoint last gave a good bundle",
+            labels=["trust_domain"],
+        )
+        success = GaugeMetricFamily(
+            "eastwest_federated_bundle_last_success_timestamp_seconds",
+            "when the bundle endpoint last gave a good bundle",
+            labels=["trust_domain"],
+        )
+        for domain, seconds, moment in self._ages():
+            age.add_metric([domain.name], seconds)
+            success.add_metric([domain.name], moment)
+        yield age
+        yield success

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import msgspec
 
 from eastwest.errors import Corrupt, Error
 from eastwest.registry.entry import Origin
-from eastwest.registry.federation import EndpointProfile, Relationship, Stored
+from eastwest.registry.federation import EndpointProfile, EndpointStatus, Relationship, Stored
 from eastwest.spiffe.bundle import Bundle
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.store.database import Database
@@ -40,6 +41,10 @@ class SqliteFederation:
                 "DELETE FROM federation_relationships WHERE trust_domain = ?", [(domain.name,) for domain in drop]
             )
             connection.executemany(
+                "DELETE FROM federation_statuses WHERE trust_domain = ?",
+                [(domain.name,) for domain in (*drop, *(one.trust_domain for one in put))],
+            )
+            connection.executemany(
                 "DELETE FROM federated_bundles WHERE trust_domain = ?", [(domain.name,) for domain in drop_bundles]
             )
             connection.executemany(
@@ -51,6 +56,43 @@ class SqliteFederation:
             )
 
         await self._database.write(write)
+
+    async def statuses(self) -> dict[TrustDomain, EndpointStatus]:
+        """How each endpoint fared when that was last kept; raises ``Corrupt``."""
+
+        def select(connection: sqlite3.Connection) -> list[tuple[str, str, int, *tuple[float | None, ...]]]:
+            return connection.execute(
+                "SELECT trust_domain, problem, failures, tried_at, succeeded_at, failing_since FROM federation_statuses"
+            ).fetchall()
+
+        try:
+            return {
+                TrustDomain.parse(name): EndpointStatus(problem, failures, *map(_time, times))
+                for name, problem, failures, *times in await self._database.read(select)
+            }
+        except (ValueError, OverflowError, Error) as error:
+            raise Corrupt(f"what is stored about bundle endpoints cannot be read: {error}") from None
+
+    async def keep_status(self, trust_domain: TrustDomain, status: EndpointStatus) -> None:
+        """Keep how an endpoint fares; nothing where there is no such relationship any more."""
+        times = [
+            None if time is None else time.timestamp()
+            for time in (status.tried_at, status.succeeded_at, status.failing_since)
+        ]
+        row = (trust_domain.name, status.problem, status.failures, *times, trust_domain.name)
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT OR REPLACE INTO federation_statuses SELECT ?, ?, ?, ?, ?, ?"
+                " WHERE EXISTS (SELECT 1 FROM federation_relationships WHERE trust_domain = ?)",
+                row,
+            )
+
+        await self._database.write(write)
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def _load(connection: sqlite3.Connection) -> Stored:

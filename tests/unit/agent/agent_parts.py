@@ -49,11 +49,13 @@ def update(
     bundles: tuple[Bundle, ...] = (),
     sidecars: tuple[Sidecar, ...] = (),
     remove: tuple[tuple[int, str], ...] = (),
+    keys: tuple[str, ...] = (),
 ) -> control.Update:
+    """``keys``: of the profile of all ``entries``."""
     made = control.Update(epoch=epoch, number=number, full=full)
     for each in entries:
         name = control.ResourceName(kind=ENTRY, name=each.id)
-        made.upserts.add(name=name, entry=spire.entry_to_proto(each))
+        made.upserts.add(name=name, entry=spire.entry_to_proto(each), keys=keys)
     for bundle in bundles:
         name = control.ResourceName(kind=BUNDLE, name=bundle.trust_domain.name)
         made.upserts.add(name=name, bundle=spire.bundle_to_proto(bundle))

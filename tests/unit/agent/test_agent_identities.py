@@ -7,12 +7,14 @@ from datetime import timedelta
 
 import pytest
 from agent_parts import CA, ENTRY, TD, SigningServer, entry, update
+from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from eastwest import errors
 from eastwest.agent.identities import Identities
 from eastwest.agent.jwts import JwtCache
 from eastwest.agent.knowledge import Knowledge
 from eastwest.agent.state import State
+from eastwest.pki.signer import KeyAlgorithm, algorithm_of
 from eastwest.spiffe.bundle import Bundle, X509Authority
 from eastwest.testing.ca import TestCA
 from eastwest.testing.clock import FakeClock
@@ -275,3 +277,24 @@ async def test_tokens_are_shared_cached_and_outlive_an_outage() -> None:
     jwts = server.jwts
     await tokens.fetch(shop, ["x"])
     assert server.jwts == jwts + 1
+
+
+async def test_a_profile_with_other_keys_changes_them_at_once(node: Node) -> None:
+    node.hold("a", "b")
+    await node.settle()
+    before = {name: node.serial(name) for name in ("a", "b")}
+    for number, keys, algorithm in (
+        (2, ("ml-dsa-65", "ec-p256"), KeyAlgorithm.ML_DSA_65),
+        (3, ("ec-p384",), KeyAlgorithm.EC_P384),
+        (4, (), KeyAlgorithm.EC_P256),
+    ):
+        node.apply(update(number, entries=(entry("a"),), keys=keys))
+        await node.settle()
+        held = node.identities.held(node.knowledge.state.entries["a"])
+        assert held is not None
+        assert held.key.algorithm is algorithm
+        private = load_der_private_key(held.key.pkcs8, None)
+        assert algorithm_of(private.public_key()) is algorithm
+        assert held.svid.serial != before["a"]
+        before["a"] = held.svid.serial
+        assert node.serial("b") == before["b"]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from eastwest.agent.state import BadUpdate, State
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
 from eastwest.attest.match import matching
+from eastwest.pki.signer import KeyAlgorithm
 from eastwest.policy.enforcement import Sidecar
 from eastwest.spiffe.bundle import Bundle, X509Authority
 from eastwest.spiffe.id import TrustDomain
@@ -135,3 +136,17 @@ def test_tainted_issuing_cas_come_stay_and_go(held: State) -> None:
     gone = update(later.number + 1)
     gone.removals.append(name)
     assert later.apply(gone).tainted == frozenset()
+
+
+def test_the_first_key_type_that_is_known_is_made(held: State) -> None:
+    after = held.apply(update(5, entries=(entry("a"),), keys=("falcon", "ml-dsa-65", "ec-p256")))
+    wanted = {name: after.key_algorithm(each) for name, each in after.entries.items()}
+    assert wanted == {"a": KeyAlgorithm.ML_DSA_65, "b": KeyAlgorithm.EC_P256}
+    again = State(TD).apply(after.to_update())
+    assert again.keys == after.keys
+    unknown = after.apply(update(6, entries=(entry("a"),), keys=("falcon",)))
+    assert unknown.key_algorithm(entry("a")) is KeyAlgorithm.EC_P256
+    # What the server says nothing about any more, or takes away, leaves nothing behind.
+    assert after.apply(update(6, entries=(entry("a"),))).keys == {}
+    assert after.apply(update(6, remove=((ENTRY, "a"),))).keys == {}
+    assert after.apply(update(6, entries=(entry("b"),))).keys == after.keys

@@ -162,19 +162,44 @@ class TestEnvironments:
     async def test_post_quantum_keys_are_for_profiles_that_name_them(self, log):
         csr = make_csr(generate_private_key(KeyAlgorithm.ML_DSA_65), ID)
         quantum = TestCA(algorithm=KeyAlgorithm.ML_DSA_65)
-        made = Issuer(
-            {"": quantum.authority},
-            quantum.jwt_key,
-            log,
-            FakeClock(),
-            SeededEntropy(),
-            Instance("one", "0"),
-            [profile(profile="quantum", keys=("ml-dsa-65",))],
-        )
+        profiles = [profile(profile="quantum", keys=("ml-dsa-65",))]
+        made = issuer(log, profiles=profiles, post_quantum={"": quantum.authority})
         with pytest.raises(UnsupportedKey):
             await only(made, csr_der=csr)
+        with pytest.raises(UnsupportedKey, match="ec-p256 keys are not accepted here"):
+            await only(made, profile="quantum")
         svid = await only(made, csr_der=csr, profile="quantum")
         assert verify_chain(svid.chain, quantum.roots, quantum.now, quantum.trust_domain) == svid
+
+    async def test_the_key_chooses_between_the_two_hierarchies(self, log):
+        csr = make_csr(generate_private_key(KeyAlgorithm.ML_DSA_65), ID)
+        quantum = TestCA(algorithm=KeyAlgorithm.ML_DSA_65)
+        vm = quantum.new_authority(KeyAlgorithm.ML_DSA_65)
+        profiles = [profile(profile="both", keys=("ml-dsa-65", "ec-p256"))]
+        made = issuer(log, {"vm": VM}, profiles=profiles, awaiting={"vm", "edge"})
+        with pytest.raises(FailedPrecondition, match="only such a one certifies ML-DSA-65 keys"):
+            await only(made, csr_der=csr, profile="both")
+        made.replace(post_quantum={"": quantum.authority, "vm": vm})
+        requests = [request(csr_der=der, profile="both", environment=name) for name in ("", "vm") for der in (CSR, csr)]
+        results = await made.issue_x509(requests)
+        above = [CA.authority, quantum.authority, VM, vm]
+        assert [svid.chain[1:] for svid in results] == [authority.chain for authority in above]
+        with pytest.raises(FailedPrecondition, match="only such a one"):
+            await only(made, csr_der=csr, profile="both", environment="edge")
+
+    async def test_a_remote_post_quantum_key_signs_elsewhere(self, log, pool):
+        quantum = TestCA(algorithm=KeyAlgorithm.ML_DSA_65)
+        far = FarSigner(KeyAlgorithm.ML_DSA_65)
+        profiles = [profile(profile="quantum", keys=("ml-dsa-65",))]
+        authority = quantum.new_authority(signer=far)
+        with pytest.raises(FailedPrecondition, match="remote"):
+            issuer(log, profiles=profiles, post_quantum={"": authority})
+        made = issuer(log, profiles=profiles, post_quantum={"": authority}, pool=pool)
+        far.threads.clear()
+        svid = await only(made, csr_der=make_csr(generate_private_key(KeyAlgorithm.ML_DSA_65), ID), profile="quantum")
+        verify_chain(svid.chain, quantum.roots, quantum.now, quantum.trust_domain)
+        assert far.threads
+        assert threading.get_ident() not in far.threads
 
 
 class TestFarKeys:

@@ -197,3 +197,61 @@ def test_the_bootstrap_opens_no_port():
     assert config["admin"]["address"]["pipe"] == {"path": "/run/admin.sock", "mode": 0o600}
     assert config["node"]["id"] == "n"
     assert "socket_address" not in json.dumps(config)
+
+
+SAFE = msgspec.structs.replace(
+    SIDECAR,
+    inbound=tuple(msgspec.structs.replace(one, post_quantum=True) for one in SIDECAR.inbound),
+    outbound=tuple(msgspec.structs.replace(one, post_quantum=one.service == "queue") for one in SIDECAR.outbound),
+)
+
+
+def test_a_demand_for_post_quantum_keys_leaves_one_algorithm_one_group_and_its_roots():
+    secrets = sidecar_secrets(SAFE, Identity(A, b"chain", b"key"), BUNDLES, {"td.test": b"safe root"})
+    snapshot = sidecar_snapshot(SAFE, SETTINGS, secrets)
+    text = {
+        name: rendered_tls(snapshot, kind, name)
+        for kind, name in (
+            (names.LISTENER, "inbound/web"),
+            (names.CLUSTER, "remote/queue"),
+            (names.CLUSTER, "remote/far"),
+        )
+    }
+    for name, secret in (
+        ("inbound/web", "eastwest:callers:post-quantum"),
+        ("remote/queue", "eastwest:post-quantum:td.test"),
+    ):
+        parameters, trusted = text[name]
+        assert parameters["signatureAlgorithms"] == ["mldsa65"]
+        assert parameters["ecdhCurves"] == ["X25519MLKEM768"]
+        assert trusted == secret
+    parameters, trusted = text["remote/far"]
+    assert parameters["signatureAlgorithms"][:2] == ["mldsa65", "ecdsa_secp256r1_sha256"]
+    assert parameters["ecdhCurves"] == ["X25519MLKEM768", "X25519", "P-256"]
+    assert trusted == "spiffe://far.test"
+    known = set(snapshot.of_type(names.SECRET))
+    assert {"eastwest:callers:post-quantum", "eastwest:post-quantum:td.test"} <= known
+    # Nobody else is told of them.
+    plain = sidecar_secrets(SIDECAR, Identity(A, b"chain", b"key"), BUNDLES, {"td.test": b"safe root"})
+    assert not plain.post_quantum
+
+
+def test_without_an_ml_dsa_root_a_service_that_demands_one_is_left_out_and_none_is_opened():
+    known, lost = verifiable(SAFE, BUNDLES)
+    assert lost == ("queue",)
+    assert verifiable(SAFE, BUNDLES, {"td.test"}) == (SAFE, ())
+    secrets = sidecar_secrets(known, Identity(A, b"chain", b"key"), BUNDLES, {"far.test": b"safe root"})
+    with pytest.raises(DanglingReference, match="eastwest:callers:post-quantum"):
+        sidecar_snapshot(known, SETTINGS, secrets)
+
+
+def rendered_tls(snapshot, kind, name):
+    """The TLS parameters of a listener or cluster, and the name of the secret that it trusts."""
+    made = rendered(snapshot.of_type(kind)[name])
+    socket = made["filterChains"][0]["transportSocket"] if kind == names.LISTENER else made["transportSocket"]
+    context = socket["typedConfig"]["commonTlsContext"]
+    trusted = (
+        context.get("validationContextSdsSecretConfig")
+        or context["combinedValidationContext"]["validationContextSdsSecretConfig"]
+    )
+    return context["tlsParams"], trusted["name"]

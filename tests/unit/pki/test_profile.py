@@ -41,7 +41,7 @@ def test_a_profile_as_written_becomes_a_checked_one():
     profile = Profile.from_config(config())
     assert profile.name == "device"
     assert profile.doors == {Door.EST, Door.ACME, Door.GATEWAY}
-    assert profile.keys == {KeyAlgorithm.EC_P256}
+    assert profile.keys == (KeyAlgorithm.EC_P256,)
     assert (profile.default_ttl, profile.max_ttl) == (90 * 86400, 365 * 86400)
     assert profile.usage == {Usage.CLIENT}
     assert profile.revocation is Revocation.CRL

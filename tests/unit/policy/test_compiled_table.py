@@ -227,3 +227,11 @@ def test_long_lists_of_approvers_do_not_multiply(edited) -> None:
         return compile_estate(load_estate(edited("policies/many.cedar", None, policy("many", body)))).summary.asked
 
     assert asked(40) < 20 * asked(5)
+
+
+def test_a_profile_of_post_quantum_keys_alone_is_a_demand_at_both_ends(edited) -> None:
+    for keys, demanded in (("ml-dsa-65", True), ("ml-dsa-65, ec-p256", False)):
+        files = edited("profiles/workload.yaml", "ec-p256, ec-p384, ed25519", keys)
+        sidecars = compile_estate(load_estate(files)).sidecars.values()
+        assert {one.post_quantum for sidecar in sidecars for one in sidecar.inbound} == {demanded}
+        assert {one.post_quantum for sidecar in sidecars for one in sidecar.outbound} == {demanded}

@@ -8,7 +8,7 @@ from http2_client import GREETING, RawClient
 
 from eastwest.api.grpc.health.v1 import health_pb2 as pb
 from eastwest.rpc import exchange as exchange_module
-from eastwest.rpc import frames, http2
+from eastwest.rpc import frames, limits
 from eastwest.rpc.client import Channel, method
 from eastwest.rpc.service import Listener, Service
 
@@ -149,9 +149,9 @@ async def test_a_ping_is_answered(client):
 
 async def test_settings_are_told_and_acknowledged(client):
     await client.until(lambda: client.settings and client.windows[0])
-    assert client.settings[frames.MAX_CONCURRENT_STREAMS] == http2.MAX_STREAMS
-    assert client.settings[frames.INITIAL_WINDOW_SIZE] == http2.STREAM_WINDOW
-    assert client.windows[0] == http2.CONNECTION_WINDOW - frames.DEFAULT_WINDOW
+    assert client.settings[frames.MAX_CONCURRENT_STREAMS] == limits.MAX_STREAMS
+    assert client.settings[frames.INITIAL_WINDOW_SIZE] == limits.STREAM_WINDOW
+    assert client.windows[0] == limits.CONNECTION_WINDOW - frames.DEFAULT_WINDOW
 
 
 async def test_an_answer_waits_for_room_in_both_windows(client):
@@ -186,7 +186,7 @@ async def test_a_message_larger_than_the_window_is_taken(client):
     message = asking("x" * 1_000_000)
     client.send(client.headers(1))
     framed = b"\x00" + len(message).to_bytes(4) + message
-    room = {1: http2.STREAM_WINDOW, 0: http2.CONNECTION_WINDOW}
+    room = {1: limits.STREAM_WINDOW, 0: limits.CONNECTION_WINDOW}
     sent = 0
     await client.until(lambda: client.windows[0])
     for start in range(0, len(framed), 16_000):
@@ -260,7 +260,7 @@ async def test_a_server_that_stops_says_so_lets_short_calls_end_and_ends_streams
 
 
 async def test_a_short_call_that_does_not_end_is_ended(tmp_path, health, monkeypatch):
-    monkeypatch.setattr(http2, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "GRACE_SECONDS", 0.05)
     listener = Listener([health.service()])
     await listener.listen_unix(tmp_path / "stopping", 0o600)
     client = await RawClient.connect(tmp_path / "stopping")
@@ -388,7 +388,7 @@ async def test_who_breaks_the_protocol_is_told_and_left(path, name):
             lambda c: (
                 c.headers(1, path=WATCH)
                 + c.data(1, b"", end=False)
-                + frames.frame(frames.DATA, 0, 1, bytes(16_000)) * (http2.STREAM_WINDOW // 16_000 + 1)
+                + frames.frame(frames.DATA, 0, 1, bytes(16_000)) * (limits.STREAM_WINDOW // 16_000 + 1)
             ),
         ),
     ],
@@ -404,9 +404,9 @@ async def test_who_breaks_a_rule_of_one_stream_loses_that_one(client, health, co
 async def test_data_beyond_the_connections_window_ends_it(client):
     part = frames.frame(frames.DATA, 0, 1, bytes(16_000))
     client.send(client.headers(1, path=WATCH), client.data(1, b"", end=False))
-    streams = range(3, 3 + 2 * (http2.CONNECTION_WINDOW // http2.STREAM_WINDOW + 1), 2)
+    streams = range(3, 3 + 2 * (limits.CONNECTION_WINDOW // limits.STREAM_WINDOW + 1), 2)
     for stream in streams:
-        whole = http2.STREAM_WINDOW // 16_000
+        whole = limits.STREAM_WINDOW // 16_000
         client.send(client.headers(stream, path=WATCH), client.data(stream, b"", end=False))
         client.send(part.replace(b"\x00\x00\x00\x01", stream.to_bytes(4), 1) * whole)
     assert await client.gone() == frames.FLOW_CONTROL_ERROR
@@ -421,7 +421,7 @@ async def test_streams_opened_and_reset_do_not_pile_up(path, health):
         client.send(client.call(stream, asking("wait")), frames.rst_stream(stream, frames.CANCEL))
     assert await client.gone() == frames.ENHANCE_YOUR_CALM
     await client.close()
-    assert health.most <= http2.MAX_STREAMS
+    assert health.most <= limits.MAX_STREAMS
     assert health.running == 0
     assert await still_serves(path)
 
@@ -440,15 +440,15 @@ async def test_a_call_holds_its_place_until_its_handler_has_ended(tmp_path):
     listener = Listener([Service(HEALTH, {"Check": stubborn})])
     await listener.listen_unix(tmp_path / "s", 0o600)
     client = await RawClient.connect(tmp_path / "s")
-    for stream in range(1, 2 * http2.MAX_STREAMS, 2):
+    for stream in range(1, 2 * limits.MAX_STREAMS, 2):
         client.send(client.call(stream))
     client.send(frames.frame(frames.PING, 0, 0, bytes(8)))
     await client.until(lambda: client.pongs)
-    for stream in range(1, 2 * http2.MAX_STREAMS, 2):
+    for stream in range(1, 2 * limits.MAX_STREAMS, 2):
         client.send(frames.rst_stream(stream, frames.CANCEL))
     client.send(client.call(999))
     await client.ended(999)
-    assert running == http2.MAX_STREAMS
+    assert running == limits.MAX_STREAMS
     assert client.answers[999].reset == frames.REFUSED_STREAM
     stop.set()
     client.send(frames.frame(frames.PING, 0, 0, bytes(8)))
@@ -513,14 +513,14 @@ async def test_a_small_block_that_becomes_a_large_list_is_cut_off(path):
 
 
 async def test_more_calls_than_allowed_are_refused_and_the_others_go_on(client, health):
-    streams = list(range(1, 2 * http2.MAX_STREAMS + 1, 2))
+    streams = list(range(1, 2 * limits.MAX_STREAMS + 1, 2))
     client.send(*(client.call(stream, asking("wait")) for stream in streams), client.call(streams[-1] + 2))
     await client.ended(streams[-1] + 2)
     assert client.answers[streams[-1] + 2].reset == frames.REFUSED_STREAM
     health.release.set()
     await client.ended(*streams)
     assert all(client.answers[stream].messages == [SERVING] for stream in streams)
-    assert health.most == http2.MAX_STREAMS
+    assert health.most == limits.MAX_STREAMS
 
 
 async def test_who_reads_nothing_is_left(path):
@@ -555,7 +555,7 @@ async def test_a_message_that_nobody_takes_is_given_up(client, health, monkeypat
 
 
 async def test_who_greets_with_nothing_is_left(path, monkeypatch):
-    monkeypatch.setattr(http2, "GREETING_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "GREETING_SECONDS", 0.05)
     for greeting in (b"", frames.PREFACE[:10], frames.PREFACE):
         client = await RawClient.connect(path, greeting)
         assert await client.gone() == frames.PROTOCOL_ERROR

@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 
 from eastwest import errors
 from eastwest.api.grpc.health.v1 import health_pb2 as pb
-from eastwest.rpc import frames, http2
+from eastwest.rpc import frames, http2, limits
+from eastwest.rpc.admission import Connections
 from eastwest.rpc.service import Listener, Service
 
 HEALTH = pb.DESCRIPTOR.services_by_name["Health"]
@@ -76,8 +77,8 @@ async def feed(chunks):
     """Give a connection these bytes; checks what must hold whatever they are."""
     connections = set()
     methods = {path.encode(): method for path, method in service().methods().items()}
-    connection = http2.Connection(methods, lambda _: lambda: None, connections)
     transport = Transport()
+    connection = http2.Connection(methods, Connections(1).admit(transport.socket), connections)
     with capture_logs() as logs:
         connection.connection_made(transport)
         received = 0
@@ -85,7 +86,7 @@ async def feed(chunks):
             received += len(chunk)
             connection.data_received(chunk)
             assert len(connection._pending) <= frames.DEFAULT_MAX_FRAME + frames.HEAD
-            assert len(connection._exchanges) <= http2.MAX_STREAMS
+            assert len(connection._exchanges) <= limits.MAX_STREAMS
             await asyncio.sleep(0)
             if transport.closed:
                 break

@@ -2,21 +2,18 @@
 
 import asyncio
 import contextlib
-import datetime as dt
 import os
 import socket
 import stat
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from grpclib.const import Cardinality
+from rpc_authority import Authority
 
 from eastwest import errors
 from eastwest.api.grpc.health.v1 import health_pb2 as pb
 from eastwest.api.spire.api.types import types_pb2
+from eastwest.rpc import admission, limits
 from eastwest.rpc import service as service_module
 from eastwest.rpc.client import Channel, method
 from eastwest.rpc.service import Call, Listener, Service
@@ -26,42 +23,6 @@ from eastwest.spiffe.id import SpiffeId
 
 HEALTH = pb.DESCRIPTOR.services_by_name["Health"]
 CHECK = method(HEALTH, "Check")
-
-
-class Authority:
-    """A root made for one test."""
-
-    def __init__(self) -> None:
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.certificate = self._sign("root", self.key, None)
-
-    @property
-    def root(self) -> bytes:
-        return self.certificate.public_bytes(Encoding.DER)
-
-    def leaf(self, *uris: str) -> tuple[bytes, bytes]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._sign("leaf", key, [x509.UniformResourceIdentifier(uri) for uri in uris])
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        return certificate.public_bytes(Encoding.PEM), pem
-
-    def _sign(self, name, key, names) -> x509.Certificate:
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "root")])
-        now = dt.datetime.now(dt.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(minutes=1))
-            .not_valid_after(now + dt.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=names is None, path_length=None), critical=True)
-        )
-        if names is not None:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(self.key, hashes.SHA256())
 
 
 async def echo(request: pb.HealthCheckRequest, _call: Call) -> pb.HealthCheckResponse:
@@ -272,9 +233,9 @@ async def test_a_message_that_does_not_come_is_not_waited_for(tmp_path, monkeypa
 
 
 async def test_one_user_cannot_take_all_connections(tmp_path, monkeypatch):
-    monkeypatch.setattr(service_module, "MAX_CONNECTIONS_OF_USER", 2)
+    monkeypatch.setattr(limits, "MAX_CONNECTIONS_OF_USER", 2)
     uids = iter([7, 7, 7, 8])
-    monkeypatch.setattr(service_module, "peer_credentials", lambda _: (1, next(uids), 1))
+    monkeypatch.setattr(admission, "peer_credentials", lambda _: (1, next(uids), 1))
     listener = Listener([])
     path = tmp_path / "s"
     await listener.listen_unix(path, 0o600)

@@ -2,59 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ca_world import DAY, ME, Above, World, holder, make
 
-from eastwest.entropy import SystemEntropy, serial_numbers
 from eastwest.errors import FailedPrecondition, NotFound
-from eastwest.log.entry import decode
-from eastwest.pki.ca import certify_ca
-from eastwest.pki.confirmation import Holder, NotConfirmed
+from eastwest.pki.confirmation import NotConfirmed
 from eastwest.pki.rotation import Kind, Source, Stage
 from eastwest.pki.signer import KeyAlgorithm
-from eastwest.pki.upstream import CaRequest, MintedCa
 from eastwest.plugins.disk_keys import DiskKeyStore
-from eastwest.server.ca_open import open_authority
-from eastwest.server.config import ServerConfig, ServerFile
-from eastwest.server.init import init_server
-from eastwest.server.rotation import AuthorityKeeper
-from eastwest.server.rotator import Rotator
+from eastwest.server.rotator import BLOCKED_SECONDS, Rotator
 from eastwest.store.authority import StateMoved
 from eastwest.testing.ca import TestCA
-from eastwest.testing.clock import FakeClock
-
-ME = "unix:uid:0"
-DAY = 86_400
-
-
-@dataclass
-class World:
-    data: Path
-    clock: FakeClock
-    keeper: AuthorityKeeper
-    stack: AsyncExitStack
-
-    @property
-    def keys(self) -> set[str]:
-        return set(DiskKeyStore(self.data / "server" / "keys").names())
-
-    async def reopen(self) -> None:
-        """As after a kill: nothing of the old process is used again."""
-        await self.stack.aclose()
-        self.stack = AsyncExitStack()
-        config = ServerConfig.load(self.data)
-        self.keeper = (await open_authority(config, self.clock, SystemEntropy(), self.stack)).keeper
-
-    async def records(self, *kinds: str) -> list[dict]:
-        await self.stack.aclose()
-        self.stack = AsyncExitStack()
-        opened = await open_authority(ServerConfig.load(self.data), self.clock, SystemEntropy(), self.stack)
-        self.keeper = opened.keeper
-        entries = [decode(raw) for raw in await opened.log.entries(0, opened.log.size)]
-        return [{"kind": e.kind, **e.body} for e in entries if e.kind in kinds]
 
 
 @pytest.fixture
@@ -62,18 +22,6 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     made = await make(tmp_path)
     yield made
     await made.stack.aclose()
-
-
-async def make(data: Path, **settings: object) -> World:
-    clock = FakeClock()
-    await init_server(data, ServerFile(trust_domain="td.test", **settings), clock, SystemEntropy())
-    stack = AsyncExitStack()
-    opened = await open_authority(ServerConfig.load(data), clock, SystemEntropy(), stack)
-    return World(data, clock, opened.keeper, stack)
-
-
-def holder(sequence: int, **facts: object) -> Holder:
-    return Holder(agent="spiffe://td.test/spire/agent/a", sequence=sequence, not_after=2_000_000_000, **facts)
 
 
 async def test_a_root_goes_through_its_stages_and_its_keys_with_it(world: World) -> None:
@@ -169,6 +117,64 @@ async def test_force_goes_ahead_and_says_so_in_the_log(world: World) -> None:
     assert record["forced"] is True
     assert "spiffe://td.test/spire/agent/a" in record["unconfirmed"]
     assert record["authority_id"] == prepared.id
+
+
+@pytest.mark.parametrize("kind", [Kind.JWT, Kind.X509])
+async def test_those_outside_who_cannot_confirm_are_given_time(world: World, kind: Kind) -> None:
+    keeper, clock = world.keeper, world.clock
+    keeper.publish_wait = lambda asked: 600 if asked is kind else 0
+    prepared = (await keeper.prepare(kind, ME)).item
+    usable = int(clock.now().timestamp()) + 600
+    assert keeper.usable_at(kind, prepared) == usable
+    with pytest.raises(NotConfirmed, match=r"published for 0 s.*wait 600 s more"):
+        await keeper.activate(kind, prepared.id, ME)
+    clock.advance(599)
+    with pytest.raises(NotConfirmed, match=r"published for 599 s.*wait 1 s more"):
+        await keeper.activate(kind, prepared.id, ME)
+    await world.reopen()
+    keeper = world.keeper
+    keeper.publish_wait = lambda asked: 600 if asked is kind else 0
+    with pytest.raises(NotConfirmed, match="published for 599 s"):
+        await keeper.activate(kind, prepared.id, ME)
+    clock.advance(1)
+    assert (await keeper.activate(kind, prepared.id, ME)).item.stage is Stage.ACTIVE
+    assert keeper.usable_at(kind, keeper.state.active_jwt if kind is Kind.JWT else keeper.state.active_root) == 0
+    [*_, record] = await world.records("ca.activated")
+    assert record["forced"] is False
+
+
+async def test_force_records_everybody_who_was_not_waited_for(world: World) -> None:
+    keeper = world.keeper
+    keeper.publish_wait = lambda _kind: 600
+    keeper.holders = lambda: [holder(0)]
+    prepared = (await keeper.prepare(Kind.JWT, ME)).item
+    await keeper.activate(Kind.JWT, prepared.id, ME, force=True)
+    [*_, record] = await world.records("ca.activated")
+    assert record["forced"] is True
+    assert "spiffe://td.test/spire/agent/a" in record["unconfirmed"]
+    assert "published for 0 s" in record["unconfirmed"]
+
+
+async def test_the_calendar_gives_those_outside_time_too(tmp_path: Path) -> None:
+    world = await make(tmp_path, jwt_key_days=30)
+    keeper, clock = world.keeper, world.clock
+    keeper.publish_wait = lambda _kind: 600
+    rotator = Rotator(keeper, clock, automatic=True)
+    assert keeper.state.active_jwt is not None
+    # Nobody looked for a long time: both steps are due at once.
+    clock.advance(keeper.state.active_jwt.not_after - clock.now().timestamp() - 3 * DAY)
+    while await rotator.turn() == 0.0:
+        pass
+    prepared = keeper.state.prepared_jwt
+    assert prepared is not None
+    assert await rotator.turn() == BLOCKED_SECONDS
+    assert any("published for" in problem for problem in keeper.problems.values())
+    clock.advance(600)
+    while await rotator.turn() == 0.0:
+        pass
+    assert keeper.state.active_jwt.id == prepared.id
+    assert keeper.problems == {}
+    await world.stack.aclose()
 
 
 @pytest.mark.parametrize("kind", list(Kind))
@@ -282,32 +288,6 @@ async def test_a_manual_ca_only_says_what_is_due(tmp_path: Path) -> None:
     await world.stack.aclose()
 
 
-class Above:
-    """An authority above ours: certifies below its present root, and may come to have another."""
-
-    def __init__(self, clock: FakeClock) -> None:
-        self.clock = clock
-        self.ca = TestCA("td.test", clock.now())
-
-    async def mint(self, request: CaRequest) -> MintedCa:
-        certificate = certify_ca(
-            request.csr_der,
-            self.ca.root,
-            self.ca.root_signer,
-            request.trust_domain,
-            serial_numbers(SystemEntropy(), 1)[0],
-            self.clock.now(),
-            request.lifetime,
-        )
-        return MintedCa((certificate,), (self.ca.root,))
-
-    async def roots(self) -> list[bytes]:
-        return [self.ca.root]
-
-    async def publish_jwt(self, keys: object) -> None:
-        assert keys is not None
-
-
 async def test_below_an_upstream_by_the_calendar_through_a_change_of_its_root(tmp_path: Path) -> None:
     world = await make(tmp_path, intermediate_days=60)
     keeper, clock = world.keeper, world.clock
@@ -338,6 +318,26 @@ async def test_below_an_upstream_by_the_calendar_through_a_change_of_its_root(tm
     assert set(keeper.state.issuing()) == {"", "prod"}
     assert [root.stage for root in keeper.state.roots] == [Stage.OLD, Stage.OLD, Stage.ACTIVE]
     assert world.keys == set(keeper.state.key_names())
+    await world.stack.aclose()
+
+
+async def test_an_upstream_that_is_away_costs_no_keys_and_no_hurry(tmp_path: Path) -> None:
+    world = await make(tmp_path)
+    keeper = world.keeper
+    above = keeper.maker.upstream = Above(world.clock)
+    prepared = (await keeper.prepare(Kind.X509, ME)).item
+    await keeper.activate(Kind.X509, prepared.id, ME)
+    above.is_away = True
+    await keeper.want(["prod"], ME)
+    rotator = Rotator(keeper, world.clock, automatic=True)
+    assert await rotator.turn() == BLOCKED_SECONDS
+    assert "an environment has no issuing CA yet: out to lunch" in keeper.problems["environments"]
+    assert keeper.awaiting == {"prod"}
+    assert world.keys == set(keeper.state.key_names())
+    above.is_away = False
+    await rotator.turn()
+    assert keeper.awaiting == frozenset()
+    assert keeper.problems == {}
     await world.stack.aclose()
 
 

@@ -43,6 +43,7 @@ from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.store.database import Database
 from eastwest.store.federation import SqliteFederation
 from eastwest.testing.ca import TestCA
+from eastwest.testing.clock import FakeClock
 from eastwest.testing.entropy import SeededEntropy
 
 OWN, PARTNER = TrustDomain("saas.example"), TrustDomain("partner.example")
@@ -487,3 +488,42 @@ def test_a_damaged_root_is_refused_or_the_root(data) -> None:
         return
     # What is taken can be handed on: agents read it, and our own exports hold it.
     assert read_document(PARTNER, export_bundle(bundle)).x509_authorities == bundle.x509_authorities
+
+
+async def test_a_stale_bundle_is_told_of_in_time_and_across_a_restart(tmp_path, ca) -> None:
+    clock = FakeClock(datetime.now(UTC))
+    database = Database.open(tmp_path / "db", trust_domain=OWN.name, clock=clock)
+    journal = Journal(Recorder(), clock)
+    try:
+        federation = await Federation.open(OWN, SqliteFederation(database), journal, clock)
+        silent = relationship(Endpoint(ca), endpoint_url="https://silent.example/")
+        await federation.create(silent, dataclasses.replace(ca.bundle, refresh_hint=300), ADMIN)
+        assert federation.ages() == []
+        await federation.note(PARTNER, None)
+        good = clock.now()
+        clock.advance(601)
+        assert federation.warnings() == [], "it did not fail: nobody has looked"
+        await federation.note(PARTNER, FetchFailed("no route"))
+        [warning] = federation.warnings()
+        assert "partner.example is not refreshed" in warning
+        assert "no route" in warning
+        again = await Federation.open(OWN, SqliteFederation(database), journal, clock)
+        assert again.warnings() == [warning]
+        assert again.ages() == [(PARTNER, 601.0, good.timestamp())]
+        await again.note(PARTNER, None)
+        assert again.warnings() == []
+        # One that never answered counts from its first failure.
+        changed = await again.update(
+            PARTNER, lambda one: dataclasses.replace(one, endpoint_url="https://x.example"), None, ADMIN
+        )
+        assert again.ages() == []
+        await again.note(PARTNER, FetchFailed("no route"))
+        clock.advance(600)
+        assert again.warnings() == []
+        clock.advance(1)
+        assert "last never" in again.warnings()[0]
+        await again.delete(changed.trust_domain, ADMIN)
+        assert again.warnings() == []
+        assert await SqliteFederation(database).statuses() == {}
+    finally:
+        await database.close()

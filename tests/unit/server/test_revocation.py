@@ -287,6 +287,15 @@ class TestOcsp:
         world.clock.advance(1)
         assert (await world.status(svid, nonce=b"x")).extensions
 
+    async def test_nonces_cannot_have_signatures_made_at_will_before_an_answer_is_kept(self, world, monkeypatch):
+        monkeypatch.setattr(revocation, "SIGNATURES_PER_SECOND", 2.0)
+        world.revocations = world.restarted()
+        svid = await world.issue()
+        answers = [await world.status(svid, nonce=b"%d" % number) for number in range(6)]
+        with_nonce = [any(isinstance(each.value, x509.OCSPNonce) for each in answer.extensions) for answer in answers]
+        assert with_nonce == [True, True, False, False, False, False]
+        assert len({answer.signature for answer in answers}) == 3
+
     async def test_unknown_expired_and_strangers(self, world, monkeypatch):
         monkeypatch.setattr(revocation, "SIGNATURES_PER_SECOND", 1.0)
         world.revocations = world.restarted()

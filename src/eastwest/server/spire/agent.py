@@ -238,7 +238,7 @@ class AgentService:
 
     def _known(self, agent: SpiffeId) -> SpiffeId:
         if self._registry.nodes.get(agent) is None:
-            raise UnknownNode(f"no node {agent} is known", fix="list the agents that have attested")
+            raise UnknownNode(f"no node {agent} is known", fix="see eastwest node list")
         return agent
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from eastwest.rpc.spire import (
     selectors_from_proto,
 )
 from eastwest.rpc.status import status_of
-from eastwest.server.gate import Gate
+from eastwest.server.gate import AgentCaller, Gate
 from eastwest.server.journal import Event, Journal
 from eastwest.spiffe.id import TrustDomain
 
@@ -67,7 +67,13 @@ EDITABLE = {
 class EntryService:
     """Translates between SPIRE's messages and the registry."""
 
-    def __init__(self, registry: Registry, journal: Journal, clock: Clock, gate: Gate) -> None:
+    def __init__(
+        self, registry: Registry, journal: Journal, clock: Clock, gate: Gate, taints: Callable[[], int] = lambda: 0
+    ) -> None:
+        """``taints`` counts how often an issuing CA was tainted. A stock agent hears of that by no other way than an
+        entry whose revision has changed: it then makes the SVID anew.
+        """
+        self._taints = taints
         self._registry = registry
         self._journal = journal
         self._clock = clock
@@ -162,7 +168,7 @@ class EntryService:
     async def _authorized(self, request: pb.GetAuthorizedEntriesRequest, call: Call) -> pb.GetAuthorizedEntriesResponse:
         agent = await self._gate.agent(call)
         mask = request.output_mask if request.HasField("output_mask") else None
-        entries = self._registry.authorized(agent.id, self._clock.now()).entries
+        entries = self._authorized_entries(agent)
         return pb.GetAuthorizedEntriesResponse(entries=[masked(entry_to_proto(entry), mask) for entry in entries])
 
     async def _sync(self, _request: None, call: Call) -> None:
@@ -176,7 +182,7 @@ class EntryService:
         mask = first.output_mask if first.HasField("output_mask") else None
         if mask is not None and not mask.revision_number:
             raise InvalidInput("the output mask must ask for revision_number")
-        entries = self._registry.authorized(agent.id, self._clock.now()).entries
+        entries = self._authorized_entries(agent)
         if len(entries) <= PAGE:
             await call.send(pb.SyncAuthorizedEntriesResponse(entries=[_synced(entry, mask) for entry in entries]))
             return
@@ -194,6 +200,12 @@ class EntryService:
                 part = [_synced(entry, mask) for entry in found[start : start + PAGE]]
                 more = start + PAGE < len(found)
                 await call.send(pb.SyncAuthorizedEntriesResponse(entries=part, more=more))
+
+    def _authorized_entries(self, agent: AgentCaller) -> Sequence[Entry]:
+        """What an agent may serve, with revisions that grow with the entry and with every taint."""
+        entries = self._registry.authorized(agent.id, self._clock.now()).entries
+        taints = self._taints()
+        return [replace(entry, revision=entry.revision + taints) for entry in entries] if taints else entries
 
 
 async def note_entries(journal: Journal, kind: str, actor: str, outcomes: Sequence[Outcome]) -> None:
@@ -269,7 +281,8 @@ def _filter(message: pb.ListEntriesRequest.Filter | pb.CountEntriesRequest.Filte
             else None
         ),
         hint=message.by_hint.value if given("by_hint") else None,
-        downstream=message.by_downstream.value if given("by_downstream") else None,
+        # SPIRE's command line always sends it, and false has always meant every entry.
+        downstream=True if message.by_downstream.value else None,
     )
 
 

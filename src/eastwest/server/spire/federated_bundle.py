@@ -12,6 +12,7 @@ from eastwest.api.spire.api.server.bundle.v1 import bundle_pb2 as pb
 from eastwest.api.spire.api.types import types_pb2
 from eastwest.clock import Clock
 from eastwest.errors import AlreadyExists, Error, FailedPrecondition, InvalidInput, NotFound
+from eastwest.registry.entries import Writer
 from eastwest.registry.entry import Entry
 from eastwest.registry.listing import EntryFilter, Match
 from eastwest.registry.registry import Registry
@@ -126,12 +127,14 @@ class FederatedBundles:
         self, request: pb.BatchDeleteFederatedBundleRequest, call: Call
     ) -> pb.BatchDeleteFederatedBundleResponse:
         actor = await self._gate.admin(call)
+        # Entries that federate are changed with their own right: one over federation alone does not reach them.
+        writer = (await self._gate.administrator(call)).writer(self._registry.entries.rules)
         if len(request.trust_domains) > MAX_BATCH:
             raise InvalidInput(f"a batch has at most {MAX_BATCH} items")
         response = pb.BatchDeleteFederatedBundleResponse()
         for name in request.trust_domains:
             try:
-                await self._forget(name, request.mode, actor)
+                await self._forget(name, request.mode, actor, writer)
             except Error as error:
                 status = types_pb2.Status(code=status_of(error).value, message=str(error))
             else:
@@ -139,7 +142,7 @@ class FederatedBundles:
             response.results.add(status=status, trust_domain=name)
         return response
 
-    async def _forget(self, name: str, mode: int, actor: str) -> None:
+    async def _forget(self, name: str, mode: int, actor: str, writer: Writer) -> None:
         domain = TrustDomain.parse(name)
         if domain == self._federation.own:
             raise InvalidInput("removing the bundle for the server trust domain is not allowed")
@@ -152,23 +155,27 @@ class FederatedBundles:
                 f"{len(entries)} entries federate with {domain}", fix="delete or change them, or choose another mode"
             )
         if entries:
-            await self._release(entries, domain, mode, actor)
+            await self._release(entries, domain, mode, actor, writer)
         await self._federation.delete_bundle(domain, actor)
 
-    async def _release(self, entries: Any, domain: TrustDomain, mode: int, actor: str) -> None:
+    async def _release(self, entries: Any, domain: TrustDomain, mode: int, actor: str, writer: Writer) -> None:
         def without(entry: Entry) -> Entry:
             return replace(entry, federates_with=tuple(one for one in entry.federates_with if one != domain))
 
-        if mode == pb.BatchDeleteFederatedBundleRequest.DELETE:
-            record = partial(self._note, "entry.deleted", actor)
-            outcomes = await self._registry.entries.delete([entry.id for entry in entries], record)
-        else:
-            record = partial(self._note, "entry.changed", actor)
-            edits = [(entry.id, without) for entry in entries]
-            outcomes = await self._registry.entries.update(edits, self._clock.now(), record)
-        for outcome in outcomes:
-            if outcome.error is not None:
-                raise outcome.error
+        ids = [entry.id for entry in entries]
+        # Tried first, so that one entry that may not be touched keeps all of them as they are.
+        for dry_run in (True, False):
+            if mode == pb.BatchDeleteFederatedBundleRequest.DELETE:
+                record = partial(self._note, "entry.deleted", actor)
+                outcomes = await self._registry.entries.delete(ids, record, writer, dry_run=dry_run)
+            else:
+                record = partial(self._note, "entry.changed", actor)
+                edits = [(entry_id, without) for entry_id in ids]
+                now = self._clock.now()
+                outcomes = await self._registry.entries.update(edits, now, record, writer, dry_run=dry_run)
+            for outcome in outcomes:
+                if outcome.error is not None:
+                    raise outcome.error
 
     async def _note(self, kind: str, actor: str, outcomes: Any) -> None:
         changed = [outcome.entry for outcome in outcomes if outcome.error is None and outcome.entry is not None]

@@ -6,6 +6,8 @@
 //	spiffe-client bundles                     the trust domains of the X.509 and JWT bundles
 //	spiffe-client serve EXPECTED-ID           an mTLS echo server on a free port; prints {"address"} first
 //	spiffe-client call ADDRESS EXPECTED-ID    one mTLS call to such a server
+//	spiffe-client federate URL TD ID BUNDLE   the bundle of TD at an https_spiffe endpoint that proves to be ID by the
+//	                                          SPIFFE bundle in the file BUNDLE
 //
 // The socket is SPIFFE_ENDPOINT_SOCKET. The exit status is 1 on any error, with the error on stderr; -timeout bounds
 // the whole run.
@@ -28,6 +30,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/federation"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
@@ -60,6 +64,8 @@ func run(ctx context.Context, args []string) error {
 		return serve(ctx, args[1])
 	case len(args) == 3 && args[0] == "call":
 		return call(ctx, args[1], args[2])
+	case len(args) == 5 && args[0] == "federate":
+		return federate(ctx, args[1], args[2], args[3], args[4])
 	}
 	return errors.New("unknown command; see the head of main.go")
 }
@@ -269,6 +275,34 @@ func call(ctx context.Context, address, expected string) error {
 		return err
 	}
 	return printLine(map[string]any{"peer": id, "answer": answer[:len(answer)-1]})
+}
+
+func federate(ctx context.Context, url, domain, endpoint, file string) error {
+	td, err := spiffeid.TrustDomainFromString(domain)
+	if err != nil {
+		return err
+	}
+	id, err := spiffeid.FromString(endpoint)
+	if err != nil {
+		return err
+	}
+	first, err := spiffebundle.Load(td, file)
+	if err != nil {
+		return err
+	}
+	fetched, err := federation.FetchBundle(ctx, td, url, federation.WithSPIFFEAuth(first.X509Bundle(), id))
+	if err != nil {
+		return err
+	}
+	sequence, _ := fetched.SequenceNumber()
+	hint, _ := fetched.RefreshHint()
+	return printLine(map[string]any{
+		"trust_domain": fetched.TrustDomain().Name(),
+		"sequence":     sequence,
+		"refresh_hint": int(hint.Seconds()),
+		"x509":         len(fetched.X509Authorities()),
+		"jwt":          len(fetched.JWTAuthorities()),
+	})
 }
 
 func authorizer(expected string) (tlsconfig.Authorizer, error) {

@@ -15,6 +15,7 @@ import (
 	"github.com/spiffe/spire/cmd/spire-server/cli/jwt"
 	authorityjwt "github.com/spiffe/spire/cmd/spire-server/cli/localauthority/jwt"
 	authorityx509 "github.com/spiffe/spire/cmd/spire-server/cli/localauthority/x509"
+	"github.com/spiffe/spire/cmd/spire-server/cli/logger"
 	"github.com/spiffe/spire/cmd/spire-server/cli/token"
 	"github.com/spiffe/spire/cmd/spire-server/cli/x509"
 	"github.com/spiffe/spire/pkg/common/version"
@@ -40,6 +41,7 @@ func commands() map[string]cli.CommandFactory {
 		"agent purge":                  agent.NewPurgeCommand,
 		"agent show":                   agent.NewShowCommand,
 		"bundle count":                 bundle.NewCountCommand,
+		"bundle delete":                bundle.NewDeleteCommand,
 		"bundle list":                  bundle.NewListCommand,
 		"bundle set":                   bundle.NewSetCommand,
 		"bundle show":                  bundle.NewShowCommand,
@@ -51,13 +53,24 @@ func commands() map[string]cli.CommandFactory {
 		"federation create":            federation.NewCreateCommand,
 		"federation delete":            federation.NewDeleteCommand,
 		"federation list":              federation.NewListCommand,
+		"federation refresh":           federation.NewRefreshCommand,
 		"federation show":              federation.NewShowCommand,
+		"federation update":            federation.NewUpdateCommand,
 		"healthcheck":                  healthcheck.NewHealthCheckCommand,
 		"jwt mint":                     jwt.NewMintCommand,
+		"localauthority jwt activate":  authorityjwt.NewJWTActivateCommand,
+		"localauthority jwt prepare":   authorityjwt.NewJWTPrepareCommand,
+		"localauthority jwt revoke":    authorityjwt.NewJWTRevokeCommand,
 		"localauthority jwt show":      authorityjwt.NewJWTShowCommand,
+		"localauthority jwt taint":     authorityjwt.NewJWTTaintCommand,
 		"localauthority x509 activate": authorityx509.NewX509ActivateCommand,
 		"localauthority x509 prepare":  authorityx509.NewX509PrepareCommand,
+		"localauthority x509 revoke":   authorityx509.NewX509RevokeCommand,
 		"localauthority x509 show":     authorityx509.NewX509ShowCommand,
+		"localauthority x509 taint":    authorityx509.NewX509TaintCommand,
+		"logger get":                   logger.NewGetCommand,
+		"logger reset":                 logger.NewResetCommand,
+		"logger set":                   logger.NewSetCommand,
 		"token generate":               token.NewGenerateCommand,
 		"x509 mint":                    x509.NewMintCommand,
 	}

@@ -496,6 +496,54 @@ class ListNodesResponse(_message.Message):
 Global___ListNodesResponse: _TypeAlias = ListNodesResponse  # noqa: Y015
 
 @_typing.final
+class PurgeNodesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDED_BEFORE_FIELD_NUMBER: _builtins.int
+    EVERY_KIND_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    ended_before: _builtins.int
+    """Unix seconds; a moment to come counts as now"""
+    every_kind: _builtins.bool
+    """also nodes trusted because they came first"""
+    dry_run: _builtins.bool
+    """only say which"""
+    def __init__(
+        self,
+        *,
+        ended_before: _builtins.int = ...,
+        every_kind: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "ended_before", b"ended_before", "every_kind", b"every_kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeNodesRequest: _TypeAlias = PurgeNodesRequest  # noqa: Y015
+
+@_typing.final
+class PurgeNodesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPIFFE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spiffe_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        spiffe_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spiffe_ids", b"spiffe_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeNodesResponse: _TypeAlias = PurgeNodesResponse  # noqa: Y015
+
+@_typing.final
 class PlanEstateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

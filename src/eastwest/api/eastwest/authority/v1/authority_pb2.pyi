@@ -39,6 +39,7 @@ class Item(_message.Message):
     ACTIVATE_AT_FIELD_NUMBER: _builtins.int
     TAINTED_SEQUENCE_FIELD_NUMBER: _builtins.int
     HIERARCHY_FIELD_NUMBER: _builtins.int
+    USABLE_AT_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     id: _builtins.str
     """hex subject key identifier, or kid"""
@@ -64,6 +65,8 @@ class Item(_message.Message):
     tainted_sequence: _builtins.int
     hierarchy: _builtins.str
     """of x509 and issuing: classical, post-quantum"""
+    usable_at: _builtins.int
+    """of what is prepared: from when those outside the trust domain have it; 0: none are waited for"""
     def __init__(
         self,
         *,
@@ -82,10 +85,11 @@ class Item(_message.Message):
         activate_at: _builtins.int = ...,
         tainted_sequence: _builtins.int = ...,
         hierarchy: _builtins.str = ...,
+        usable_at: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_at", b"activate_at", "certificate", b"certificate", "environment", b"environment", "hierarchy", b"hierarchy", "id", b"id", "kind", b"kind", "not_after", b"not_after", "not_before", b"not_before", "parent", b"parent", "prepare_at", b"prepare_at", "sequence", b"sequence", "source", b"source", "stage", b"stage", "tainted", b"tainted", "tainted_sequence", b"tainted_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_at", b"activate_at", "certificate", b"certificate", "environment", b"environment", "hierarchy", b"hierarchy", "id", b"id", "kind", b"kind", "not_after", b"not_after", "not_before", b"not_before", "parent", b"parent", "prepare_at", b"prepare_at", "sequence", b"sequence", "source", b"source", "stage", b"stage", "tainted", b"tainted", "tainted_sequence", b"tainted_sequence", "usable_at", b"usable_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

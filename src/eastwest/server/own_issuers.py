@@ -1,0 +1,46 @@
+"""Which certificates this server signed itself, as opposed to a server below it or a root that is only trusted.
+
+Both can make certificates for any SPIFFE ID of the trust domain and with any serial number. Peers trust them for that;
+but who may call this server is told by ID and serial number, so here only its own signature makes a caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from eastwest.pki.parsing import PARSE_ERRORS
+from eastwest.pki.rotation import State
+
+_NO_PROOF: tuple[type[Exception], ...] = (*PARSE_ERRORS, InvalidSignature)
+
+
+class OwnIssuers:
+    """Judges certificates by the issuing CAs of the CA's state, former generations included until they are revoked."""
+
+    def __init__(self, state: Callable[[], State]) -> None:
+        self._state = state
+
+    def issued(self, certificate: x509.Certificate) -> bool:
+        """Whether one of them signed it."""
+        return any(_signed(_loaded(der), certificate) for der in _issuing(self._state()))
+
+
+def _issuing(state: State) -> Iterable[bytes]:
+    return (ca.chain[0] for root in state.roots for ca in root.issuing)
+
+
+@lru_cache(maxsize=1024)
+def _loaded(der: bytes) -> x509.Certificate:
+    return x509.load_der_x509_certificate(der)
+
+
+def _signed(ca: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except _NO_PROOF:
+        return False
+    return True
