@@ -83,7 +83,7 @@ class Client:
 
     async def _unary(self, descriptor: Any, request: Any) -> Any:
         # The agent itself hears of entries on the control stream, which only our server has.
-        return await self._connection._unary(descriptor, request)
+        return await self._connection._unary(descriptor, request)  # noqa: SLF001 - so its agent has no such method
 
     async def batches(self, size: int) -> dict[str, Any]:
         """Ask for everything prepared, ``size`` at a time, one batch after the other."""
@@ -157,7 +157,7 @@ def _check(leaf: bytes, key: ec.EllipticCurvePrivateKey) -> None:
 
 def _requests(count: int) -> list[tuple[bytes, ec.EllipticCurvePrivateKey]]:
     """No key is used twice."""
-    keys = [generate_private_key(KeyAlgorithm.EC_P256) for _ in range(count)]
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(count)]
     return [(make_csr(key, _TD.id("/workload")), key) for key in keys]
 
 

@@ -181,7 +181,7 @@ def _measure(sides: tuple[Side, Side], client: Helper, *, quick: bool) -> list[R
         count = rounds * shapes[shape][0]
         results.append(_figure(shape, ours, theirs, count))
         results.append(_ratio(shape, ours, theirs))
-    return [*results, _visible(sides, client, 5 if quick else 15), _memory(sides)]
+    return [*results, _visible(sides, client, 4 if quick else 8), _memory(sides)]
 
 
 def _figure(shape: str, ours: list[float], theirs: list[float], count: int) -> Result:

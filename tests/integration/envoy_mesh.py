@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from eastwest.agent.als import AccessLogs
@@ -40,9 +40,9 @@ def spiffe(name: str, trust_domain: str = TD) -> str:
 class Ca:
     """A certificate authority of one trust domain."""
 
-    def __init__(self, trust_domain: str = TD) -> None:
+    def __init__(self, trust_domain: str = TD, key: rsa.RSAPrivateKey | None = None) -> None:
         self.trust_domain = trust_domain
-        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.key = key or ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"root of {trust_domain}")])
         now = dt.datetime.now(dt.UTC)
         self.certificate = (

@@ -13,7 +13,8 @@ import subprocess
 
 import msgspec
 import pytest
-from envoy_mesh import TD, Http, Mesh, Workload, free_port, spiffe
+from cryptography.hazmat.primitives.asymmetric import rsa
+from envoy_mesh import TD, Ca, Http, Mesh, Workload, free_port, spiffe
 
 from eastwest.cli.demo.launch import envoy_admin
 from eastwest.mesh.secrets import Identity
@@ -194,6 +195,15 @@ async def _python_calls(world: World, ours: Identity, roots: bytes) -> bool:
         return (await http.ask("GET", "/")).status == 200
     finally:
         await http.close()
+
+
+@pytest.mark.parametrize("bits", [2048, 3072, 4096])
+async def test_envoys_take_the_rsa_root_of_a_company(world, bits):
+    await world.start(authority(KeyAlgorithm.EC_P256))
+    company = Ca(key=rsa.generate_private_key(65537, bits))
+    world.mesh.bundles[TD] = company.pem
+    await world.give(company.identity(DB), company.identity(CLIENT))
+    await world.becomes(answered=True)
 
 
 async def test_a_post_quantum_root_beside_a_classical_one_disturbs_nobody(world):

@@ -6,10 +6,16 @@ import asyncio
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from interop_harness import Authority, Node, Peers, our_agent, run, workload, workload_id
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from interop_harness import EASTWEST, Authority, Node, Peers, our_agent, run, workload, workload_id
 from test_other_languages import built, check, environment, java, java_selectors, rust
 
 from eastwest.cli.admin import AdminClient
@@ -18,13 +24,50 @@ LEAVES = {"ec-p256": "P-256", "ec-p384": "P-384", "ed25519": "Ed25519"}
 __all__ = ["built", "java", "rust"]  # fixtures
 
 
-@pytest.fixture(scope="module", params=LEAVES)
+def corporate_files(folder: Path) -> str:
+    """A company's RSA root as ``[upstreams.disk]`` takes it: the text of a server.toml that uses it."""
+    key = rsa.generate_private_key(65537, 3072)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "A company's root")])
+    begin = datetime.now(UTC) - timedelta(hours=1)
+    usage = {
+        "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+        "encipher_only", "decipher_only",
+    }  # fmt: skip
+    root = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=3650))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **dict.fromkeys(usage, False)), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "ca.pem").write_bytes(root.public_bytes(Encoding.PEM))
+    (folder / "ca.key").touch(mode=0o600)
+    (folder / "ca.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return f"""
+upstream = "disk"
+[upstreams.disk]
+cert_file = "{folder}/ca.pem"
+key_file = "{folder}/ca.key"
+"""
+
+
+@pytest.fixture(scope="module", params=[*LEAVES, "rsa-3072"])
 def authority(
     request: pytest.FixtureRequest, peers: Peers, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Authority]:
-    """A server with CAs of one key type, and an ML-DSA-65 root beside them."""
+    """A server with CAs of one key type, or below a company's RSA root, and an ML-DSA-65 root beside them."""
     made = Authority(tmp_path_factory.mktemp("authority") / "data", peers)
-    made.initialise("--ca-key", request.param, "--post-quantum")
+    if request.param in LEAVES:
+        made.initialise("--ca-key", request.param, "--post-quantum")
+    else:
+        folder = tmp_path_factory.mktemp("company")
+        config = folder / "server.toml"
+        own = f'trust_domain = "{made.trust_domain}"\nagent_port = {made.port}\npost_quantum = true\n'
+        config.write_text(own + corporate_files(folder))
+        where = ("--data", made.data, "--trust-domain", made.trust_domain, "--config", config)
+        run([EASTWEST, "server", "init", *where])
     made.start()
     try:
         yield made

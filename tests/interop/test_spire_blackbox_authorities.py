@@ -119,6 +119,9 @@ class Tier:
         selectors = ["-selector", f"unix:path:{Path(sys.executable).resolve()}", "-selector", f"unix:uid:{os.getuid()}"]
         names = ["-spiffeID", self.server.id(name), "-parentID", self.agent.spiffe_id]
         self.authority.cli("entry", "create", *names, *selectors, "-downstream")
+        # As the suite does: the server below ends at its first start where the agent has no identity for it yet.
+        log = self.agent.process.log
+        wait_for(f"{name} at the agent", lambda: self.server.id(name) in log.read_text(), SYNC_SECONDS)
         return (
             f'downstream_depth = {depth}\nupstream = "spire"\n[upstreams.spire]\nserver_address = "127.0.0.1"\n'
             f'server_port = {self.authority.port}\nworkload_api_socket = "{self.agent.socket}"\n'

@@ -152,7 +152,10 @@ def admin_channel(data: Path) -> Channel:
             probe.settimeout(5)
             probe.connect(str(path))
     except PermissionError:
-        raise PermissionDenied(f"this user may not open {path}", fix="run it as root or as the server's user") from None
+        raise PermissionDenied(
+            f"this user may not open {path}",
+            fix="run it as root, as the server's user, or as an administrator of admin_socket_group",
+        ) from None
     except (FileNotFoundError, ConnectionRefusedError):
         # Killed, a server leaves its socket behind.
         raise Unavailable(f"no server runs on {data}", fix=f"start it: eastwest server run --data {data}") from None

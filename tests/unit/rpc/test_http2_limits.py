@@ -28,6 +28,8 @@ async def path(tmp_path, answered):
         reply = pb.HealthCheckResponse()
         if request.service == "long words":
             raise NotFound("x" * 30_000)
+        if request.service == "some":
+            reply.MergeFromString(b"\x7a\x90\x4e" + bytes(10_000))
         if request.service == "big":
             reply.MergeFromString(b"\x7a\x80\x80\x40" + bytes(2**20))
         return reply
@@ -182,6 +184,39 @@ async def test_the_windows_of_the_connection_and_of_the_stream_both_hold(path):
         await client.until(lambda client=client, pongs=pongs: len(client.pongs) > pongs)
         assert len(client.answers[1].data) == room
         await client.close()
+
+
+async def test_small_messages_do_not_overrun_the_window_of_the_connection_either(path):
+    client = await RawClient.connect(path)
+    client.send(frames.settings([(frames.INITIAL_WINDOW_SIZE, 2**20)]))
+    streams = range(1, 21, 2)
+    client.send(*(client.call(stream, asking("some")) for stream in streams))
+    received = lambda: sum(len(client.answers[stream].data) for stream in streams)
+    await client.until(lambda: received() >= frames.DEFAULT_WINDOW)
+    client.send(frames.frame(frames.PING, 0, 0, bytes(8)))
+    await client.until(lambda: client.pongs)
+    assert received() == frames.DEFAULT_WINDOW
+    client.send(frames.window_update(0, 2**20))
+    await client.ended(*streams)
+    assert all(client.answers[stream].status == 0 for stream in streams)
+    await client.close()
+
+
+async def test_only_those_are_woken_for_whom_there_is_room():
+    class Waiting:
+        def __init__(self, window, wanted):
+            self.send_window, self.wanted, self.woken = window, wanted, 0
+
+        def opened(self):
+            self.woken += 1
+
+    outgoing = Outgoing()
+    outgoing.send_window = 150
+    blocked = [Waiting(0, 10), Waiting(-5, 10), Waiting(1000, 100), Waiting(1000, 100), Waiting(1000, 100)]
+    for each in blocked:
+        outgoing.wait(each)
+    outgoing.wake()
+    assert [each.woken for each in blocked] == [0, 0, 1, 1, 0]
 
 
 async def test_one_more_byte_of_room_lets_one_wait_end_and_not_all(path):
