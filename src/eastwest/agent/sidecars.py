@@ -40,7 +40,10 @@ from eastwest.spiffe.id import SpiffeId, TrustDomain
 
 MAX_VERSIONS = 10_000
 MAX_SIDECARS = 1_000
-"""Sidecars of one node that are remembered."""
+"""Sidecars of one node that are remembered; a server takes a report of no more."""
+MAX_NODE_ID = 256
+MAX_ERROR = 512
+"""Characters of them in a report, of which a server keeps as many."""
 T = TypeVar("T")
 _MadeOf = tuple[Sidecar, Held, Mapping[TrustDomain, Bundle]]
 _log = structlog.get_logger()
@@ -161,8 +164,9 @@ class Sidecars:
         for key, kept in self._statuses.items():
             status = control.SidecarStatus()
             status.CopyFrom(kept)
+            status.node_id = kept.node_id[:MAX_NODE_ID]
             status.intended_version = intended.get(kept.spiffe_id, "")
-            status.error = kept.error or self._problems.get(kept.spiffe_id, "")
+            status.error = (kept.error or self._problems.get(kept.spiffe_id, ""))[:MAX_ERROR]
             if given := self._given.get(key):
                 status.bundle_sequence = given.sequence
                 status.tainted = self._is_tainted(given)

@@ -74,6 +74,7 @@ def state_json(state: pb.State) -> dict[str, Any]:
         "authorities": [item_json(item) for item in state.items],
         "missing_environments": list(state.missing_environments),
         "pending_environments": list(state.pending_environments),
+        "revoked": [{"kind": one.kind, "id": one.id, "not_after": one.not_after} for one in state.revoked],
     }
 
 

@@ -32,6 +32,8 @@ KEPT_AFTER_END = 24 * 3600
 MAX_ROOTS = 32
 MAX_CROSS = 4
 MAX_FOREIGN_JWT = 256
+MAX_REVOKED = 1024
+"""Revoked roots and JWT keys that are remembered; beyond that the one that ends first is forgotten."""
 MAX_FOREIGN_JWT_SECONDS = 400 * 24 * 3600
 """How far ahead the end of another server's JWT key may lie."""
 
@@ -137,11 +139,19 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     csr: bytes
 
 
+class Revoked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A root or JWT key that was revoked here: whoever may still name it, it does not come back before its end."""
+
+    kind: Kind
+    id: str
+    not_after: int
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of it. ``sequence`` is that of the bundle.
 
     ``loose`` names keys that are about to be made or destroyed: whoever starts and finds one here destroys it.
-    ``taints`` counts how often issuing CAs were tainted, and never falls.
+    ``taints`` counts how often issuing CAs were tainted, and never falls. ``revoked`` is what is never adopted again.
     """
 
     sequence: int = 0
@@ -151,6 +161,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     loose: tuple[str, ...] = ()
     log_key: str = ""
     taints: int = 0
+    revoked: tuple[Revoked, ...] = ()
 
     @property
     def active_root(self) -> Root | None:
@@ -201,6 +212,10 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """The JWT key with this ``kid``; raises ``NotFound``."""
         return _find(self.jwt, authority_id, Kind.JWT)
 
+    def is_revoked(self, kind: Kind, authority_id: str) -> bool:
+        """Whether this root or JWT key was revoked here, and has not ended since."""
+        return any(known.kind is kind and known.id == authority_id for known in self.revoked)
+
     def key_names(self) -> Iterator[str]:
         """The names of all keys that something here needs."""
         for root in self.roots:
@@ -237,12 +252,15 @@ def bundle_of(state: State, trust_domain: TrustDomain) -> Bundle:
 
 
 def dated(before: State, after: State, now: int) -> State:
-    """``after``, with ``now`` as the time at which what ``before`` lacks came into the bundle."""
+    """``after``, with ``now`` as the time at which what ``before`` lacks came into the bundle, and without what was
+    revoked and has ended by then.
+    """
     known = {root.id for root in before.roots} | {key.id for key in before.jwt}
     return replace(
         after,
         roots=tuple(root if root.id in known else replace(root, published=now) for root in after.roots),
         jwt=tuple(key if key.id in known else replace(key, published=now) for key in after.jwt),
+        revoked=tuple(one for one in after.revoked if one.not_after + KEPT_AFTER_END >= now),
     )
 
 
@@ -275,6 +293,12 @@ def prepare_root(state: State, root: Root) -> State:
 def trust_root(state: State, root: Root) -> State:
     """Add a root to the bundle below which nothing is issued here. It counts as old: it can be tainted and revoked."""
     return _with_root(state, replace(root, stage=Stage.OLD))
+
+
+def reinstate_root(state: State, root_id: str) -> State:
+    """Let a revoked root be trusted again, because somebody says so who knows that it was revoked."""
+    kept = tuple(one for one in state.revoked if (one.kind, one.id) != (Kind.X509, root_id))
+    return replace(state, revoked=kept)
 
 
 def adopt_root(state: State, root_id: str, source: Source) -> State:
@@ -388,28 +412,29 @@ def taint(state: State, kind: Kind, authority_id: str) -> State:
         stage = ca.stage if root.stage is Stage.ACTIVE else Stage.OLD
         _require_old(kind, authority_id, stage, tainted=ca.tainted)
         issuing = tuple(replace(ca, **marked) if known.id == ca.id else known for known in root.issuing)
-        return _put_root(
-            replace(state, sequence=sequence, taints=state.taints + 1), replace(root, issuing=issuing)
-        )
+        return _put_root(replace(state, sequence=sequence, taints=state.taints + 1), replace(root, issuing=issuing))
     key = state.jwt_key(authority_id)
     _require_old(kind, authority_id, key.stage, tainted=key.tainted)
     jwt = tuple(replace(key, **marked) if known.id == key.id else known for known in state.jwt)
     return replace(state, sequence=sequence, jwt=jwt)
 
 
-def revoke(state: State, kind: Kind, authority_id: str) -> State:
-    """Take a tainted authority away; its keys become loose."""
+def revoke(state: State, kind: Kind, authority_id: str, *, remember: bool = True) -> State:
+    """Take a tainted authority away; its keys become loose.
+
+    Without ``remember`` a root or JWT key may come back when it is named again; else not before its end.
+    """
     if kind is Kind.X509:
         root = state.root(authority_id)
         _require(root.tainted, kind, authority_id, "tainted", "revoked", root.stage)
-        return _drop_root(state, root)
+        return _drop_root(_remember(state, kind, root) if remember else state, root)
     if kind is Kind.ISSUING:
         root, ca = state.issuing_ca(authority_id)
         _require(ca.tainted, kind, authority_id, "tainted", "revoked", ca.stage)
         return _drop_issuing(state, root, ca)
     key = state.jwt_key(authority_id)
     _require(key.tainted, kind, authority_id, "tainted", "revoked", key.stage)
-    return _drop_jwt(state, key)
+    return _drop_jwt(_remember(state, kind, key) if remember else state, key)
 
 
 def discard(state: State, kind: Kind, authority_id: str) -> State:
@@ -424,11 +449,13 @@ def discard(state: State, kind: Kind, authority_id: str) -> State:
         return _drop_issuing(state, root, ca)
     key = state.jwt_key(authority_id)
     _require(key.stage is Stage.PREPARED, kind, authority_id, "prepared", "discarded", key.stage)
-    return _drop_jwt(state, key)
+    # The authority above has heard of it and names it for as long as it lives.
+    return _drop_jwt(_remember(state, kind, key), key)
 
 
 def publish_jwt(state: State, authority: JwtAuthority, now: int, *, upstream: bool = False) -> State:
-    """With the JWT key of another server of the trust domain in the bundle; the same state where it is there already.
+    """With the JWT key of another server of the trust domain in the bundle; the same state where it is there already,
+    or was revoked here.
 
     ``upstream``: the authority above named it, so that it may go when it is not named there any more.
     It never signs here; it may be tainted and revoked, and goes after its end, like any other. Raises ``InvalidInput``,
@@ -438,6 +465,8 @@ def publish_jwt(state: State, authority: JwtAuthority, now: int, *, upstream: bo
         raise InvalidInput("a JWT key has a kid of 1 to 256 printable characters")
     if not now < authority.expires_at <= now + MAX_FOREIGN_JWT_SECONDS:
         raise InvalidInput("the JWT key has ended, or ends too far ahead")
+    if state.is_revoked(Kind.JWT, authority.key_id):
+        return state
     known = next((key for key in state.jwt if key.id == authority.key_id), None)
     if known is not None:
         if known.spki != authority.spki:
@@ -505,6 +534,11 @@ def _advance(authority: _Staged, chosen: str) -> _Staged:
 def _with_root(state: State, root: Root) -> State:
     if any(known.id == root.id for known in state.roots):
         raise AlreadyExists(f"the root {root.id} is in the bundle already")
+    if state.is_revoked(Kind.X509, root.id):
+        raise FailedPrecondition(
+            f"the root {root.id} was revoked here",
+            fix="use another one; if it was a mistake, `eastwest ca import FILE --trust-only` trusts it again",
+        )
     if len(state.roots) >= MAX_ROOTS:
         raise FailedPrecondition(f"the bundle has {MAX_ROOTS} roots already", fix="taint and revoke old ones")
     sequence = state.sequence + 1
@@ -514,6 +548,13 @@ def _with_root(state: State, root: Root) -> State:
 
 def _put_root(state: State, root: Root) -> State:
     return replace(state, roots=tuple(root if known.id == root.id else known for known in state.roots))
+
+
+def _remember(state: State, kind: Kind, authority: Root | JwtKey) -> State:
+    revoked = Revoked(kind=kind, id=authority.id, not_after=authority.not_after)
+    others = [one for one in state.revoked if (one.kind, one.id) != (kind, authority.id)]
+    kept = sorted([*others, revoked], key=lambda one: one.not_after)
+    return replace(state, revoked=tuple(kept[-MAX_REVOKED:]))
 
 
 def _drop_root(state: State, root: Root) -> State:

@@ -11,7 +11,7 @@ from eastwest.api.eastwest.control.v1 import control_pb2 as pb
 from eastwest.errors import InvalidInput
 from eastwest.ledger.record import Decision
 from eastwest.rpc.service import Call, Service
-from eastwest.server.control import ControlHub
+from eastwest.server.control import MAX_ACK, ControlHub
 from eastwest.server.gate import Gate
 from eastwest.server.telemetry import Metrics
 from eastwest.spiffe.id import SpiffeId
@@ -33,8 +33,8 @@ def control_service(
     metrics: Metrics,
     gate: Gate,
     services: Callable[[SpiffeId], Collection[str]],
-) -> Service:
-    """The service of the agents' port; ``services`` says of which services an agent may report decisions."""
+) -> tuple[Service, ...]:
+    """What to serve on the agents' port; ``services`` says of which services an agent may report decisions."""
 
     async def subscribe(_request: None, call: Call) -> None:
         agent = await gate.agent(call)
@@ -56,7 +56,10 @@ def control_service(
         metrics.decisions_lost.inc(lost)
         return pb.ReportDecisionsResponse()
 
-    return Service(_SERVICE, {"Subscribe": subscribe, "ReportDecisions": report}, guard=gate.enter)
+    return (
+        Service(_SERVICE, {"Subscribe": subscribe}, guard=gate.enter, limit=MAX_ACK),
+        Service(_SERVICE, {"ReportDecisions": report}, guard=gate.enter),
+    )
 
 
 def _checked(request: pb.ReportDecisionsRequest) -> tuple[list[Decision], int]:

@@ -233,7 +233,7 @@ class Server:
         config, paths = self._config, self._config.paths
         assert self.identity.tls is not None
         port_gate = PortGate(
-            self.registry, self.administrators, self._clock, OwnIssuers(lambda: self.ca.state).issued
+            self.registry, self.administrators, self._clock, OwnIssuers(lambda: self.ca.state)
         )
         socket_gate = SocketGate(self.administrators)
         control = control_service(self.hub, self.ledger, self.metrics, port_gate, self.view.services)
@@ -241,7 +241,7 @@ class Server:
             AdminService(self.registry, self.estate, self.hub, self.ledger, self.log, self.journal, self._clock, gate)
             for gate in (port_gate, socket_gate)
         )
-        agents = Listener([*self._spire(port_gate), control, remote.service()], implementation=config.file.http2)
+        agents = Listener([*self._spire(port_gate), *control, remote.service()], implementation=config.file.http2)
         await agents.listen_tcp(config.file.agent_address, config.file.agent_port, self.identity.tls.listening)
         stack.push_async_callback(agents.close)
         health = HealthServer(self.metrics.registry, self.problems, self.warnings)

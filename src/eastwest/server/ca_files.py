@@ -105,7 +105,7 @@ class CaFiles:
             return await self._place(made, actor)
 
     async def trust(self, roots: Sequence[bytes], actor: str) -> list[Changed]:
-        """Trust these roots for our trust domain without issuing below them."""
+        """Trust these roots for our trust domain without issuing below them; also such as were revoked here."""
         keeper = self._keeper
         if not roots:
             raise InvalidInput("no root is given")
@@ -115,7 +115,7 @@ class CaFiles:
             for der in roots:
                 self._check_root(der)
                 root = root_of(der, Source.EXTERNAL)
-                after = rotation.trust_root(after, root)
+                after = rotation.trust_root(rotation.reinstate_root(after, root.id), root)
                 added.append(root.id)
             events = [
                 keeper.event("ca.trusted", actor, Kind.X509, after.root(root_id), sequence=after.sequence)

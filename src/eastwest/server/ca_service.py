@@ -120,6 +120,7 @@ def told(keeper: AuthorityKeeper, rotation: str, *, holders: bool) -> pb.State:
         pending_environments=[request.environment for request in state.requests],
         missing_environments=sorted(keeper.awaiting | keeper.awaiting_post_quantum),
         rotation=rotation,
+        revoked=[pb.Revoked(kind=one.kind.value, id=one.id, not_after=one.not_after) for one in state.revoked],
     )
     if holders:
         for holder in sorted(keeper.holders(), key=lambda holder: holder.agent):

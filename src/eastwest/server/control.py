@@ -19,13 +19,17 @@ import structlog
 from eastwest.api.eastwest.control.v1 import control_pb2 as pb
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy, random_hex
-from eastwest.errors import FailedPrecondition, InvalidInput, Unavailable
+from eastwest.errors import Error, FailedPrecondition, InvalidInput, Unavailable
 from eastwest.rpc.service import Call
 from eastwest.server.telemetry import Metrics
 from eastwest.spiffe.id import SpiffeId
 
 HISTORY = 8
 """States kept for each agent, so that one that reconnects gets a delta."""
+MAX_ACK = 2 * 1024 * 1024
+"""Bytes of one message of an agent's stream; the report of a sidecar has some hundreds."""
+MAX_SIDECARS = 1_000
+"""Sidecars in one acknowledgement, which is what an agent remembers."""
 
 _log = structlog.get_logger()
 
@@ -157,6 +161,8 @@ class ControlHub:
         reader = asyncio.create_task(self._read(stream, session, call))
         try:
             await self._write(stream, session, first.hello, call, reader)
+            if reader.done() and not reader.cancelled() and isinstance(refused := reader.exception(), Error):
+                raise refused
         finally:
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -200,10 +206,11 @@ class ControlHub:
             async for message in call:
                 if message.WhichOneof("message") != "ack" or stream.session is not session:
                     continue
-                stream.acknowledged = max(stream.acknowledged, message.ack.number)
-                stream.sidecars = {status.node_id[:256]: status for status in message.ack.sidecars[:10_000]}
+                ack = _bounded(message.ack)
+                stream.acknowledged = max(stream.acknowledged, ack.number)
+                stream.sidecars = {status.node_id: status for status in ack.sidecars}
                 self._tell()
-                self.on_ack(stream.agent, message.ack)
+                self.on_ack(stream.agent, ack)
         finally:
             stream.wake.set()
 
@@ -218,6 +225,29 @@ class ControlHub:
                 f"the agent's clock is {abs(skew):.0f} s {word} the server's; at most {self._skew_limit} s is accepted",
                 fix="set both clocks, by NTP for instance",
             )
+
+
+def _bounded(ack: pb.Ack) -> pb.Ack:
+    """What is kept of a report: fields that we know, with texts of bounded length. Raises ``InvalidInput``."""
+    if len(ack.sidecars) > MAX_SIDECARS:
+        raise InvalidInput(f"an acknowledgement is about at most {MAX_SIDECARS} sidecars")
+    kept = [
+        pb.SidecarStatus(
+            node_id=status.node_id[:256],
+            spiffe_id=status.spiffe_id[:2048],
+            acknowledged_version=status.acknowledged_version[:128],
+            intended_version=status.intended_version[:128],
+            error=status.error[:512],
+            connected_at=status.connected_at,
+            connected=status.connected,
+            bundle_sequence=status.bundle_sequence,
+            tainted=status.tainted,
+        )
+        for status in ack.sidecars
+    ]
+    return pb.Ack(
+        number=ack.number, sidecars=kept, bundle_sequence=ack.bundle_sequence, tainted_svids=ack.tainted_svids
+    )
 
 
 def resource(kind: Any, name: str, **body: Any) -> pb.Resource:

@@ -9,7 +9,6 @@ which right is in ``eastwest.server.rights``; limits to parts of the estate are 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -29,6 +28,7 @@ from eastwest.rpc.peer import peer_credentials
 from eastwest.rpc.service import Call
 from eastwest.rpc.status import Refused
 from eastwest.rpc.tls import certificate_id
+from eastwest.server.own_issuers import OwnIssuers
 from eastwest.server.rights import AGENT_METHODS, DOWNSTREAM_METHODS, OPEN_METHODS, rights_for
 from eastwest.spiffe.id import SpiffeId
 
@@ -44,11 +44,12 @@ class AgentCaller:
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """What a client certificate says: its SPIFFE ID, decimal serial and end."""
+    """What a client certificate says: its SPIFFE ID, decimal serial and end, and the id of the CA that signed it."""
 
     id: SpiffeId
     serial: str
     not_after: datetime
+    issuer: str
 
 
 class Gate(Protocol):
@@ -78,7 +79,8 @@ class Gate(Protocol):
 class PortGate:
     """The gate of the agents' TLS port.
 
-    Only certificates that this server signed itself count. Agents are known by their serial number. Anybody else of
+    Only certificates that this server signed itself count, and only until the CA that signed them is revoked: that is
+    asked at each call, so that a connection which is open outlives no revocation. Agents are known by their serial number. Anybody else of
     the trust domain is an administrator if the estate says so of its SPIFFE ID, or if its very certificate was issued
     under an entry with ``admin``: another entry that gives the same ID gives no rights.
     """
@@ -88,11 +90,11 @@ class PortGate:
         registry: Registry,
         administrators: Administrators,
         clock: Clock,
-        issued_here: Callable[[x509.Certificate], bool],
+        issuers: OwnIssuers,
     ) -> None:
-        """``issued_here`` says whether this server signed a certificate itself; any other makes no caller."""
+        """``issuers`` says whether this server signed a certificate itself; any other makes no caller."""
         self._registry = registry
-        self._issued_here = issued_here
+        self._issuers = issuers
         self._administrators = administrators
         self._clock = clock
         self._presented: WeakKeyDictionary[object, Presented] = WeakKeyDictionary()
@@ -151,7 +153,10 @@ class PortGate:
         return None if now > shown.not_after else self._registry.privileged.entry_of(shown.serial, shown.id, now)
 
     def _shown(self, call: Call) -> Presented:
-        return self._presented.get(call.connection) or self._read_certificate(call)
+        shown = self._presented.get(call.connection)
+        if shown is not None and self._issuers.is_current(shown.issuer):
+            return shown
+        return self._read_certificate(call)
 
     def _read_certificate(self, call: Call) -> Presented:
         der = call.peer_certificate
@@ -161,13 +166,14 @@ class PortGate:
         if spiffe_id is None or not spiffe_id.is_member_of(self._registry.trust_domain):
             raise PermissionDenied("the client certificate names no identity of this trust domain")
         certificate = x509.load_der_x509_certificate(der)
-        if not self._issued_here(certificate):
+        issuer = self._issuers.issuer(certificate)
+        if issuer is None:
             # A nested server, or a root that is only trusted, can name anybody and copy any serial number.
             raise PermissionDenied(
-                f"the client certificate of {spiffe_id} was not issued by this server",
+                f"the client certificate of {spiffe_id} was not issued by this server, or its CA was revoked",
                 fix="call with an SVID of an agent of this very server",
             )
-        shown = Presented(spiffe_id, str(certificate.serial_number), certificate.not_valid_after_utc)
+        shown = Presented(spiffe_id, str(certificate.serial_number), certificate.not_valid_after_utc, issuer)
         self._presented[call.connection] = shown
         return shown
 

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from eastwest.pki.parsing import PARSE_ERRORS
-from eastwest.pki.rotation import State
+from eastwest.pki.rotation import IssuingCa, State
 
 _NO_PROOF: tuple[type[Exception], ...] = (*PARSE_ERRORS, InvalidSignature)
 
@@ -24,13 +24,18 @@ class OwnIssuers:
     def __init__(self, state: Callable[[], State]) -> None:
         self._state = state
 
-    def issued(self, certificate: x509.Certificate) -> bool:
-        """Whether one of them signed it."""
-        return any(_signed(_loaded(der), certificate) for der in _issuing(self._state()))
+    def issuer(self, certificate: x509.Certificate) -> str | None:
+        """The id of the one that signed it; None: none did."""
+        signed = (ca.id for ca in _issuing(self._state()) if _signed(_loaded(ca.chain[0]), certificate))
+        return next(signed, None)
+
+    def is_current(self, issuer: str) -> bool:
+        """Whether the one with this id has not been revoked since."""
+        return any(ca.id == issuer for ca in _issuing(self._state()))
 
 
-def _issuing(state: State) -> Iterable[bytes]:
-    return (ca.chain[0] for root in state.roots for ca in root.issuing)
+def _issuing(state: State) -> Iterable[IssuingCa]:
+    return (ca for root in state.roots for ca in root.issuing)
 
 
 @lru_cache(maxsize=1024)

@@ -168,12 +168,15 @@ class AuthorityKeeper:
             after = rotation.taint(self.state, kind, authority_id)
             return await self._change("ca.tainted", kind, authority_id, after, actor)
 
-    async def revoke(self, kind: Kind, authority_id: str, actor: str, *, force: bool = False) -> Changed:
+    async def revoke(
+        self, kind: Kind, authority_id: str, actor: str, *, force: bool = False, remember: bool = True
+    ) -> Changed:
         """Take a tainted authority out of the bundle. Raises ``NotConfirmed`` while somebody holds what stems from it;
-        with ``force`` it goes all the same, which is recorded.
+        with ``force`` it goes all the same, which is recorded. Whoever names it, it is not adopted again before its
+        end, but without ``remember``.
         """
         async with self.turn:
-            after = rotation.revoke(self.state, kind, authority_id)
+            after = rotation.revoke(self.state, kind, authority_id, remember=remember)
             item = find(self.state, kind, authority_id)
             issuers = {ca.id for ca in item.issuing} | {item.id} if isinstance(item, Root) else {item.id}
             facts = self._checked(
@@ -248,7 +251,8 @@ class AuthorityKeeper:
         """Take an upstream's roots (DER), and JWT keys of other servers of the trust domain, into the bundle; give it.
 
         ``source`` says where they come from: what the upstream named goes when it is not named there any more. What is
-        known already changes nothing. Raises ``InvalidInput`` for a JWT key that cannot be trusted.
+        known already changes nothing, nor does what an upstream names although it was revoked here. Raises
+        ``InvalidInput`` for a JWT key that cannot be trusted.
         """
         async with self.turn:
             now = int(self._clock.now().timestamp())
@@ -265,9 +269,15 @@ class AuthorityKeeper:
         return self.trust.bundle
 
     async def append(self, roots: Sequence[bytes], jwt: Sequence[JwtAuthority], actor: str) -> Bundle:
-        """Take what an administrator brings into the bundle, ended roots too; raises ``InvalidInput``."""
+        """Take what an administrator brings into the bundle, ended roots too; raises ``InvalidInput``.
+
+        What was revoked here is refused with ``FailedPrecondition``: who brings it may only have an old bundle.
+        """
         for der in roots:
             _check_ca(der)
+        for authority in jwt:
+            if self.state.is_revoked(Kind.JWT, authority.key_id):
+                raise FailedPrecondition(f"the JWT key {authority.key_id} was revoked here", fix="bring a newer bundle")
         return await self.adopt(roots, jwt, actor=actor, source=Source.EXTERNAL)
 
     async def commit(self, after: State, events: Iterable[Event]) -> None:
@@ -490,9 +500,11 @@ def find(state: State, kind: Kind, authority_id: str) -> Item:
 
 
 def _trusting(state: State, roots: Iterable[bytes], source: Source) -> State:
-    """With all of these roots in the bundle."""
+    """With all of these roots in the bundle, but those of an upstream that were revoked here."""
     for der in roots:
         root = root_of(der, source)
+        if source is Source.UPSTREAM and state.is_revoked(Kind.X509, root.id):
+            continue
         if all(known.id != root.id for known in state.roots):
             state = rotation.trust_root(state, root)
     return state

@@ -3,7 +3,8 @@
 What is above is asked again and again and told our JWT keys. An authority that cannot be reached takes no trust away.
 One that does not name something any more, or says that it is tainted, has it let go of here by the same steps as by
 hand, each of them stored: tainted first, and removed once no node holds what stems from it. Whatever step a server was
-killed after, the next look goes on from there.
+killed after, the next look goes on from there. What went so comes back when it is named again; what was revoked here,
+by hand, does not.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class UpstreamWatch:
             await keeper.taint(Kind.X509, root.id, self._actor)
         elif gone and not (self._lasting is not None and await self._lasting(root)):
             with suppress(NotConfirmed):
-                await keeper.revoke(Kind.X509, root.id, self._actor)
+                await keeper.revoke(Kind.X509, root.id, self._actor, remember=False)
         return ""
 
     async def _leave(self, root: Root) -> str:
@@ -151,7 +152,7 @@ class UpstreamWatch:
                 await self._keeper.taint(Kind.JWT, key.id, self._actor)
             elif key.id not in named:
                 with suppress(NotConfirmed):
-                    await self._keeper.revoke(Kind.JWT, key.id, self._actor)
+                    await self._keeper.revoke(Kind.JWT, key.id, self._actor, remember=False)
 
     def _own_keys(self) -> Sequence[JwtAuthority]:
         # Those of servers below were told when they came.

@@ -11,7 +11,7 @@ from eastwest.clock import Clock
 from eastwest.errors import Exhausted
 
 MAX_AT_ONCE = 256
-MAX_AT_ONCE_OF_SOURCE = 128
+MAX_AT_ONCE_OF_SOURCE = MAX_AT_ONCE // 4
 LONGEST_WAIT = 10.0
 """Seconds that an attempt may have to wait for its turn; one that would wait longer is refused at once."""
 MAX_SOURCES = 10_000
@@ -19,6 +19,9 @@ MAX_SOURCES = 10_000
 
 class Admission:
     """A bucket of attempts for each source, and a bound on all together.
+
+    No source holds more than a quarter of the places, nor more than it leaves free: those that came first, however
+    many places they hold, leave some to the next.
 
     A source is an IPv4 address or an IPv6 network of 64 bits. It may make ``burst`` attempts at once, and ``rate`` a
     second after that; further ones wait for their turn, so that a site of many nodes behind one address gets in.
@@ -38,7 +41,8 @@ class Admission:
             yield
             return
         source = _source(address)
-        if self._under_way[source] >= MAX_AT_ONCE_OF_SOURCE or self._under_way.total() >= MAX_AT_ONCE:
+        free = MAX_AT_ONCE - self._under_way.total()
+        if self._under_way[source] >= min(MAX_AT_ONCE_OF_SOURCE, free):
             raise Exhausted("too many nodes are attesting", fix="try again in some seconds")
         delay = self._take(source)
         self._under_way[source] += 1

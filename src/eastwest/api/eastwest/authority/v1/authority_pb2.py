@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%eastwest/authority/v1/authority.proto\x12\x15\x65\x61stwest.authority.v1\"\xac\x02\n\x04Item\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0f\n\x07tainted\x18\x04 \x01(\x08\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x06 \x01(\t\x12\x0e\n\x06parent\x18\x07 \x01(\t\x12\x12\n\nnot_before\x18\x08 \x01(\x03\x12\x11\n\tnot_after\x18\t \x01(\x03\x12\x10\n\x08sequence\x18\n \x01(\x04\x12\x13\n\x0b\x63\x65rtificate\x18\x0b \x01(\x0c\x12\x12\n\nprepare_at\x18\x0c \x01(\x03\x12\x13\n\x0b\x61\x63tivate_at\x18\r \x01(\x03\x12\x18\n\x10tainted_sequence\x18\x0e \x01(\x04\x12\x11\n\thierarchy\x18\x0f \x01(\t\x12\x11\n\tusable_at\x18\x10 \x01(\x03\"\x90\x01\n\x06Holder\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0f\x62undle_sequence\x18\x02 \x01(\x04\x12\x11\n\tnot_after\x18\x03 \x01(\x03\x12\x15\n\rtainted_svids\x18\x04 \x01(\r\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\r\n\x05stock\x18\x06 \x01(\x08\x12\x0f\n\x07waiting\x18\x07 \x03(\t\"\"\n\x0fGetStateRequest\x12\x0f\n\x07holders\x18\x01 \x01(\x08\"\xe0\x01\n\x05State\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x17\n\x0f\x62undle_sequence\x18\x02 \x01(\x04\x12*\n\x05items\x18\x03 \x03(\x0b\x32\x1b.eastwest.authority.v1.Item\x12.\n\x07holders\x18\x04 \x03(\x0b\x32\x1d.eastwest.authority.v1.Holder\x12\x1c\n\x14pending_environments\x18\x05 \x03(\t\x12\x1c\n\x14missing_environments\x18\x06 \x03(\t\x12\x10\n\x08rotation\x18\x07 \x01(\t\"F\n\x0ePrepareRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x11\n\thierarchy\x18\x03 \x01(\t\"8\n\rChangeRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"L\n\x06\x43hange\x12)\n\x04item\x18\x01 \x01(\x0b\x32\x1b.eastwest.authority.v1.Item\x12\x17\n\x0f\x62undle_sequence\x18\x02 \x01(\x04\"6\n\x11\x45xportCsrsRequest\x12\x14\n\x0c\x65nvironments\x18\x01 \x03(\t\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\"z\n\x12\x45xportCsrsResponse\x12;\n\x04\x63srs\x18\x01 \x03(\x0b\x32-.eastwest.authority.v1.ExportCsrsResponse.Csr\x1a\'\n\x03\x43sr\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\"W\n\rImportRequest\x12\x14\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0c\x12\r\n\x05roots\x18\x02 \x03(\x0c\x12\x12\n\ntrust_only\x18\x03 \x01(\x08\x12\r\n\x05\x63ross\x18\x04 \x01(\x08\"U\n\x0eImportResponse\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.eastwest.authority.v1.Item\x12\x17\n\x0f\x62undle_sequence\x18\x02 \x01(\x04\"P\n\x10\x43rossSignRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x10\n\x08lifetime\x18\x02 \x01(\x03\x12\x15\n\runconstrained\x18\x03 \x01(\x08\"(\n\x11\x43rossSignResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x32\x86\x06\n\tAuthority\x12P\n\x08GetState\x12&.eastwest.authority.v1.GetStateRequest\x1a\x1c.eastwest.authority.v1.State\x12O\n\x07Prepare\x12%.eastwest.authority.v1.PrepareRequest\x1a\x1d.eastwest.authority.v1.Change\x12O\n\x08\x41\x63tivate\x12$.eastwest.authority.v1.ChangeRequest\x1a\x1d.eastwest.authority.v1.Change\x12L\n\x05Taint\x12$.eastwest.authority.v1.ChangeRequest\x1a\x1d.eastwest.authority.v1.Change\x12M\n\x06Revoke\x12$.eastwest.authority.v1.ChangeRequest\x1a\x1d.eastwest.authority.v1.Change\x12N\n\x07\x44iscard\x12$.eastwest.authority.v1.ChangeRequest\x1a\x1d.eastwest.authority.v1.Change\x12\x61\n\nExportCsrs\x12(.eastwest.authority.v1.ExportCsrsRequest\x1a).eastwest.authority.v1.ExportCsrsResponse\x12U\n\x06Import\x12$.eastwest.authority.v1.ImportRequest\x1a%.eastwest.authority.v1.ImportResponse\x12^\n\tCrossSign\x12\'.eastwest.authority.v1.CrossSignRequest\x1a(.eastwest.authority.v1.CrossSignResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%eastwest/authority/v1/authority.proto\x12\x15\x65\x61stwest.authority.v1\"\xac\x02\n\x04Item\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0f\n\x07tainted\x18\x04 \x01(\x08\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x06 \x01(\t\x12\x0e\n\x06parent\x18\x07 \x01(\t\x12\x12\n\nnot_before\x18\x08 \x01(\x03\x12\x11\n\tnot_after\x18\t \x01(\x03\x12\x10\n\x08sequence\x18\n \x01(\x04\x12\x13\n\x0b\x63\x65rtificate\x18\x0b \x01(\x0c\x12\x12\n\nprepare_at\x18\x0c \x01(\x03\x12\x13\n\x0b\x61\x63tivate_at\x18\r \x01(\x03\x12\x18\n\x10tainted_sequence\x18\x0e \x01(\x04\x12\x11\n\thierarchy\x18\x0f \x01(\t\x12\x11\n\tusable_at\x18\x10 \x01(\x03\"\x90\x01\n\x06Holder\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0f\x62undle_sequence\x18\x02 \x01(\x04\x12\x11\n\tnot_after\x18\x03 \x01(\x03\x12\x15\n\rtainted_svids\x18\x04 \x01(\r\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\r\n\x05stock\x18\x06 \x01(\x08\x12\x0f\n\x07waiting\x18\x07 \x03(\t\"\"\n\x0fGetStateRequest\x12\x0f\n\x07holders\x18\x01 \x01(\x08\"\x91\x02\n\x05State\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x17\n\x0f\x62undle_sequence\x18\x02 \x01(\x04\x12*\n\x05items\x18\x03 \x03(\x0b\x32\x1b.eastwest.authority.v1.Item\x12.\n\x07holders\x18\x04 \x03(\x0b\x32\x1d.eastwest.authority.v1.Holder\x12\x1c\n\x14pending_environments\x18\x05 \x03(\t\x12\x1c\n\x14missing_environments\x18\x06 \x03(\t\x12\x10\n\x08rotation\x18\x07 \x01(\t\x12/\n\x07revoked\x18\x08 \x03(\x0b\x32\x1e.eastwest.authority.v1.Revoked\"6\n\x07Revoked\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x11\n\tnot_after\x18\x03 \x01(\x03\"F\n\x0ePrepareRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x11\n\thierarchy\x18\x03 \x01(\t\"8\n\rChangeRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"L\n\x06\x43hange\x12)\n\x04item\x18\x01 \x01(\x0b\x32\x1b.eastwest.authority.v1.Item\x12\x17\n\x0f\x62undle_sequence\x18\x02 \x01(\x04\"6\n\x11\x45xportCsrsRequest\x12\x14\n\x0c\x65nvironments\x18\x01 \x03(\t\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\"z\n\x12\x45xportCsrsResponse\x12;\n\x04\x63srs\x18\x01 \x03(\x0b\x32-.eastwest.authority.v1.ExportCsrsResponse.Csr\x1a\'\n\x03\x43sr\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\"W\n\rImportRequest\x12\x14\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0c\x12\r\n\x05roots\x18\x02 \x03(\x0c\x12\x12\n\ntrust_only\x18\x03 \x01(\x08\x12\r\n\x05\x63ross\x18\x04 \x01(\x08\"U\n\x0eImportResponse\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.eastwest.authority.v1.Item\x12\x17\n\x0f\x62undle_sequence\x18\x02 \x01(\x04\"P\n\x10\x43rossSignRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x10\n\x08lifetime\x18\x02 \x01(\x03\x12\x15\n\runconstrained\x18\x03 \x01(\x08\"(\n\x11\x43rossSignResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x32\x86\x06\n\tAuthority\x12P\n\x08GetState\x12&.eastwest.authority.v1.GetStateRequest\x1a\x1c.eastwest.authority.v1.State\x12O\n\x07Prepare\x12%.eastwest.authority.v1.PrepareRequest\x1a\x1d.eastwest.authority.v1.Change\x12O\n\x08\x41\x63tivate\x12$.eastwest.authority.v1.ChangeRequest\x1a\x1d.eastwest.authority.v1.Change\x12L\n\x05Taint\x12$.eastwest.authority.v1.ChangeRequest\x1a\x1d.eastwest.authority.v1.Change\x12M\n\x06Revoke\x12$.eastwest.authority.v1.ChangeRequest\x1a\x1d.eastwest.authority.v1.Change\x12N\n\x07\x44iscard\x12$.eastwest.authority.v1.ChangeRequest\x1a\x1d.eastwest.authority.v1.Change\x12\x61\n\nExportCsrs\x12(.eastwest.authority.v1.ExportCsrsRequest\x1a).eastwest.authority.v1.ExportCsrsResponse\x12U\n\x06Import\x12$.eastwest.authority.v1.ImportRequest\x1a%.eastwest.authority.v1.ImportResponse\x12^\n\tCrossSign\x12\'.eastwest.authority.v1.CrossSignRequest\x1a(.eastwest.authority.v1.CrossSignResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,27 +38,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATEREQUEST']._serialized_start=514
   _globals['_GETSTATEREQUEST']._serialized_end=548
   _globals['_STATE']._serialized_start=551
-  _globals['_STATE']._serialized_end=775
-  _globals['_PREPAREREQUEST']._serialized_start=777
-  _globals['_PREPAREREQUEST']._serialized_end=847
-  _globals['_CHANGEREQUEST']._serialized_start=849
-  _globals['_CHANGEREQUEST']._serialized_end=905
-  _globals['_CHANGE']._serialized_start=907
-  _globals['_CHANGE']._serialized_end=983
-  _globals['_EXPORTCSRSREQUEST']._serialized_start=985
-  _globals['_EXPORTCSRSREQUEST']._serialized_end=1039
-  _globals['_EXPORTCSRSRESPONSE']._serialized_start=1041
-  _globals['_EXPORTCSRSRESPONSE']._serialized_end=1163
-  _globals['_EXPORTCSRSRESPONSE_CSR']._serialized_start=1124
-  _globals['_EXPORTCSRSRESPONSE_CSR']._serialized_end=1163
-  _globals['_IMPORTREQUEST']._serialized_start=1165
-  _globals['_IMPORTREQUEST']._serialized_end=1252
-  _globals['_IMPORTRESPONSE']._serialized_start=1254
-  _globals['_IMPORTRESPONSE']._serialized_end=1339
-  _globals['_CROSSSIGNREQUEST']._serialized_start=1341
-  _globals['_CROSSSIGNREQUEST']._serialized_end=1421
-  _globals['_CROSSSIGNRESPONSE']._serialized_start=1423
-  _globals['_CROSSSIGNRESPONSE']._serialized_end=1463
-  _globals['_AUTHORITY']._serialized_start=1466
-  _globals['_AUTHORITY']._serialized_end=2240
+  _globals['_STATE']._serialized_end=824
+  _globals['_REVOKED']._serialized_start=826
+  _globals['_REVOKED']._serialized_end=880
+  _globals['_PREPAREREQUEST']._serialized_start=882
+  _globals['_PREPAREREQUEST']._serialized_end=952
+  _globals['_CHANGEREQUEST']._serialized_start=954
+  _globals['_CHANGEREQUEST']._serialized_end=1010
+  _globals['_CHANGE']._serialized_start=1012
+  _globals['_CHANGE']._serialized_end=1088
+  _globals['_EXPORTCSRSREQUEST']._serialized_start=1090
+  _globals['_EXPORTCSRSREQUEST']._serialized_end=1144
+  _globals['_EXPORTCSRSRESPONSE']._serialized_start=1146
+  _globals['_EXPORTCSRSRESPONSE']._serialized_end=1268
+  _globals['_EXPORTCSRSRESPONSE_CSR']._serialized_start=1229
+  _globals['_EXPORTCSRSRESPONSE_CSR']._serialized_end=1268
+  _globals['_IMPORTREQUEST']._serialized_start=1270
+  _globals['_IMPORTREQUEST']._serialized_end=1357
+  _globals['_IMPORTRESPONSE']._serialized_start=1359
+  _globals['_IMPORTRESPONSE']._serialized_end=1444
+  _globals['_CROSSSIGNREQUEST']._serialized_start=1446
+  _globals['_CROSSSIGNREQUEST']._serialized_end=1526
+  _globals['_CROSSSIGNRESPONSE']._serialized_start=1528
+  _globals['_CROSSSIGNRESPONSE']._serialized_end=1568
+  _globals['_AUTHORITY']._serialized_start=1571
+  _globals['_AUTHORITY']._serialized_end=2345
 # @@protoc_insertion_point(module_scope)

@@ -171,6 +171,7 @@ class State(_message.Message):
     PENDING_ENVIRONMENTS_FIELD_NUMBER: _builtins.int
     MISSING_ENVIRONMENTS_FIELD_NUMBER: _builtins.int
     ROTATION_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     bundle_sequence: _builtins.int
     rotation: _builtins.str
@@ -187,6 +188,8 @@ class State(_message.Message):
     def missing_environments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """are in the estate and have no CA"""
 
+    @_builtins.property
+    def revoked(self) -> _containers.RepeatedCompositeFieldContainer[Global___Revoked]: ...
     def __init__(
         self,
         *,
@@ -197,14 +200,42 @@ class State(_message.Message):
         pending_environments: _abc.Iterable[_builtins.str] | None = ...,
         missing_environments: _abc.Iterable[_builtins.str] | None = ...,
         rotation: _builtins.str = ...,
+        revoked: _abc.Iterable[Global___Revoked] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_sequence", b"bundle_sequence", "holders", b"holders", "items", b"items", "missing_environments", b"missing_environments", "pending_environments", b"pending_environments", "rotation", b"rotation", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_sequence", b"bundle_sequence", "holders", b"holders", "items", b"items", "missing_environments", b"missing_environments", "pending_environments", b"pending_environments", "revoked", b"revoked", "rotation", b"rotation", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___State: _TypeAlias = State  # noqa: Y015
+
+@_typing.final
+class Revoked(_message.Message):
+    """A root or JWT key that was revoked here and is not adopted again, whoever names it, before its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    id: _builtins.str
+    not_after: _builtins.int
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        id: _builtins.str = ...,
+        not_after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "kind", b"kind", "not_after", b"not_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Revoked: _TypeAlias = Revoked  # noqa: Y015
 
 @_typing.final
 class PrepareRequest(_message.Message):
