@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import resource
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -46,6 +45,7 @@ from eastwest.attest.workload import WorkloadAttestor, WorkloadContext
 from eastwest.clock import Clock, SystemClock
 from eastwest.entropy import Entropy, SystemEntropy
 from eastwest.mesh.settings import Settings as MeshSettings
+from eastwest.process.descriptors import raise_file_limit
 from eastwest.process.files import replace_file
 from eastwest.process.locked import locked
 from eastwest.process.notify import notify
@@ -99,7 +99,7 @@ async def run(settings: Settings, ports: Ports | None = None, ready: Callable[[s
     ports = ports or Ports.system(settings)
     settings.paths.home.mkdir(mode=0o755, parents=True, exist_ok=True)
     with locked(settings.paths.lock, "agent"):
-        _raise_file_limit()
+        raise_file_limit()
         await _Agent(settings, ports, ready).run()
 
 
@@ -395,11 +395,3 @@ def _readings(
         ]
 
     return read
-
-
-def _raise_file_limit() -> None:
-    """Every caller holds a socket and a pidfd; the usual soft limit of 1,024 is too few for a busy node."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -6,6 +6,7 @@ it: it bounds what Cedar is given, cuts the file into policies, and finds the to
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -304,12 +305,19 @@ def _unknown_entities(policy: ParsedPolicy, known: dict[str, set[str]], findings
         elif name not in known[kind]:
             what = "operation" if kind == "Action" else kind.lower()
             message = f"policy {policy.policy.id!r} names the {what} {name!r}, which nobody declares"
-            fix = suggest(name, known[kind], otherwise="declare it, or correct the name")
+            fix = _meant(kind, name, known[kind])
         else:
             continue
         found = True
         findings.error(policy.source.find(kind, "::", f'"{name}"'), message, fix)
     return found
+
+
+def _meant(kind: str, name: str, known: set[str]) -> str:
+    """Sensitivities are actions too, so that ``in`` can name them: one may be meant, yet none is an operation."""
+    if kind == "Action" and not difflib.get_close_matches(name, set(Sensitivity), n=1, cutoff=0.6):
+        known = known - set(Sensitivity)
+    return suggest(name, known, otherwise="declare it, or correct the name")
 
 
 def _never_applies(policy: ParsedPolicy, findings: Findings) -> None:

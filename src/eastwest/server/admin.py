@@ -118,13 +118,14 @@ class AdminService:
 
     async def _plan_estate(self, request: pb.PlanEstateRequest, call: Call) -> pb.PlanEstateResponse:
         caller = await self._gate.administrator(call)
-        plan, refusal = await self._estate.plan(dict(request.files), caller)
+        plan, refusal, warnings = await self._estate.plan(dict(request.files), caller)
         return pb.PlanEstateResponse(
             create=len(plan.create),
             update=len(plan.update),
             delete=len(plan.delete),
             foreign=dict(plan.foreign),
             refusal=refusal,
+            warnings=warnings,
         )
 
     async def _mesh_status(self, _request: pb.GetMeshStatusRequest, _call: Call) -> pb.GetMeshStatusResponse:

@@ -28,6 +28,7 @@ from eastwest.issuance.request import Instance
 from eastwest.pki.hierarchy import Authority
 from eastwest.pki.rotation import Kind, Root, Source
 from eastwest.process.csr_workers import CsrWorkers
+from eastwest.process.descriptors import raise_file_limit
 from eastwest.process.files import replace_file
 from eastwest.process.locked import locked
 from eastwest.process.memory import loading
@@ -60,7 +61,7 @@ from eastwest.server.http import HealthServer
 from eastwest.server.https import CertificateFiles
 from eastwest.server.identity import ServerIdentity
 from eastwest.server.own_issuers import OwnIssuers
-from eastwest.server.public import Revocable, listen_oidc
+from eastwest.server.public import Revocable, listen_oidc, public_addresses
 from eastwest.server.rotator import Rotator
 from eastwest.server.sharing import share_socket
 from eastwest.server.purge import keep_purging
@@ -133,8 +134,8 @@ class Server:
         pool = ThreadSigningPool()
         stack.callback(pool.close)
         checks = None
-        if config.file.signing_workers:
-            checks = CsrWorkers(config.file.signing_workers)
+        if config.file.csr_workers:
+            checks = CsrWorkers(config.file.csr_workers)
             stack.push_async_callback(checks.close)
             checks.start()
         self.issuer = Issuer(
@@ -172,6 +173,7 @@ class Server:
         self.estate.federation = self.federation
         self.registry.entries.rules = replace(self.registry.entries.rules, federates=self.federation.knows)
         self.estate.on_environments = self.ca.want
+        self.estate.without_ca = self.ca.without_ca
         await self.estate.load()
         if config.file.post_quantum:
             await self.ca.offer_post_quantum(f"{config.trust_domain.uri}/spire/server")
@@ -232,9 +234,7 @@ class Server:
     async def _listen(self, stack: AsyncExitStack) -> None:
         config, paths = self._config, self._config.paths
         assert self.identity.tls is not None
-        port_gate = PortGate(
-            self.registry, self.administrators, self._clock, OwnIssuers(lambda: self.ca.state)
-        )
+        port_gate = PortGate(self.registry, self.administrators, self._clock, OwnIssuers(lambda: self.ca.state))
         socket_gate = SocketGate(self.administrators)
         control = control_service(self.hub, self.ledger, self.metrics, port_gate, self.view.services)
         remote, admin = (
@@ -317,7 +317,8 @@ class Server:
         now = self._clock.now()
         pairs = ((name, files.complaint(now)) for name, files in self._pairs.items() if files is not None)
         broken = [f"the certificate of {name} is not fit for use: {told}" for name, told in pairs if told]
-        return sorted([*self.ca.problems.values(), *self.federation.warnings(), *broken])
+        waiting = self.ca.without_ca(self.ca.environments)
+        return sorted([*self.ca.problems.values(), *waiting, *self.federation.warnings(), *broken])
 
     async def _publish_jwt(self, key: JwtAuthority, actor: str) -> Bundle:
         """Make the JWT key of a server below this one known, here and above."""
@@ -413,7 +414,8 @@ class Server:
 
 
 async def run_server(config: ServerConfig, clock: Clock, entropy: Entropy, announce: Callable[[str], None]) -> None:
-    """Run until SIGTERM or SIGINT; ``announce`` gets one line when the server is ready, and systemd is told."""
+    """Run until SIGTERM or SIGINT; once ready, ``announce`` gets a line, and one for each public address; systemd is told."""
+    raise_file_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -426,6 +428,8 @@ async def run_server(config: ServerConfig, clock: Clock, entropy: Entropy, annou
             f"server ready: trust domain {config.trust_domain}, agents at {server.agent_address}, "
             f"admin socket {config.paths.admin_socket}, health http://{server.health_address}/ready"
         )
+        for line in public_addresses(config):
+            announce(f"  {line}")
         notify("READY=1")
         await stop.wait()
 

@@ -64,7 +64,7 @@ class ServerFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     admin_socket_group: str = ""
     ledger_max_rows: int = 1_000_000
     http2: Literal["own", "grpclib"] = "own"
-    signing_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    csr_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
 
 
 @dataclass(frozen=True, slots=True)

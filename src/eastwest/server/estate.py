@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -90,6 +90,7 @@ class EstateKeeper:
         self.on_change: Callable[[], None] = lambda: None
         self.federation: Federation | None = None
         self.on_environments: Callable[[Collection[str], str], Awaitable[None]] | None = None
+        self.without_ca: Callable[[Collection[str]], Sequence[str]] = lambda _environments: ()
 
     @property
     def version(self) -> str:
@@ -124,16 +125,26 @@ class EstateKeeper:
             applied = AppliedEstate(compiled.version, files, now, actor)
             await self._store.save(applied)
             await self._put_in_force(applied, estate, compiled)
-            return plan.to_dict() | {"foreign_entries": dict(registered.foreign)}
+            told = {"foreign_entries": dict(registered.foreign), "warnings": self._warnings(estate)}
+            return plan.to_dict() | told
 
-    async def plan(self, files: dict[str, bytes], administrator: Administrator) -> tuple[EstatePlan, str]:
-        """What applying would do to registrations, and why this administrator may not ("": may). Nothing changes."""
+    async def plan(
+        self, files: dict[str, bytes], administrator: Administrator
+    ) -> tuple[EstatePlan, str, Sequence[str]]:
+        """What applying would do to registrations, why this administrator may not ("": may), and what would be left to do.
+
+        Nothing changes.
+        """
         _, estate, _, registered = await self._planned(files, self._clock.now())
+        warnings = self._warnings(estate)
         try:
             self._check_scope(administrator, estate, files)
         except Error as error:
-            return registered, str(error)
-        return registered, ""
+            return registered, str(error), warnings
+        return registered, "", warnings
+
+    def _warnings(self, estate: Estate) -> Sequence[str]:
+        return self.without_ca([one.name for one in estate.settings.environments])
 
     async def _planned(self, files: dict[str, bytes], now: datetime) -> tuple[Plan, Estate, CompiledPolicy, EstatePlan]:
         if len(files) > MAX_FILES or sum(map(len, files.values())) > MAX_BYTES:

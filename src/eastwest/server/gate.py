@@ -80,9 +80,9 @@ class PortGate:
     """The gate of the agents' TLS port.
 
     Only certificates that this server signed itself count, and only until the CA that signed them is revoked: that is
-    asked at each call, so that a connection which is open outlives no revocation. Agents are known by their serial number. Anybody else of
-    the trust domain is an administrator if the estate says so of its SPIFFE ID, or if its very certificate was issued
-    under an entry with ``admin``: another entry that gives the same ID gives no rights.
+    asked at each call, so that a connection which is open outlives no revocation. Agents are known by their serial
+    number. Anybody else of the trust domain is an administrator if the estate says so of its SPIFFE ID, or if its very
+    certificate was issued under an entry with ``admin``: another entry that gives the same ID gives no rights.
     """
 
     def __init__(

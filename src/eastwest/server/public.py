@@ -61,6 +61,28 @@ def listen_oidc(
     return files
 
 
+def public_addresses(config: ServerConfig) -> list[str]:
+    """What is served to everybody and where, a line each, once it is: the ports are those that were taken."""
+    file, paths = config.file, config.paths
+    found = []
+    if file.bundle_endpoint_port is not None:
+        profile = "https_web" if file.bundle_endpoint_certificate else "https_spiffe"
+        found.append(f"bundle endpoint https://{_bound(file.bundle_endpoint_address, paths.bundle_endpoint_port)}/ ({profile})")
+    if file.oidc_socket:
+        found.append(f"OpenID Connect discovery at the socket {paths.home / file.oidc_socket}, for {file.jwt_issuer}")
+    elif file.oidc_port is not None:
+        found.append(f"OpenID Connect discovery https://{_bound(file.oidc_address, paths.oidc_port)}/, for {file.jwt_issuer}")
+    if file.revocation_url and file.revocation_port is not None:
+        bound = _bound(file.revocation_address, paths.revocation_port)
+        found.append(f"CRLs and OCSP http://{bound}/, for {file.revocation_url}")
+    return found
+
+
+def _bound(address: str, port: Path) -> str:
+    host = f"[{address}]" if ":" in address else address
+    return f"{host}:{port.read_text().strip()}"
+
+
 class Revocable:
     """Certificates that can be revoked: remembered always, published where ``revocation_url`` says so."""
 

@@ -109,6 +109,16 @@ class AuthorityKeeper:
         issuing = self.state.issuing(Hierarchy.POST_QUANTUM)
         return self.environments - issuing.keys() if issuing else frozenset()
 
+    def without_ca(self, environments: Collection[str]) -> list[str]:
+        """A sentence for each of these environments that waits for a CA which people have to have signed."""
+        if not self.is_remote:
+            return []
+        return [
+            f"environment {name} has no issuing CA, so nothing is issued in it: the root is offline"
+            f" (eastwest ca export-csr --environment {name}, have it signed, then eastwest ca import)"
+            for name in sorted(set(environments) - self.state.issuing().keys())
+        ]
+
     @property
     def is_remote(self) -> bool:
         """Whether the root's key is elsewhere: then issuing CAs come by file."""

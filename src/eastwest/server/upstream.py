@@ -84,8 +84,12 @@ class UpstreamWatch:
             self._keeper.problems.pop(_PROBLEM, None)
 
     async def publish(self, key: JwtAuthority, actor: str) -> Bundle:
-        """Take the JWT key of a server below this one, and tell it the authority above first."""
+        """Take the JWT key of a server below this one, and tell it the authority above first; not one that was revoked
+        here, which changes nothing.
+        """
         async with self._turn:
+            if self._keeper.state.is_revoked(Kind.JWT, key.key_id):
+                return self._keeper.trust.bundle
             known = await self._upstream.publish_jwt([key])
             return await self._keeper.adopt(jwt=[key, *self._live(known or ())], actor=actor)
 
@@ -99,6 +103,7 @@ class UpstreamWatch:
         problems = [await self._follow_root(root, roots, tainted) for root in self._keeper.state.roots]
         if known is not None:
             await self._follow_keys(known)
+            problems.append(self._refused(known))
         told = "; ".join(filter(None, problems))
         if told:
             self._keeper.problems[_TAINTED] = told
@@ -153,6 +158,13 @@ class UpstreamWatch:
             elif key.id not in named:
                 with suppress(NotConfirmed):
                     await self._keeper.revoke(Kind.JWT, key.id, self._actor, remember=False)
+
+    def _refused(self, known: Sequence[JwtAuthority]) -> str:
+        """What to say when the key that signs here is not taken above: tokens are refused elsewhere."""
+        signs = self._keeper.state.active_jwt
+        if not known or signs is None or signs.id in {key.key_id for key in known}:
+            return ""
+        return f"the authority above does not name the JWT key {signs.id}: if it was revoked there, replace it here"
 
     def _own_keys(self) -> Sequence[JwtAuthority]:
         # Those of servers below were told when they came.

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from eastwest.errors import AlreadyExists, FailedPrecondition, InvalidInput
 from eastwest.pki import rotation
-from eastwest.pki.rotation import JwtKey, Stage, State
+from eastwest.pki.rotation import JwtKey, Kind, Revoked, Stage, State
 from eastwest.spiffe.bundle import JwtAuthority
 from eastwest.spiffe.id import TrustDomain
 
@@ -63,3 +63,21 @@ def test_an_ended_key_goes_and_leaves_no_key_to_destroy():
     assert [key.id for key in pruned.jwt] == ["own"]
     assert pruned.loose == ()
     assert pruned.sequence == state.sequence + 1
+
+
+def test_a_revoked_key_is_remembered_to_its_end_and_not_taken_again():
+    state = rotation.publish_jwt(State(jwt=(OWN,)), theirs(), NOW)
+    state = rotation.revoke(rotation.taint(state, Kind.JWT, "theirs"), Kind.JWT, "theirs")
+    assert rotation.publish_jwt(state, theirs(), NOW, upstream=True) is state
+    later = NOW + 3600 + rotation.KEPT_AFTER_END
+    assert rotation.dated(state, state, later).revoked == state.revoked
+    assert rotation.dated(state, state, later + 1).revoked == ()
+
+
+def test_the_number_of_revoked_keys_is_bounded_and_those_that_end_first_go():
+    known = tuple(Revoked(kind=Kind.JWT, id=f"k{n}", not_after=NOW + n) for n in range(rotation.MAX_REVOKED))
+    state = rotation.publish_jwt(State(jwt=(OWN,), revoked=known), theirs(), NOW)
+    state = rotation.revoke(rotation.taint(state, Kind.JWT, "theirs"), Kind.JWT, "theirs")
+    assert len(state.revoked) == rotation.MAX_REVOKED
+    assert state.is_revoked(Kind.JWT, "theirs")
+    assert not state.is_revoked(Kind.JWT, "k0")

@@ -81,3 +81,22 @@ async def test_sources_are_not_remembered_without_end() -> None:
     for number in range(MAX_SOURCES + 500):
         await once(admission, f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
     assert len(admission._buckets) == MAX_SOURCES
+
+
+async def test_two_sources_that_hold_what_they_can_leave_room_for_a_storm_of_fifty() -> None:
+    admission = Admission(10_000, 100_000, FakeClock())
+    async with AsyncExitStack() as stack:
+        for greedy in ("192.0.2.1", "192.0.2.2", "192.0.2.3"):
+            with pytest.raises(Exhausted):
+                for _ in range(MAX_AT_ONCE):
+                    await stack.enter_async_context(admission.attempt(greedy))
+            if greedy == "192.0.2.2":
+                async with AsyncExitStack() as site:
+                    for _ in range(50):
+                        await site.enter_async_context(admission.attempt("198.51.100.1"))
+        # However many are greedy, one that has no place yet finds one.
+        for number in range(4, 10):
+            with pytest.raises(Exhausted):
+                for _ in range(MAX_AT_ONCE):
+                    await stack.enter_async_context(admission.attempt(f"192.0.2.{number}"))
+        await once(admission, "203.0.113.1")

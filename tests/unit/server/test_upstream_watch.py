@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from ca_world import ME, Above, World, holder, make
 
+from eastwest.entropy import SystemEntropy
+from eastwest.errors import FailedPrecondition
 from eastwest.pki.rotation import Kind, Root, Stage
+from eastwest.server.ca_files import CaFiles
 from eastwest.server.upstream import UpstreamWatch
 from eastwest.spiffe.bundle import JwtAuthority
 from eastwest.testing import TestCA
@@ -205,3 +208,84 @@ async def test_keys_of_other_servers_go_when_they_are_named_no_more(below: Below
     del above.keys["bad"]
     await below.look()
     assert kids() == {own: False, "by-hand": False}
+
+
+async def _next_jwt(below: Below) -> str:
+    """Another JWT key signs from now on; gives the old one's ``kid``."""
+    old = below.keeper.state.active_jwt.id
+    prepared = (await below.keeper.prepare(Kind.JWT, ME)).item
+    await below.keeper.activate(Kind.JWT, prepared.id, ME)
+    return old
+
+
+async def test_an_own_key_that_was_revoked_does_not_come_back_while_it_is_named_above(below: Below) -> None:
+    await below.look()
+    old = await _next_jwt(below)
+    await below.look()
+    assert old in below.above.keys
+    await below.keeper.taint(Kind.JWT, old, ME)
+    await below.keeper.revoke(Kind.JWT, old, ME)
+    discarded = (await below.keeper.prepare(Kind.JWT, ME)).item.id
+    await below.look()
+    await below.keeper.discard(Kind.JWT, discarded, ME)
+    assert {old, discarded} < below.above.keys.keys()
+    for _ in range(2):
+        await below.look()
+    assert [key.id for key in below.keeper.state.jwt] == [below.keeper.state.active_jwt.id]
+    assert {one.id for one in below.keeper.state.revoked} == {old, discarded}
+    # Nor by a server below that shows it as its own, nor by an old bundle.
+    again = below.above.keys.pop(old)
+    await below.watch.publish(again, ME)
+    assert old not in below.above.keys
+    with pytest.raises(FailedPrecondition, match="revoked here"):
+        await below.keeper.append((), [again], ME)
+    assert len(below.keeper.state.jwt) == 1
+
+
+async def test_a_root_that_was_revoked_by_hand_comes_back_only_by_hand(below: Below) -> None:
+    above, keeper = below.above, below.keeper
+    old = above.ca.root
+    above.turn_over()
+    prepared = (await keeper.prepare(Kind.X509, ME)).item
+    await keeper.activate(Kind.X509, prepared.id, ME)
+    gone = next(root for root in keeper.state.roots if root.certificate == old)
+    await keeper.taint(Kind.X509, gone.id, ME)
+    await keeper.revoke(Kind.X509, gone.id, ME)
+    for _ in range(2):
+        await below.look()
+        assert [certificate for certificate, *_ in below.stages] == [above.ca.root]
+    assert [(one.kind, one.id, one.not_after) for one in below.keeper.state.revoked] == [
+        (Kind.X509, gone.id, gone.not_after)
+    ]
+    with pytest.raises(FailedPrecondition, match="revoked here"):
+        await below.keeper.append([old], (), ME)
+    await CaFiles(below.keeper, below.world.clock, SystemEntropy()).trust([old], ME)
+    await below.look()
+    assert {certificate for certificate, *_ in below.stages} == {old, above.ca.root}
+    assert below.keeper.state.revoked == ()
+
+
+async def test_what_was_only_followed_comes_back_when_it_is_named_again(below: Below) -> None:
+    sibling = jwt_authority("sibling", below.world.clock.now())
+    below.above.keys["sibling"] = sibling
+    await below.look()
+    del below.above.keys["sibling"]
+    for _ in range(2):
+        await below.look()
+    assert "sibling" not in {key.id for key in below.keeper.state.jwt}
+    below.above.keys["sibling"] = sibling
+    await below.look()
+    assert "sibling" in {key.id for key in below.keeper.state.jwt}
+
+
+async def test_a_server_whose_key_is_not_taken_above_says_so(below: Below) -> None:
+    class Refusing(Naming):
+        async def publish_jwt(self, keys):
+            return [jwt_authority("another", self.clock.now())]
+
+    below.above = Refusing(below.world.clock)
+    below.above.named = [root.certificate for root in below.keeper.state.roots]
+    below._wire()
+    await below.watch.look()
+    signs = below.keeper.state.active_jwt.id
+    assert f"does not name the JWT key {signs}" in below.keeper.problems["upstream taint"]

@@ -612,6 +612,7 @@ class PlanEstateResponse(_message.Message):
     DELETE_FIELD_NUMBER: _builtins.int
     FOREIGN_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     create: _builtins.int
     update: _builtins.int
     delete: _builtins.int
@@ -621,6 +622,10 @@ class PlanEstateResponse(_message.Message):
     def foreign(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """entries that others keep and that stay, by managed_by"""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what would be left for people to do, one sentence each"""
+
     def __init__(
         self,
         *,
@@ -629,10 +634,11 @@ class PlanEstateResponse(_message.Message):
         delete: _builtins.int = ...,
         foreign: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         refusal: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create", b"create", "delete", b"delete", "foreign", b"foreign", "refusal", b"refusal", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create", b"create", "delete", b"delete", "foreign", b"foreign", "refusal", b"refusal", "update", b"update", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
