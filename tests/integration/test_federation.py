@@ -274,7 +274,7 @@ async def test_two_trust_domains_call_each_other_and_no_endpoint_can_break_that(
     done = eastwest("federation", "refresh", "beta.example", "--data", alpha.data)
     assert done.returncode == 0, done.stderr
     told = alpha.federation("beta.example")
-    assert (told["problem"], told["origin"], told["profile"]) == ("", "estate", "https_spiffe")
+    assert (told["problem"], told["managed_by"], told["profile"]) == ("", "estate", "https_spiffe")
     # The estate's relationship is not the API's to change.
     refused = eastwest("federation", "delete", "beta.example", "--data", alpha.data)
     assert refused.returncode == 1

@@ -49,8 +49,22 @@ async def test_a_relationship_made_by_hand(both, tmp_path) -> None:
     done(ours, "federation", "create", PARTNER, *endpoint, "--bundle", first)
     assert done(ours, "federation", "refresh", PARTNER) == f"the bundle of {PARTNER} is at sequence {sequence}\n"
     told = shown(ours)
-    assert (told["origin"], told["problem"], told["sequence"], told["x509_authorities"]) == ("api", "", sequence, 1)
+    assert (told["managed_by"], told["problem"], told["sequence"], told["x509_authorities"]) == ("api", "", sequence, 1)
     assert told["succeeded_at"] is not None
+    elsewhere = f"https://localhost:{port}/"
+    done(ours, "federation", "update", PARTNER, "--endpoint", elsewhere)
+    told = shown(ours)
+    assert (told["endpoint"], told["profile"], told["sequence"]) == (elsewhere, "https_spiffe", sequence)
+    done(ours, "federation", "update", PARTNER, "--profile", "https_web")
+    assert (shown(ours)["profile"], shown(ours)["endpoint_spiffe_id"]) == ("https_web", "")
+    done(ours, "federation", "update", PARTNER, "--endpoint-spiffe-id", endpoint[-1])
+    assert (shown(ours)["profile"], shown(ours)["endpoint_spiffe_id"]) == ("https_spiffe", endpoint[-1])
+    for nothing in (
+        [],
+        ["--profile", "https_spiffe"],
+        ["--profile", "https_web", "--endpoint-spiffe-id", endpoint[-1]],
+    ):
+        assert eastwest("federation", "update", PARTNER, *nothing, "--data", ours.data).returncode == 2
     again = eastwest("federation", "create", PARTNER, *endpoint, "--data", ours.data)
     assert (again.returncode, "already" in again.stderr) == (1, True)
 
@@ -62,7 +76,7 @@ async def test_a_relationship_made_by_hand(both, tmp_path) -> None:
     kept = json.loads(done(ours, "bundle", "show", "--trust-domain", PARTNER, "--format", "spiffe"))
     assert kept == json.loads(first.read_text())
     table = done(ours, "federation", "list").splitlines()
-    assert table[0].split() == ["TRUST", "DOMAIN", "KEPT", "BY", "ENDPOINT", "SEQUENCE", "NEXT", "LOOK", "PROBLEM"]
+    assert table[0].split() == ["TRUST", "DOMAIN", "MANAGED", "BY", "ENDPOINT", "SEQUENCE", "NEXT", "LOOK", "PROBLEM"]
     assert table[1].split()[:2] == [PARTNER, "api"]
 
     done(ours, "federation", "delete", PARTNER)
@@ -75,7 +89,8 @@ async def test_a_relationship_made_by_hand(both, tmp_path) -> None:
         await admin.flush_log()
     entries = _entries(ours)
     changes = [entry["change"] for entry in entries if entry["kind"] == "federation.changed"]
-    assert changes == ["relationship_created", "bundle_changed", "relationship_deleted", "bundle_deleted"]
+    began, ended = ["relationship_created", "bundle_changed"], ["relationship_deleted", "bundle_deleted"]
+    assert changes == [*began, *["relationship_updated"] * 3, *ended]
 
 
 def _entries(server) -> list[dict]:
@@ -149,7 +164,7 @@ def test_a_bad_bundle_in_the_estate_is_refused_before_anything_changes(both, tmp
     file.write_text(done(partner, "bundle", "show", "--format", "spiffe"))
     done(ours, "apply", estate)
     told = shown(ours)
-    assert (told["origin"], told["endpoint"], told["sequence"] is not None) == ("estate", "", True)
+    assert (told["managed_by"], told["endpoint"], told["sequence"] is not None) == ("estate", "", True)
     for words in (["federation", "delete", PARTNER], ["bundle", "delete", PARTNER], ["bundle", "set", PARTNER, file]):
         refused = eastwest(*words, "--data", ours.data)
         assert (refused.returncode, "estate.yaml" in refused.stderr) == (1, True), refused.stderr

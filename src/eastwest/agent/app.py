@@ -96,6 +96,8 @@ async def run(settings: Settings, ports: Ports | None = None, ready: Callable[[s
     ``ready`` is called once with the line that says where it serves. Raises the error that kept it from starting or
     made it end; an agent that the server dismissed has removed its identity and cache by then.
     """
+    for warning in settings.warnings:
+        _log.warning("agent.settings", warning=warning)
     ports = ports or Ports.system(settings)
     settings.paths.home.mkdir(mode=0o755, parents=True, exist_ok=True)
     with locked(settings.paths.lock, "agent"):

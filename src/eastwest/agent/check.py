@@ -36,6 +36,7 @@ async def check_agent(
     except errors.Error as error:
         return [_bad("settings", error)]
     findings = [Finding("settings", f"server {settings.host}:{settings.port}, data {settings.data}")]
+    findings += [Finding("settings", warning) for warning in settings.warnings]
     findings.append(_reachable(settings.paths))
     findings.append(_running(settings.paths))
     repeatable, finding = _evidence(settings, entropy, clock)
@@ -80,31 +81,34 @@ def _running(paths: Paths) -> Finding:
         return Finding("process", f"in use: {error.message}")
 
 
-def _evidence(settings: Settings, entropy: Entropy, clock: Clock) -> tuple[bool, Finding]:
-    """Whether the node's evidence can be shown at any time, and what there is to say of it."""
+def _evidence(settings: Settings, entropy: Entropy, clock: Clock) -> tuple[bool | None, Finding]:
+    """Whether the node's evidence can be shown at any time (None: it is not usable), and what there is to say of it."""
     # The trust domain is not known yet, and the evidence of no built-in kind depends on it.
     trust_domain = settings.trust_domain or TrustDomain("unknown")
     try:
         prover = load_prover(settings, trust_domain, clock, entropy)
     except errors.Error as error:
-        return False, _bad("evidence", error)
+        return None, _bad("evidence", error)
     how = "can be shown again at any time" if prover.repeatable else "works once"
     return prover.repeatable, Finding("evidence", f"{prover.name}, {how}")
 
 
-def _own(settings: Settings, entropy: Entropy, clock: Clock, *, repeatable: bool) -> tuple[OwnSvid | None, Finding]:
+def _own(
+    settings: Settings, entropy: Entropy, clock: Clock, *, repeatable: bool | None
+) -> tuple[OwnSvid | None, Finding]:
     try:
         own = OwnIdentity(settings.paths, entropy).load()
     except errors.Error as error:
         return None, _bad("identity", error)
     if own is None:
-        how = "attests" if repeatable else "needs a join token"
+        how = {True: "attests", False: "needs a join token", None: "attests once the evidence is right"}[repeatable]
         return None, Finding("identity", f"none yet: the first start {how}")
     until = f"{own.not_after:%Y-%m-%dT%H:%M:%SZ}"
     if not own.is_live(clock.now()) and repeatable:
         return own, Finding("identity", f"{own.id} ended at {until}; the agent will attest again")
     if not own.is_live(clock.now()):
-        return own, Finding("identity", f"{own.id} ended at {until}", bad=True, fix="start with a new join token")
+        fix = "put the evidence right" if repeatable is None else "start with a new join token"
+        return own, Finding("identity", f"{own.id} ended at {until}", bad=True, fix=fix)
     return own, Finding("identity", f"{own.id}, until {until}")
 
 

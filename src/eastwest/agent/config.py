@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from eastwest.spiffe.id import TrustDomain
 
 MAX_SOCKET_PATH = 107
 """Bytes of a unix socket's path that Linux takes."""
+MAX_TOKEN_FILE = 16 * 1024
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +57,8 @@ class Settings:
     node_provers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     workload_attestors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     where: str = "the agent's settings"  # the file they come from
+    warnings: tuple[str, ...] = ()
+    """What is allowed and yet likely a mistake, a sentence each."""
 
     @property
     def paths(self) -> Paths:
@@ -142,13 +147,14 @@ def check(config: AgentConfig, data: Path, join_token: str = "", where: str = "t
         raise errors.InvalidInput("max_identities is at least 1")
     if config.health_port is not None and not 0 <= config.health_port <= 65535:
         raise errors.InvalidInput(f"health_port {config.health_port} is no port", fix="choose 1 to 65535, or 0 for any")
+    token, warnings = _token_from(config.join_token_file)
     settings = Settings(
         data=data.absolute(),
         host=host,
         port=port,
         bundle_file=Path(config.bundle) if config.bundle else None,
         trust_domain=TrustDomain.parse(config.trust_domain) if config.trust_domain else None,
-        join_token=join_token or _token_from(config.join_token_file),
+        join_token=join_token or token,
         wait=config.wait,
         health_port=config.health_port,
         max_identities=config.max_identities,
@@ -158,6 +164,7 @@ def check(config: AgentConfig, data: Path, join_token: str = "", where: str = "t
         node_provers=config.node_provers,
         workload_attestors=config.workload_attestors,
         where=where,
+        warnings=warnings,
     )
     check_socket_path(settings.paths.socket)
     return settings
@@ -182,10 +189,25 @@ def _host_and_port(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _token_from(path: str) -> str:
+def _token_from(path: str) -> tuple[str, tuple[str, ...]]:
+    """The token of a file, and what is to be said of the file."""
     if not path:
-        return ""
+        return "", ()
     try:
-        return Path(path).read_text().strip()
+        with Path(path).open() as file:
+            # On the open file, so that the name cannot be pointed elsewhere between check and read.
+            mode = os.fstat(file.fileno()).st_mode
+            token = file.read(MAX_TOKEN_FILE).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise errors.InvalidInput(f"the join token cannot be read: {error}", where=path) from None
+    if not stat.S_ISREG(mode):
+        return token, ()
+    if mode & stat.S_IWOTH:
+        raise errors.FailedPrecondition(
+            "every user can write the join token's file, and so choose as what this node joins",
+            where=path,
+            fix=f"chmod 600 {path}, and put in a new token",
+        )
+    if mode & stat.S_IROTH:
+        return token, (f"{path}: every user can read the join token, and join in this node's place (chmod 600 {path})",)
+    return token, ()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, report_findings, run, start_logging
+from eastwest.cli.options import AsJson, DataDir, examples, report_findings, run, start_logging
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="The agent of one node: run and check it.")
 
@@ -27,7 +27,13 @@ ConfigFile = Annotated[
 ]
 
 
-@app.command("run")
+@app.command(
+    "run",
+    epilog=examples(
+        "eastwest agent run --data agent --server 10.0.0.5:8081 --bundle bundle.pem --join-token-file token",
+        "eastwest agent run --data agent --config agent.toml",
+    ),
+)
 def run_command(
     data: DataDir,
     server: Server = None,

@@ -4,17 +4,20 @@ run yet because its first issuing CA has no certificate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Self
 
 from eastwest.api.eastwest.authority.v1 import authority_pb2 as pb
 from eastwest.cli.admin import admin_channel
+from eastwest.clock import Clock
 from eastwest.errors import InvalidInput, NotFound, Unavailable
 from eastwest.rpc.client import Channel, method
 
 SHORTEST_ID = 4
+LOOK_SECONDS = 1.0
+"""Between two looks at who has confirmed."""
 _AUTHORITY = pb.DESCRIPTOR.services_by_name["Authority"]
 
 
@@ -39,6 +42,17 @@ class AuthorityClient:
         """Everything about the CA."""
         reply: pb.State = await self._call("GetState", pb.GetStateRequest(holders=holders))
         return reply
+
+    async def confirmed_state(self, seconds: float, clock: Clock, confirmed: Callable[[pb.State], bool]) -> pb.State:
+        """The state with holders as soon as ``confirmed`` says so, or as it is when ``seconds`` are over."""
+        end = clock.monotonic() + seconds
+        while True:
+            state = await self.state(holders=True)
+            left = end - clock.monotonic()
+            if confirmed(state) or left <= 0:
+                return state
+            # Asked again: who confirms, a stock agent or somebody outside who gets time, is no event that can be sent.
+            await clock.sleep(min(LOOK_SECONDS, left))
 
     async def prepare(self, kind: str, environment: str, *, post_quantum: bool = False) -> pb.Change:
         """Make a successor."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, print_json, run
+from eastwest.cli.options import AsJson, DataDir, examples, print_json, run
 
 app = typer.Typer(
     add_completion=False,
@@ -32,7 +33,7 @@ OfTrustDomain = Annotated[
 ]
 
 
-@app.command()
+@app.command(epilog=examples("eastwest ca show --data data", "eastwest ca show 2142a57c --data data > root.pem"))
 def show(
     data: DataDir,
     authority: Annotated[str, typer.Argument(metavar="[ID]", help="One authority: its certificate, as PEM.")] = "",
@@ -58,29 +59,40 @@ def show(
 
 
 @app.command()
-def status(data: DataDir, *, as_json: AsJson = False) -> None:
+def status(
+    data: DataDir,
+    wait: Annotated[
+        float, typer.Option(min=0, max=604800, metavar="SECONDS", help="Wait until nobody is behind, so long at most.")
+    ] = 0.0,
+    *,
+    as_json: AsJson = False,
+) -> None:
     """Show which nodes have confirmed the newest bundle, and which still hold what stems from a tainted authority.
 
-    Exit 1 while anybody is behind, those outside the trust domain included.
+    Exit 1 while anybody is behind, those outside the trust domain included; with --wait, at the end of that time.
     """
     from eastwest.cli.authority import AuthorityClient
-    from eastwest.cli.ca_table import print_status, status_json
+    from eastwest.cli.ca_table import is_confirmed, print_status, status_json
+    from eastwest.clock import SystemClock
 
     async def work() -> bool:
         async with AuthorityClient.connect(data) as ca:
-            state = await ca.state(holders=True)
-        told = status_json(state)
+            state = await ca.confirmed_state(wait, SystemClock(), is_confirmed)
         if as_json:
-            print_json(told)
+            print_json(status_json(state))
         else:
             print_status(state)
-        return bool(told["confirmed"] and not told["tainted_svids"] and not told["waiting"])
+        return is_confirmed(state)
 
     if not run(work):
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "eastwest ca prepare --data data", "eastwest ca prepare --data data --kind issuing --environment prod"
+    )
+)
 def prepare(
     data: DataDir,
     *,
@@ -101,7 +113,7 @@ def prepare(
     run(work)
 
 
-@app.command()
+@app.command(epilog=examples("eastwest ca activate 2101e193 --data data"))
 def activate(data: DataDir, authority: Id, *, force: Force = False, as_json: AsJson = False) -> None:
     """Sign with what is prepared from now on; refused until every live node has confirmed the bundle that has it."""
     _change(data, "Activate", authority, force=force, as_json=as_json)
@@ -134,16 +146,18 @@ def export_csr(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="For every environment and the default CA, anew.")] = False,
     out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write requests for the issuing CAs that an offline root has to certify. Works without a running server."""
     from eastwest.cli.authority import export_requests
-    from eastwest.cli.pem import request_pem, write_text
+    from eastwest.cli.pem import request_pem
     from eastwest.errors import FailedPrecondition
 
     found = run(lambda: export_requests(data, environment or [], everything=everything))
     if not found:
         raise FailedPrecondition("every environment has its issuing CA", fix="--all makes requests for new ones")
-    write_text(out, "".join(request_pem(csr) for _, csr in found))
+    requests = [{"environment": name, "csr": request_pem(csr)} for name, csr in found]
+    _deliver(out, "".join(each["csr"] for each in requests), {"requests": requests}, as_json=as_json)
 
 
 @app.command("import")
@@ -191,6 +205,8 @@ def reencrypt_keys_command(
     former_key_file: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, metavar="FILE", help="The key file until now.")
     ] = None,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Encrypt the stopped server's keys as key_stores.disk of server.toml says now; in clear until now if not told."""
     from eastwest.plugins.disk_keys import DiskKeyStore, protection_from
@@ -201,6 +217,9 @@ def reencrypt_keys_command(
         passphrase_file=str(former_passphrase_file or ""), key_file=str(former_key_file or "")
     )
     changed = reencrypt_keys(ServerConfig.load(data), protection_from(former))
+    if as_json:
+        print_json({"keys": list(changed)})
+        return
     print(
         f"{len(changed)} keys are kept anew: {', '.join(changed)}" if changed else "every key is kept as it should be"
     )
@@ -217,11 +236,15 @@ def init_root(
     *,
     days: Annotated[int, typer.Option(min=1, max=36500, help="How long the root lives.")] = 3650,
     key_type: Annotated[str, typer.Option(help="ec-p256, ec-p384, ed25519 or ml-dsa-65.")] = "ec-p256",
+    as_json: AsJson = False,
 ) -> None:
     """Make a root on a machine without a network: its key stays there. Needs no server."""
     from eastwest.cli.offline_root import make_root
 
     made = make_root(trust_domain, root, root_key, passphrase_file, days, key_type)
+    if as_json:
+        print_json({"id": made, "root": str(root), "root_key": str(root_key)})
+        return
     print(f"root {made} in {root}: give it to `eastwest server init --offline-root`")
 
 
@@ -235,13 +258,13 @@ def sign_csr(
     days: Annotated[int, typer.Option(min=1, max=36500, help="How long the issuing CAs live.")] = 365,
     trust_domain: OfTrustDomain = "",
     out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Certify issuing CAs below a root, where its key is. Needs no server."""
     from eastwest.cli.offline_root import sign_requests
-    from eastwest.cli.pem import certificates_pem, write_text
 
     certificates = sign_requests(request, root, root_key, passphrase_file, days, trust_domain)
-    write_text(out, certificates_pem(certificates))
+    _deliver_certificates(out, certificates, as_json=as_json)
 
 
 @app.command("cross-sign")
@@ -265,11 +288,12 @@ def cross_sign(
     ] = False,
     trust_domain: OfTrustDomain = "",
     out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Certify another root's key, so that those who trust our root trust what stems from the other."""
     from eastwest.cli.authority import AuthorityClient
     from eastwest.cli.offline_root import cross_sign_offline
-    from eastwest.cli.pem import certificates_pem, read_root, write_text
+    from eastwest.cli.pem import read_root
     from eastwest.errors import InvalidInput
 
     other = read_root(certificate)
@@ -292,7 +316,24 @@ def cross_sign(
         crossed = run(work)
     else:
         raise InvalidInput("who signs is not clear", fix="give --data, or --root and --root-key together")
-    write_text(out, certificates_pem([crossed]))
+    _deliver_certificates(out, [crossed], as_json=as_json)
+
+
+def _deliver_certificates(out: Path | None, certificates: Sequence[bytes], *, as_json: bool) -> None:
+    from eastwest.cli.pem import certificates_pem
+
+    each = [certificates_pem([der]) for der in certificates]
+    _deliver(out, "".join(each), {"certificates": each}, as_json=as_json)
+
+
+def _deliver(out: Path | None, pem: str, told: dict[str, Any], *, as_json: bool) -> None:
+    """Write PEM to ``out``; on standard output stands it, or with ``as_json`` what is told of it."""
+    from eastwest.cli.pem import write_text
+
+    if out is not None or not as_json:
+        write_text(out, pem)
+    if as_json:
+        print_json(told | {"file": str(out) if out is not None else None})
 
 
 def _change(data: Path, verb: str, authority: str, *, force: bool = False, gone: str = "", as_json: bool) -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from eastwest.api.eastwest.authority.v1 import authority_pb2 as pb
+from eastwest.cli.options import utc
 from eastwest.cli.table import print_table
 from eastwest.clock import SystemClock
 
+SHORT_ID = 16
+"""Characters of an id in the table, where that is enough to tell it from all others; every command takes as many."""
 KINDS = {"x509": "root", "issuing": "issuing CA", "jwt": "JWT key"}
 
 
 def print_state(state: pb.State) -> None:
     """The authorities, then what is missing."""
     print(f"trust domain {state.trust_domain}, bundle {state.bundle_sequence}, rotation {state.rotation}")
+    length = _telling([item.id for item in state.items])
     rows = [
         (
             f"{KINDS[item.kind]} (ML-DSA-65)" if item.hierarchy == "post-quantum" else KINDS[item.kind],
-            item.id,
+            item.id[:length],
             "tainted" if item.tainted else item.stage,
             item.environment or ("(default)" if item.kind == "issuing" else item.source),
             _day(item.not_after),
@@ -65,6 +70,12 @@ def print_change(change: pb.Change, gone: str = "") -> None:
     print(f"{KINDS[item.kind]} {item.id}: {state}, bundle {change.bundle_sequence}")
 
 
+def is_confirmed(state: pb.State) -> bool:
+    """Whether nobody is behind: no node, no sidecar, nobody outside the trust domain, nothing tainted still held."""
+    told = status_json(state)
+    return bool(told["confirmed"] and not told["tainted_svids"] and not told["waiting"])
+
+
 def state_json(state: pb.State) -> dict[str, Any]:
     """The whole state, for machines."""
     return {
@@ -84,12 +95,12 @@ def status_json(state: pb.State) -> dict[str, Any]:
         "bundle_sequence": state.bundle_sequence,
         "confirmed": all(holder.bundle_sequence >= state.bundle_sequence for holder in state.holders),
         "tainted_svids": sum(holder.tainted_svids for holder in state.holders),
-        "waiting": [{"kind": item.kind, "id": item.id, "usable_at": item.usable_at} for item in _awaited(state)],
+        "waiting": [{"kind": item.kind, "id": item.id, "usable_at": utc(item.usable_at)} for item in _awaited(state)],
         "nodes": [
             {
                 "agent_id": holder.agent_id,
                 "bundle_sequence": holder.bundle_sequence,
-                "not_after": holder.not_after,
+                "not_after": utc(holder.not_after),
                 "tainted_svids": holder.tainted_svids,
                 "connected": holder.connected,
                 "stock": holder.stock,
@@ -101,7 +112,7 @@ def status_json(state: pb.State) -> dict[str, Any]:
 
 
 def item_json(item: pb.Item) -> dict[str, Any]:
-    """One authority, for machines. Times are Unix seconds."""
+    """One authority, for machines."""
     return {
         "kind": item.kind,
         "id": item.id,
@@ -111,13 +122,19 @@ def item_json(item: pb.Item) -> dict[str, Any]:
         "environment": item.environment,
         "hierarchy": item.hierarchy,
         "parent": item.parent,
-        "not_before": item.not_before,
-        "not_after": item.not_after,
+        "not_before": utc(item.not_before),
+        "not_after": utc(item.not_after),
         "bundle_sequence": item.sequence,
-        "prepare_at": item.prepare_at,
-        "activate_at": item.activate_at,
-        "usable_at": item.usable_at,
+        "prepare_at": utc(item.prepare_at),
+        "activate_at": utc(item.activate_at),
+        "usable_at": utc(item.usable_at),
     }
+
+
+def _telling(ids: Sequence[str]) -> int:
+    """How many characters, ``SHORT_ID`` at least, tell each of these ids from the others."""
+    longest = max(map(len, ids), default=SHORT_ID)
+    return next((n for n in range(SHORT_ID, longest) if len({each[:n] for each in ids}) == len(set(ids))), longest)
 
 
 def _awaited(state: pb.State) -> list[pb.Item]:

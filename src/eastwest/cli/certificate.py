@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import enum
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, print_json, run
+from eastwest.cli.options import AsJson, DataDir, examples, print_json, run, utc
 from eastwest.errors import InvalidInput, NotFound
 
 app = typer.Typer(
@@ -85,7 +84,12 @@ def show(
             print(f"{name + ':':16}{value or '-'}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "eastwest certificate revoke 5f3c9a --data data --reason key-compromise",
+        "eastwest certificate revoke spiffe://shop.example/device/till-7 --data data",
+    )
+)
 def revoke(
     data: DataDir,
     which: Annotated[
@@ -185,13 +189,13 @@ def _plain(certificate: Any) -> dict[str, Any]:
         "serial": certificate.serial,
         "spiffe_id": certificate.spiffe_id,
         "profile": certificate.profile,
-        "not_before": _time(certificate.not_before),
-        "not_after": _time(certificate.not_after),
+        "not_before": utc(certificate.not_before),
+        "not_after": utc(certificate.not_after),
         "issuer_key_id": certificate.issuer_key_id,
         "crl_url": certificate.crl_url,
         "node": certificate.node,
         "entry_id": certificate.entry_id,
-        "revoked_at": _time(certificate.revoked_at) if certificate.revoked_at else "",
+        "revoked_at": utc(certificate.revoked_at),
         "reason": certificate.reason,
     }
 
@@ -200,10 +204,6 @@ def _state(certificate: dict[str, Any]) -> str:
     if not certificate["revoked_at"]:
         return "valid"
     return f"revoked {certificate['revoked_at']} ({certificate['reason']})"
-
-
-def _time(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _read(file: Path) -> list[bytes]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, counted, print_json, run
+from eastwest.cli.options import AsJson, DataDir, counted, examples, print_json, run, utc
 
 if TYPE_CHECKING:
     from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
@@ -49,7 +48,12 @@ StoreSvid = Annotated[
 ]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "eastwest entry create --data data --spiffe-id spiffe://shop.example/prod/billing"
+        " --parent-id spiffe://shop.example/spire/agent/join_token/7d0f1a52 --selector unix:user:billing",
+    )
+)
 def create(
     data: DataDir,
     spiffe_id: SpiffeIdOption,
@@ -148,12 +152,12 @@ def show(
     spiffe_id: Annotated[str, typer.Option("--spiffe-id", metavar="ID", help="Only this identity.")] = "",
     parent_id: Annotated[str, typer.Option("--parent-id", metavar="ID", help="Only what this node runs.")] = "",
     managed_by: Annotated[
-        str, typer.Option(metavar="WHO", help="Only what this hand keeps: estate, api, api:WHO, controller:NAME.")
+        str, typer.Option(metavar="WHO", help="Only what is managed by it: estate, api, api:WHO, controller:NAME.")
     ] = "",
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Show entries, those of the estate included, and who keeps them."""
+    """Show entries, those of the estate included, and who manages them."""
     from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
     from eastwest.cli.admin import AdminClient
 
@@ -167,7 +171,8 @@ def show(
         print_json({"entries": entries})
         return
     for entry in entries:
-        print(f"{entry['spiffe_id']}  (entry {entry['id']}, revision {entry['revision']}, by {entry['managed_by']})")
+        print(f"{entry['spiffe_id']}  (entry {entry['id']}, revision {entry['revision']})")
+        print(f"  managed by  {entry['managed_by']}")
         print(f"  parent      {entry['parent_id']}")
         print(f"  selectors   {', '.join(entry['selectors'])}")
         for label, key in _SHOWN:
@@ -191,7 +196,12 @@ def delete(
     _write(data, pb.WriteEntriesRequest(delete=entry_id, dry_run=dry_run), wait, as_json=as_json)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "eastwest entry explain --data data --selector unix:user:billing --selector unix:group:billing",
+        "eastwest entry explain --data data --pid 4242",
+    )
+)
 def explain(
     data: DataDir,
     pid: Annotated[
@@ -342,9 +352,6 @@ def _progress(told: pb.WaitForEntriesResponse) -> str:
 def _as_dict(managed: pb.ManagedEntry) -> dict[str, Any]:
     message = managed.entry
 
-    def time(seconds: int) -> str:
-        return datetime.fromtimestamp(seconds, UTC).isoformat() if seconds else ""
-
     return {
         "id": message.id,
         "spiffe_id": f"spiffe://{message.spiffe_id.trust_domain}{message.spiffe_id.path}",
@@ -356,9 +363,9 @@ def _as_dict(managed: pb.ManagedEntry) -> dict[str, Any]:
         "hint": message.hint,
         "federates_with": list(message.federates_with),
         "rights": [name for name in ("admin", "downstream", "store_svid") if getattr(message, name)],
-        "expires_at": time(message.expires_at),
+        "expires_at": utc(message.expires_at),
         "revision": message.revision_number,
-        "created_at": time(message.created_at),
+        "created_at": utc(message.created_at),
         "managed_by": managed.managed_by,
         "environment": managed.environment,
         "owner": managed.owner,

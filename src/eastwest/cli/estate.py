@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, print_json, run
+from eastwest.cli.options import AsJson, DataDir, examples, print_json, run
 from eastwest.clock import SystemClock
 
 if TYPE_CHECKING:
     from eastwest.policy.plan import Plan
 
 EXIT_ERRORS = 1
+EXAMPLES = {
+    "plan": examples("eastwest plan estate", "eastwest plan estate --data data"),
+    "apply": examples("eastwest apply estate --data data"),
+}
+"""For commands that are no Typer applications of their own."""
 Effect = dict[str, Any]
 
 estate_app = typer.Typer(add_completion=False, no_args_is_help=True, help="The schemas of the files that people write.")
@@ -156,8 +161,9 @@ def _effect(reply: Any) -> Effect:
         "create": reply.create,
         "update": reply.update,
         "delete": reply.delete,
-        "kept_of_others": dict(sorted(reply.foreign.items())),
+        "managed_by_others": dict(sorted(reply.foreign.items())),
         "refusal": reply.refusal,
+        "warnings": list(reply.warnings),
     }
 
 
@@ -171,11 +177,13 @@ def _show(made: Plan, directory: Path, effect: Effect | None, *, as_json: bool) 
     if effect is None:
         return
     print(f"registrations: {effect['create']} new, {effect['update']} changed, {effect['delete']} deleted")
-    if effect["kept_of_others"]:
-        kept = ", ".join(f"{count} by {who}" for who, count in effect["kept_of_others"].items())
+    if effect["managed_by_others"]:
+        kept = ", ".join(f"{count} managed by {who}" for who, count in effect["managed_by_others"].items())
         print(f"registrations of others, which apply never touches: {kept}")
     if effect["refusal"]:
         print(f"not for you: {effect['refusal']}")
+    for warning in effect["warnings"]:
+        print(f"warning: {warning}")
 
 
 def _today() -> date:

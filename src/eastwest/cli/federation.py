@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, print_json, run
+from eastwest.cli.options import AsJson, DataDir, examples, print_json, run, utc
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Trust in foreign trust domains.")
 
 TrustDomainName = Annotated[str, typer.Argument(metavar="TRUST-DOMAIN", help="Such as partner.example.")]
+
+
+class Profile(enum.StrEnum):
+    """How a bundle endpoint proves itself (SPIFFE Federation, section 5.2)."""
+
+    WEB = "https_web"
+    SPIFFE = "https_spiffe"
 
 
 @app.command("list")
@@ -31,11 +38,11 @@ def list_(data: DataDir, *, as_json: AsJson = False) -> None:
     from eastwest.cli.table import print_table
 
     print_table(
-        ["TRUST DOMAIN", "KEPT BY", "ENDPOINT", "SEQUENCE", "NEXT LOOK", "PROBLEM"],
+        ["TRUST DOMAIN", "MANAGED BY", "ENDPOINT", "SEQUENCE", "NEXT LOOK", "PROBLEM"],
         [
             [
                 row["trust_domain"],
-                row["origin"],
+                row["managed_by"],
                 row["endpoint"],
                 "" if row["sequence"] is None else str(row["sequence"]),
                 row["next_at"] or "",
@@ -70,7 +77,13 @@ def show(trust_domain: TrustDomainName, data: DataDir, *, as_json: AsJson = Fals
         print(f"{name.replace('_', ' '):20} {printable(text)}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "eastwest federation create partner.example --data data --endpoint https://spiffe.partner.example/",
+        "eastwest federation create partner.example --data data --endpoint https://10.0.0.7:8443/"
+        " --endpoint-spiffe-id spiffe://partner.example/spire/server --bundle partner.json",
+    )
+)
 def create(
     trust_domain: TrustDomainName,
     data: DataDir,
@@ -105,6 +118,48 @@ def create(
         print_json({"trust_domain": trust_domain, "state": "created"})
     else:
         print(f"federates with {trust_domain}; see eastwest federation show {trust_domain}")
+
+
+@app.command()
+def update(
+    trust_domain: TrustDomainName,
+    data: DataDir,
+    endpoint: Annotated[str, typer.Option(metavar="URL", help="Its bundle endpoint from now on, https://...")] = "",
+    profile: Annotated[
+        Profile | None, typer.Option(help="How the endpoint proves itself; https_spiffe needs the ID too.")
+    ] = None,
+    endpoint_spiffe_id: Annotated[
+        str, typer.Option(metavar="ID", help="Profile https_spiffe: who the endpoint must prove to be.")
+    ] = "",
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Change where and how the bundle is fetched; what is not given stays, and so does the bundle that is held."""
+    from eastwest.api.spire.api.types import types_pb2
+    from eastwest.cli.federation_client import FederationClient
+
+    if not endpoint and not endpoint_spiffe_id and profile is None:
+        raise typer.BadParameter("nothing is given that would change")
+    if (profile is Profile.SPIFFE) > bool(endpoint_spiffe_id) or (profile is Profile.WEB and endpoint_spiffe_id):
+        raise typer.BadParameter("https_spiffe needs --endpoint-spiffe-id, and https_web has none")
+    message = types_pb2.FederationRelationship(trust_domain=trust_domain, bundle_endpoint_url=endpoint)
+    if endpoint_spiffe_id:
+        message.https_spiffe.endpoint_spiffe_id = endpoint_spiffe_id
+    elif profile is Profile.WEB:
+        message.https_web.SetInParent()
+    changed = types_pb2.FederationRelationshipMask(
+        bundle_endpoint_url=bool(endpoint), bundle_endpoint_profile=bool(endpoint_spiffe_id) or profile is not None
+    )
+
+    async def work() -> None:
+        async with FederationClient.connect(data) as federation:
+            await federation.update(message, changed)
+
+    run(work)
+    if as_json:
+        print_json({"trust_domain": trust_domain, "state": "updated"})
+    else:
+        print(f"the federation with {trust_domain} is updated; see eastwest federation show {trust_domain}")
 
 
 @app.command()
@@ -162,7 +217,7 @@ def read_bundle(trust_domain: str, path: Path) -> Any:
 def _shown(status: Any) -> dict[str, Any]:
     return {
         "trust_domain": status.trust_domain,
-        "origin": status.origin,
+        "managed_by": status.origin,
         "endpoint": status.endpoint_url,
         "profile": status.profile,
         "endpoint_spiffe_id": status.endpoint_spiffe_id,
@@ -170,13 +225,9 @@ def _shown(status: Any) -> dict[str, Any]:
         "x509_authorities": status.x509_authorities,
         "jwt_authorities": status.jwt_authorities,
         "refresh_hint": status.refresh_hint,
-        "tried_at": _time(status.tried_at),
-        "succeeded_at": _time(status.succeeded_at),
-        "next_at": _time(status.next_at),
+        "tried_at": utc(status.tried_at),
+        "succeeded_at": utc(status.succeeded_at),
+        "next_at": utc(status.next_at),
         "failures": status.failures,
         "problem": status.problem,
     }
-
-
-def _time(seconds: int) -> str | None:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if seconds else None

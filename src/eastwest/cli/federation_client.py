@@ -54,6 +54,15 @@ class FederationClient:
         request = trustdomain_pb2.BatchCreateFederationRelationshipRequest(federation_relationships=[relationship])
         await self._one(_TRUST_DOMAIN, "BatchCreateFederationRelationship", request)
 
+    async def update(
+        self, relationship: types_pb2.FederationRelationship, changed: types_pb2.FederationRelationshipMask
+    ) -> None:
+        """Change those fields of a relationship; the others stay."""
+        request = trustdomain_pb2.BatchUpdateFederationRelationshipRequest(
+            federation_relationships=[relationship], input_mask=changed
+        )
+        await self._one(_TRUST_DOMAIN, "BatchUpdateFederationRelationship", request)
+
     async def delete(self, trust_domain: str) -> None:
         """End the trust."""
         request = trustdomain_pb2.BatchDeleteFederationRelationshipRequest(trust_domains=[trust_domain])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, print_json, run
+from eastwest.cli.options import AsJson, DataDir, print_json, run, utc
 from eastwest.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def mint(
 
     svid = run(work).svid
     if as_json:
-        print_json({"spiffe_id": spiffe_id, "token": svid.token, "expires_at": svid.expires_at})
+        print_json({"spiffe_id": spiffe_id, "token": svid.token, "expires_at": utc(svid.expires_at)})
     else:
         print(svid.token)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eastwest.cli.options import AsJson, print_json
+from eastwest.cli.options import AsJson, examples, print_json
 from eastwest.errors import Corrupt, InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -35,7 +35,12 @@ Vkey = Annotated[
 MAX_SHOWN_PROBLEMS = 20
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "eastwest log verify --data data",
+        "eastwest log verify --log-dir copy/log --vkey copy/log.vkey",
+    )
+)
 def verify(data: DataDir = None, log_dir: LogDir = None, vkey: Vkey = None, *, json: AsJson = False) -> None:
     """Recompute every hash of the log and compare it with its tiles and its signed checkpoint."""
     from eastwest.log.verify import verify_log

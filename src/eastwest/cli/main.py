@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 from typer.main import get_command
 
 from eastwest import __version__
@@ -19,6 +20,8 @@ from eastwest.errors import Code, Error
 
 EXIT_REFUSED = 1
 EXIT_UNREACHABLE = 3
+USAGE = "USAGE"
+"""The code of wrong usage in JSON, which no server ever sends."""
 
 # Name → module and the Typer application or the function in it, in the order that help shows.
 COMMANDS = {
@@ -53,10 +56,11 @@ class Nouns(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module, attribute = COMMANDS[cmd_name]
-        target = getattr(importlib.import_module(module), attribute)
+        imported = importlib.import_module(module)
+        target = getattr(imported, attribute)
         if not isinstance(target, typer.Typer):
             single = typer.Typer(add_completion=False)
-            single.command(cmd_name)(target)
+            single.command(cmd_name, epilog=getattr(imported, "EXAMPLES", {}).get(cmd_name))(target)
             target = single
         command = get_command(target)
         command.name = cmd_name
@@ -89,21 +93,41 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; never shows a traceback for an error that has a name."""
+    """Run the command line; never shows a traceback for an error that has a name.
+
+    Under ``--json`` an error is one JSON object on standard error, wrong usage included; exit codes are the same.
+    """
+    as_json = "--json" in sys.argv[1:]
     try:
-        app()
+        # Without the standalone mode wrong usage is raised to here, and an exit code is what is returned.
+        sys.exit(app(standalone_mode=not as_json))
     except Error as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(error.code, error.message, error.fix, error.where, as_json=as_json)
         unreachable = error.code in {Code.UNAVAILABLE, Code.LOG_UNAVAILABLE}
         sys.exit(EXIT_UNREACHABLE if unreachable else EXIT_REFUSED)
+    except TyperException as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "eastwest")
+        _tell(USAGE, error.format_message(), f"see {command} --help", as_json=as_json)
+        sys.exit(error.exit_code)
     except PermissionError as error:
-        print(f"error: {error.filename}: this user may not open it (run it as its owner, or as root)", file=sys.stderr)
+        fix = "run it as its owner, or as root"
+        _tell(Code.PERMISSION_DENIED, "this user may not open it", fix, str(error.filename), as_json=as_json)
         sys.exit(EXIT_REFUSED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_REFUSED)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _tell(code: str, message: str, fix: str = "", where: str = "", *, as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        told = {"error": {"code": code, "message": message, "fix": fix, "where": where}}
+        print(msgspec.json.encode(told).decode(), file=sys.stderr)
+        return
+    print(f"error: {f'{where}: ' if where else ''}{message}{f' ({fix})' if fix else ''}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, counted, print_json, run
+from eastwest.cli.options import AsJson, DataDir, counted, print_json, run, utc
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Attested nodes: list, show, ban, evict, purge.")
 
@@ -95,7 +94,7 @@ def purge(
         print_json({"nodes": chosen, "dry_run": dry_run})
         return
     for node in chosen:
-        print(f"{'would forget' if dry_run else 'forgot'} {node}")
+        print(f"{'would be purged' if dry_run else 'purged'} {node}")
     print(counted(len(chosen), "node"))
 
 
@@ -114,22 +113,18 @@ def _described(node: Any) -> dict[str, Any]:
     return {
         "id": f"spiffe://{agent.id.trust_domain}{agent.id.path}",
         "attestation": agent.attestation_type,
-        "expires_at": _time(agent.x509svid_expires_at),
+        "expires_at": utc(agent.x509svid_expires_at),
         "serial": agent.x509svid_serial_number,
         "banned": agent.banned,
         "can_reattest": agent.can_reattest,
         "selectors": [f"{selector.type}:{selector.value}" for selector in agent.selectors],
         "agent_version": agent.agent_version,
-        "attested_at": _time(node.attested_at),
-        "last_seen": _time(node.last_seen),
+        "attested_at": utc(node.attested_at),
+        "last_seen": utc(node.last_seen),
         "connected": node.connected,
         "groups": list(node.groups),
         "aliases": list(node.aliases),
     }
-
-
-def _time(moment: int) -> str | None:
-    return datetime.fromtimestamp(moment, UTC).isoformat() if moment else None
 
 
 def _tell(node: str, state: str, *, as_json: bool) -> None:

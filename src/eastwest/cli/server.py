@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, report_findings, run, start_logging
+from eastwest.cli.options import AsJson, DataDir, examples, print_json, report_findings, run, start_logging, utc
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="The authority: create, run and check it.")
 
@@ -15,7 +15,12 @@ Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port
 Address = Annotated[str | None, typer.Option("--address", help="Address for agents; 127.0.0.1 unless told.")]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "eastwest server init --data data --trust-domain shop.example",
+        "eastwest server init --data data --trust-domain shop.example --offline-root root.pem",
+    )
+)
 def init(
     data: DataDir,
     trust_domain: Annotated[str, typer.Option(metavar="TD", help="The trust domain's name, such as saas.example.")],
@@ -37,6 +42,8 @@ def init(
             exists=True, dir_okay=False, metavar="FILE", help="A server.toml written beforehand, instead of flags."
         ),
     ] = None,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Make a new trust domain: root, issuing CA, token key, log key, and server.toml."""
     import msgspec
@@ -61,18 +68,29 @@ def init(
             raise typer.BadParameter(f"{config} and the flags differ: leave out the other flags")
     root = read_root(offline_root) if offline_root is not None else None
     made = run(lambda: init_server(data, file, SystemClock(), SystemEntropy(), root, text))
+    below = made.not_after is None and not file.upstream
+    following = f"eastwest ca export-csr --data {data} > issuing.csr" if below else f"eastwest server run --data {data}"
+    if as_json:
+        until = int(made.not_after.timestamp()) if made.not_after is not None else 0
+        issuing = {"id": made.issuing_id, "not_after": utc(until)} if until else None
+        told = {"trust_domain": trust_domain, "data": str(data), "issuing_ca": issuing, "log_vkey": made.log_key.vkey}
+        print_json(told | {"next": following})
+        return
     print(f"initialised trust domain {trust_domain} in {data}")
     if made.not_after is not None:
         print(f"  issuing CA  {made.issuing_id}, until {made.not_after:%Y-%m-%d}")
     print(f"  log         {made.log_key.vkey}")
-    if made.not_after is None and not file.upstream:
+    if below:
         print("the root is offline, so its issuing CA must be signed there:")
-        print(f"next: eastwest ca export-csr --data {data} > issuing.csr")
-    else:
-        print(f"next: eastwest server run --data {data}")
+    print(f"next: {following}")
 
 
-@app.command("run")
+@app.command(
+    "run",
+    epilog=examples(
+        "eastwest server run --data data", "eastwest server run --data data --address 10.0.0.5 --port 8081"
+    ),
+)
 def run_command(
     data: DataDir,
     port: Port = None,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, print_json, run
+from eastwest.cli.options import AsJson, DataDir, examples, print_json, run, utc
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Join tokens for new nodes.")
 
@@ -17,7 +16,12 @@ def _token() -> None:
     """Keeps the noun when it has only one verb."""
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "eastwest token create --data data --ttl 600 > token",
+        "eastwest token create --data data --group web",
+    )
+)
 def create(
     data: DataDir,
     group: Annotated[str, typer.Option(help="The node group of the estate that the node joins.")] = "",
@@ -36,6 +40,6 @@ def create(
 
     value, expires_at = run(work)
     if as_json:
-        print_json({"token": value, "expires_at": datetime.fromtimestamp(expires_at, UTC).isoformat(), "group": group})
+        print_json({"token": value, "expires_at": utc(expires_at), "group": group})
     else:
         print(value)

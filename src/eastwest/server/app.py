@@ -414,7 +414,10 @@ class Server:
 
 
 async def run_server(config: ServerConfig, clock: Clock, entropy: Entropy, announce: Callable[[str], None]) -> None:
-    """Run until SIGTERM or SIGINT; once ready, ``announce`` gets a line, and one for each public address; systemd is told."""
+    """Run until SIGTERM or SIGINT; once ready, ``announce`` gets a line and one more for each public address.
+
+    systemd is told too.
+    """
     raise_file_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -131,7 +131,7 @@ class EstateKeeper:
     async def plan(
         self, files: dict[str, bytes], administrator: Administrator
     ) -> tuple[EstatePlan, str, Sequence[str]]:
-        """What applying would do to registrations, why this administrator may not ("": may), and what would be left to do.
+        """What applying would do to registrations, why this administrator may not ("": may), what would be left to do.
 
         Nothing changes.
         """

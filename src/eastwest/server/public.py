@@ -67,11 +67,13 @@ def public_addresses(config: ServerConfig) -> list[str]:
     found = []
     if file.bundle_endpoint_port is not None:
         profile = "https_web" if file.bundle_endpoint_certificate else "https_spiffe"
-        found.append(f"bundle endpoint https://{_bound(file.bundle_endpoint_address, paths.bundle_endpoint_port)}/ ({profile})")
+        bound = _bound(file.bundle_endpoint_address, paths.bundle_endpoint_port)
+        found.append(f"bundle endpoint https://{bound}/ ({profile})")
     if file.oidc_socket:
         found.append(f"OpenID Connect discovery at the socket {paths.home / file.oidc_socket}, for {file.jwt_issuer}")
     elif file.oidc_port is not None:
-        found.append(f"OpenID Connect discovery https://{_bound(file.oidc_address, paths.oidc_port)}/, for {file.jwt_issuer}")
+        bound = _bound(file.oidc_address, paths.oidc_port)
+        found.append(f"OpenID Connect discovery https://{bound}/, for {file.jwt_issuer}")
     if file.revocation_url and file.revocation_port is not None:
         bound = _bound(file.revocation_address, paths.revocation_port)
         found.append(f"CRLs and OCSP http://{bound}/, for {file.revocation_url}")

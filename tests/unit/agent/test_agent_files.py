@@ -307,3 +307,34 @@ async def test_check_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
     assert findings["identity"].state.startswith("none yet")
     (finding,) = await check_agent(data, AgentConfig(), FakeClock(CA.now), SystemEntropy())
     assert str(finding).startswith("FAIL settings: no server is named")
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, 0), (0o640, 0), (0o644, 1)])
+def test_a_token_that_everybody_can_read_is_warned_of(tmp_path: Path, mode: int, warned: int) -> None:
+    token = tmp_path / "token"
+    token.write_text("t-1\n")
+    token.chmod(mode)
+    settings = check(AgentConfig(server="127.0.0.1:1", join_token_file=str(token)), tmp_path)
+    assert (settings.join_token, len(settings.warnings)) == ("t-1", warned)
+    assert all("t-1" not in warning and str(token) in warning for warning in settings.warnings)
+
+
+def test_a_token_that_everybody_can_write_is_refused(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("t-1\n")
+    token.chmod(0o622)
+    with pytest.raises(errors.FailedPrecondition, match="every user can write"):
+        check(AgentConfig(server="127.0.0.1:1", join_token_file=str(token)), tmp_path)
+
+
+async def test_evidence_that_was_refused_is_not_told_as_a_missing_token(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "node.pem", tmp_path / "node.key"
+    certificate.write_text("")
+    key.write_text("")
+    key.chmod(0o644)
+    options = {"certificate_path": str(certificate), "private_key_path": str(key)}
+    config = AgentConfig(server="127.0.0.1:1", node_attestor="x509pop", node_provers={"x509pop": options})
+    found = {f.what: str(f) for f in await check_agent(tmp_path, config, FakeClock(CA.now), SystemEntropy())}
+    assert "the private key is open to every user" in found["evidence"]
+    assert "join token" not in found["identity"]
+    assert "once the evidence is right" in found["identity"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from eastwest.policy.estate import Sensitivity
 from eastwest.policy.load import load_estate
 from eastwest.policy.problems import EstateInvalid, Severity
 from eastwest.policy.table import compile_estate
@@ -355,3 +356,14 @@ def test_likely_mistakes_are_warnings(edited, file, old, new, expected) -> None:
         )
     warnings = [p for p in load_estate(files).notes if p.severity is Severity.WARNING]
     assert any(expected in str(w) for w in warnings), [str(w) for w in warnings]
+
+
+def test_sensitivities_are_not_listed_as_operations(edited) -> None:
+    with pytest.raises(EstateInvalid) as caught:
+        load_estate(edited(COMMERCE, 'Action::"billing:invoices:list"', 'Action::"zzz"'))
+    _, listed = caught.value.problems[0].fix.split("known: ")
+    assert "billing:invoices:list" in listed.split(", ")
+    assert not set(Sensitivity) & set(listed.split(", "))
+    with pytest.raises(EstateInvalid) as caught:
+        load_estate(edited(COMMERCE, 'Action::"billing:invoices:list"', 'Action::"contrl"'))
+    assert caught.value.problems[0].fix == "did you mean 'control'?"

@@ -1,0 +1,76 @@
+"""How a command fails: a line for people, one JSON object for machines, and the same exit code."""
+
+import json
+import sys
+
+import pytest
+
+from eastwest.cli.main import EXIT_REFUSED, EXIT_UNREACHABLE, main
+
+
+def fail(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["eastwest", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr()
+    assert told.out == ""
+    return ended.value.code, told.err
+
+
+@pytest.fixture
+def nowhere(tmp_path):
+    return ("node", "list", "--data", tmp_path)
+
+
+def test_a_person_reads_one_line(monkeypatch, capsys, nowhere):
+    code, told = fail(monkeypatch, capsys, *nowhere)
+    assert code == EXIT_UNREACHABLE
+    assert told == f"error: no server runs on {nowhere[-1]} (start it: eastwest server run --data {nowhere[-1]})\n"
+
+
+def test_a_machine_reads_one_object(monkeypatch, capsys, nowhere):
+    code, told = fail(monkeypatch, capsys, *nowhere, "--json")
+    assert code == EXIT_UNREACHABLE
+    assert json.loads(told) == {
+        "error": {
+            "code": "UNAVAILABLE",
+            "message": f"no server runs on {nowhere[-1]}",
+            "fix": f"start it: eastwest server run --data {nowhere[-1]}",
+            "where": "",
+        }
+    }
+
+
+def test_where_it_is_stays_apart_from_the_message(monkeypatch, capsys, tmp_path):
+    damaged = tmp_path / "a.pem"
+    damaged.write_text("-----BEGIN CERTIFICATE-----")
+    code, told = fail(monkeypatch, capsys, "certificate", "lint", damaged, "--json")
+    assert code == EXIT_REFUSED
+    assert json.loads(told)["error"]["where"] == str(damaged)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("node", "list", "--no-such"), "No such option"),
+        (("node", "show", "--data", "x"), "Missing argument"),
+        (("entry", "explain", "--data", "x"), "give either --pid"),
+    ],
+)
+def test_wrong_usage_is_told_in_the_same_form(monkeypatch, capsys, words, message):
+    code, told = fail(monkeypatch, capsys, *words, "--json")
+    error = json.loads(told)["error"]
+    assert (code, error["code"]) == (2, "USAGE")
+    assert message in error["message"]
+    assert error["fix"].endswith("--help")
+    code, told = fail(monkeypatch, capsys, *words)
+    assert code == 2
+    assert not told.startswith("{")
+
+
+def test_a_check_that_finds_something_keeps_its_exit_code(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["eastwest", "server", "check", "--data", str(tmp_path), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == EXIT_REFUSED
+    assert json.loads(capsys.readouterr().out)["ok"] is False

@@ -1,0 +1,87 @@
+"""The gate of the agents' port: what a connection proved when it was opened is judged at each of its calls."""
+
+import pytest
+from msgspec.structs import replace
+
+from eastwest.errors import PermissionDenied
+from eastwest.pki import rotation
+from eastwest.pki.rotation import Kind, Source, Stage, State
+from eastwest.policy.estate import Administrator, Right
+from eastwest.registry.administrators import Administrators
+from eastwest.registry.registry import Registry
+from eastwest.rpc.service import Call
+from eastwest.server.authority import issuing_of, root_of
+from eastwest.server.gate import PortGate
+from eastwest.server.own_issuers import OwnIssuers
+from eastwest.testing.ca import TestCA
+from eastwest.testing.clock import FakeClock
+from eastwest.testing.entropy import SeededEntropy
+from eastwest.testing.registry import MemoryRegistryStore
+
+CALLED = "/spire.api.server.entry.v1.Entry/ListEntries"
+
+
+class Connection:
+    """An open TLS connection as far as a gate asks: the certificate that it proved when it was opened."""
+
+    def __init__(self, certificate: bytes) -> None:
+        self._certificate = certificate
+
+    @property
+    def connection(self) -> object:
+        return self
+
+    transport = connection
+
+    def get_extra_info(self, name: str) -> object:
+        return self if name == "ssl_object" else None
+
+    def getpeercert(self, *, binary_form: bool) -> bytes:
+        assert binary_form
+        return self._certificate
+
+
+class Server:
+    """A CA's state with two generations of issuing CAs, of which the second issues, and the gate before it."""
+
+    def __init__(self, ca: TestCA) -> None:
+        self.ca = ca
+        self.newer = ca.new_authority()
+        old, new = (issuing_of(name, "", a.chain) for name, a in (("old", ca.authority), ("new", self.newer)))
+        root = replace(root_of(ca.root, Source.OWN, "root"), issuing=(replace(old, stage=Stage.OLD), new))
+        self.old_id = old.id
+        self.state = State(roots=(replace(root, stage=Stage.ACTIVE),))
+
+    async def gate(self) -> PortGate:
+        admin = str(self.ca.trust_domain.id("/ops"))
+        administrators = Administrators()
+        administrators.replace([Administrator(who=admin, may=(Right.READ,))])
+        registry = await Registry.open(self.ca.trust_domain, MemoryRegistryStore(), SeededEntropy())
+        return PortGate(registry, administrators, FakeClock(), OwnIssuers(lambda: self.state))
+
+
+async def test_a_revoked_issuing_ca_ends_what_an_open_connection_may() -> None:
+    server = Server(TestCA())
+    gate = await server.gate()
+    shown, newer = (
+        Call(Connection(server.ca.svid("/ops", authority=a)[0].chain[0]), CALLED)
+        for a in (server.ca.authority, server.newer)
+    )
+    await gate.enter(shown)
+    server.state = rotation.taint(server.state, Kind.ISSUING, server.old_id)
+    assert (await gate.administrator(shown)).name == "spiffe://saas.example/ops"
+    await gate.enter(newer)
+    server.state = rotation.revoke(server.state, Kind.ISSUING, server.old_id)
+    with pytest.raises(PermissionDenied, match="its CA was revoked"):
+        await gate.enter(shown)
+    with pytest.raises(PermissionDenied, match="its CA was revoked"):
+        await gate.administrator(shown)
+    await gate.enter(newer)
+
+
+async def test_a_certificate_that_another_ca_signed_makes_no_caller() -> None:
+    server = Server(TestCA())
+    gate = await server.gate()
+    stranger = TestCA().svid("/ops")[0].chain[0]
+    with pytest.raises(PermissionDenied, match="not issued by this server"):
+        await gate.enter(Call(Connection(stranger), CALLED))
