@@ -49,7 +49,7 @@ from eastwest.policy.load import load_estate
 from eastwest.registry.federation import check_bundle
 from eastwest.rpc import spire
 from eastwest.server.agents import _checked
-from eastwest.server.revocation import decode_get
+from eastwest.server.public.revocation import decode_get
 from eastwest.spiffe.bundle import Bundle
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.spiffe.pattern import matches

@@ -17,7 +17,7 @@ from eastwest.pki.profile import LifetimeConfig, Profile, ProfileConfig
 from eastwest.pki.revocation import Reason, RevocationUrls, shard_of
 from eastwest.pki.signer import KeyAlgorithm, generate_private_key
 from eastwest.server.journal import Journal
-from eastwest.server.revocation import Revocations
+from eastwest.server.public.revocation import Revocations
 from eastwest.store.database import Database
 from eastwest.store.revocation import CertificateQuery, SqliteRevocations
 from eastwest.testing import FakeClock, TestCA

@@ -15,7 +15,7 @@ from eastwest.registry.entry import SERVER_PATH, Entry
 from eastwest.registry.groups import group_id
 from eastwest.registry.registry import Registry
 from eastwest.registry.rules import Rules
-from eastwest.server.tokens import check_token
+from eastwest.server.registration.tokens import check_token
 from eastwest.spiffe.id import TrustDomain
 from eastwest.spiffe.selector import Selector
 from eastwest.testing.clock import START

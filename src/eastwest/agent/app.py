@@ -210,7 +210,8 @@ class _Agent:
                 found.append(str(attestation.refused))
             return found
 
-        attestor = ProcessAttestor(ports.attestors, lambda: knowledge.state.entries.values())
+        # Asked anew each time: knowledge takes a new state with every update.
+        attestor = ProcessAttestor(ports.attestors, lambda: knowledge.state.entries.values())  # noqa: PLW0108 - see above
         identified = identify(attestor.attest, knowledge, clock)
         listener = Listener(
             [

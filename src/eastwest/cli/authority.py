@@ -106,7 +106,7 @@ async def import_files(data: Path, request: pb.ImportRequest) -> pb.ImportRespon
     try:
         client = AuthorityClient.connect(data)
     except Unavailable:
-        from eastwest.server.ca_service import item_to_proto
+        from eastwest.server.ca.service import item_to_proto
 
         if request.trust_only or request.cross:
             raise
@@ -124,8 +124,8 @@ async def _offline(data: Path, stack: AsyncExitStack) -> Any:
     from eastwest.clock import SystemClock
     from eastwest.entropy import SystemEntropy
     from eastwest.process.locked import locked
-    from eastwest.server.ca_files import CaFiles
-    from eastwest.server.ca_open import open_authority
+    from eastwest.server.ca.files import CaFiles
+    from eastwest.server.ca.opening import open_authority
     from eastwest.server.config import ServerConfig
 
     config = ServerConfig.load(data)

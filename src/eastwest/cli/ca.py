@@ -210,8 +210,8 @@ def reencrypt_keys_command(
 ) -> None:
     """Encrypt the stopped server's keys as key_stores.disk of server.toml says now; in clear until now if not told."""
     from eastwest.plugins.disk_keys import DiskKeyStore, protection_from
+    from eastwest.server.ca.reencrypt import reencrypt_keys
     from eastwest.server.config import ServerConfig
-    from eastwest.server.reencrypt import reencrypt_keys
 
     former = DiskKeyStore.Options(
         passphrase_file=str(former_passphrase_file or ""), key_file=str(former_key_file or "")

@@ -178,7 +178,7 @@ def _show(made: Plan, directory: Path, effect: Effect | None, *, as_json: bool) 
         return
     print(f"registrations: {effect['create']} new, {effect['update']} changed, {effect['delete']} deleted")
     if effect["managed_by_others"]:
-        kept = ", ".join(f"{count} managed by {who}" for who, count in effect["managed_by_others"].items())
+        kept = ", ".join(f"{count} by {who}" for who, count in effect["managed_by_others"].items())
         print(f"registrations of others, which apply never touches: {kept}")
     if effect["refusal"]:
         print(f"not for you: {effect['refusal']}")

@@ -63,8 +63,9 @@ def read_ca_csr(
 ) -> PublicKey:
     """The proven public key of a request for a CA of ``trust_domain``; everything else it says is checked or unused.
 
-    Its only alternative name must be the trust domain's URI (or, where ``nameless`` ones are taken, absent), and what it asks for beyond that may not contradict a
-    CA certificate. Raises ``InvalidCsr``, or ``UnsupportedKey`` for a key type outside ``allowed``.
+    Its only alternative name must be the trust domain's URI (or, where ``nameless`` ones are taken, absent), and what
+    it asks for beyond that may not contradict a CA certificate. Raises ``InvalidCsr``, or ``UnsupportedKey`` for a key
+    type outside ``allowed``.
     """
     csr, public_key, _ = load_csr(der, allowed)
     try:

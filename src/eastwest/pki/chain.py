@@ -167,6 +167,8 @@ def load_certificate(der: bytes) -> x509.Certificate:
         raise MalformedSvid("the bytes are not a certificate in DER") from None
     if certificate.version is not x509.Version.v3:
         raise MalformedSvid("an SVID is an X.509 certificate of version 3")
+    if certificate.serial_number <= 0:
+        raise MalformedSvid("a certificate's serial number is positive (RFC 5280, 4.1.2.2)")
     return certificate
 
 

@@ -120,7 +120,11 @@ class _Document(msgspec.Struct, frozen=True):
 
 
 def _certificate_key(der: bytes) -> bytes:
-    public_key = x509.load_der_x509_certificate(der).public_key()
+    certificate = x509.load_der_x509_certificate(der)
+    if certificate.serial_number <= 0:
+        # RFC 5280, 4.1.2.2; the library will refuse such certificates too.
+        raise MalformedBundle("a certificate of the bundle has a serial number that is not positive")
+    public_key = certificate.public_key()
     return public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 

@@ -12,12 +12,12 @@ from eastwest.errors import InvalidInput
 from eastwest.registry.registry import Registry
 from eastwest.rpc.service import Call, Service
 from eastwest.server.control import AgentStream, ControlHub
-from eastwest.server.entries import ManagedEntries
 from eastwest.server.estate import EstateKeeper
 from eastwest.server.gate import Gate
 from eastwest.server.journal import Journal
-from eastwest.server.nodes import NodeQueries
-from eastwest.server.tokens import check_token
+from eastwest.server.registration.entries import ManagedEntries
+from eastwest.server.registration.nodes import NodeQueries
+from eastwest.server.registration.tokens import check_token
 from eastwest.spiffe.id import SpiffeId
 from eastwest.store.ledger import DecisionQuery, SqliteLedger
 from eastwest.store.log import SqliteLog

@@ -31,9 +31,9 @@ from eastwest.process.csr_workers import CsrWorkers
 from eastwest.process.descriptors import raise_file_limit
 from eastwest.process.files import replace_file
 from eastwest.process.locked import locked
+from eastwest.process.logs import LEVEL
 from eastwest.process.memory import loading
 from eastwest.process.notify import notify
-from eastwest.process.logs import LEVEL
 from eastwest.process.plugins import NODE_ATTESTORS, WORKLOAD_ATTESTORS, installed, load_plugin
 from eastwest.process.signing import ThreadSigningPool
 from eastwest.registry.administrators import Administrators
@@ -44,27 +44,28 @@ from eastwest.rpc.health import HealthService
 from eastwest.rpc.service import MAX_MESSAGE, SMALL_MESSAGE, Listener, Servable
 from eastwest.server.admin import AdminService
 from eastwest.server.agents import control_service
-from eastwest.server.authority import DEFAULT, write_public
-from eastwest.server.ca_files import CaFiles
-from eastwest.server.ca_open import open_authority
-from eastwest.server.ca_service import CaService
+from eastwest.server.ca.authority import DEFAULT, write_public
+from eastwest.server.ca.confirmations import Confirmations
+from eastwest.server.ca.files import CaFiles
+from eastwest.server.ca.opening import open_authority
+from eastwest.server.ca.own_issuers import OwnIssuers
+from eastwest.server.ca.rotator import Rotator
+from eastwest.server.ca.service import CaService
+from eastwest.server.ca.sharing import share_socket
+from eastwest.server.ca.upstream import UpstreamWatch
 from eastwest.server.config import ServerConfig
-from eastwest.server.confirmations import Confirmations
 from eastwest.server.control import ControlHub
 from eastwest.server.estate import EstateKeeper
-from eastwest.server.federation import Federation
-from eastwest.server.federation_admin import federation_service
-from eastwest.server.federation_poll import BundlePoller
-from eastwest.server.federation_serve import endpoint_trust, listen_bundle_endpoint, publish_wait
+from eastwest.server.federation.admin import federation_service
+from eastwest.server.federation.keeper import Federation
+from eastwest.server.federation.poll import BundlePoller
+from eastwest.server.federation.serve import endpoint_trust, listen_bundle_endpoint, publish_wait
 from eastwest.server.gate import Gate, PortGate, SocketGate
 from eastwest.server.http import HealthServer
-from eastwest.server.https import CertificateFiles
 from eastwest.server.identity import ServerIdentity
-from eastwest.server.own_issuers import OwnIssuers
-from eastwest.server.public import Revocable, listen_oidc, public_addresses
-from eastwest.server.rotator import Rotator
-from eastwest.server.sharing import share_socket
-from eastwest.server.purge import keep_purging
+from eastwest.server.public.endpoints import Revocable, listen_oidc, public_addresses
+from eastwest.server.public.https import CertificateFiles
+from eastwest.server.registration.purge import keep_purging
 from eastwest.server.spire.admission import Admission
 from eastwest.server.spire.agent import AgentService
 from eastwest.server.spire.bundle import bundle_service
@@ -76,7 +77,6 @@ from eastwest.server.spire.logger import logger_service
 from eastwest.server.spire.svid import SvidService
 from eastwest.server.spire.trustdomain import TrustDomainService
 from eastwest.server.telemetry import FederationMetrics, Metrics
-from eastwest.server.upstream import UpstreamWatch
 from eastwest.server.view import AgentView
 from eastwest.spiffe.bundle import Bundle, JwtAuthority
 from eastwest.spiffe.selector_schema import WELL_KNOWN, SelectorSchemas

@@ -18,7 +18,7 @@ from eastwest.pki.schedule import waits_for_people
 from eastwest.pki.upstream import UpstreamContext
 from eastwest.process.findings import Finding
 from eastwest.process.plugins import NODE_ATTESTORS, UPSTREAM_AUTHORITIES, load_plugin
-from eastwest.server.authority import DEFAULT, open_key_store
+from eastwest.server.ca.authority import DEFAULT, open_key_store
 from eastwest.server.config import ServerConfig
 from eastwest.store.authority import peek
 
@@ -138,7 +138,7 @@ def _authority_end(what: str, not_after: int, now: int) -> Finding:
 
 def _pairs(config: ServerConfig, clock: Clock) -> list[Finding]:
     """The certificates that listeners for everybody show."""
-    from eastwest.server.https import CertificateFiles
+    from eastwest.server.public.https import CertificateFiles
 
     file = config.file
     used = [

@@ -176,9 +176,7 @@ class ServerConfig:
         if not 60 <= file.agent_svid_ttl <= 4 * 3600:
             raise InvalidInput("agent_svid_ttl must be 60 to 14400 seconds", where=where)
         if not 0.1 <= file.attest_rate <= 10_000 or not 1 <= file.attest_burst <= 100_000:
-            raise InvalidInput(
-                "attest_rate must be 0.1 to 10000 a second, and attest_burst 1 to 100000", where=where
-            )
+            raise InvalidInput("attest_rate must be 0.1 to 10000 a second, and attest_burst 1 to 100000", where=where)
         if not 0 <= file.node_purge_after <= 36500:
             raise InvalidInput("node_purge_after must be 1 to 36500 days, or 0 for never", where=where)
         if not 30 <= file.jwt_svid_ttl <= 3600:
@@ -236,7 +234,7 @@ def _check_oidc(file: ServerFile, where: str) -> None:
     if file.oidc_port is None and not file.oidc_socket:
         return
     # Imported only where it is used: most commands that read this file serve nothing.
-    from eastwest.server.oidc import check_issuer
+    from eastwest.server.public.oidc import check_issuer
 
     if not file.jwt_issuer:
         raise InvalidInput(

@@ -34,11 +34,11 @@ from eastwest.registry.groups import group_entries, group_id
 from eastwest.registry.registry import Registry
 from eastwest.registry.rules import Rules
 from eastwest.registry.state import Change
-from eastwest.server.estate_scope import check_scope
-from eastwest.server.federation import Federation
-from eastwest.server.federation_estate import foreign_domains, intended_federation
+from eastwest.server.federation.estate import foreign_domains, intended_federation
+from eastwest.server.federation.keeper import Federation
 from eastwest.server.journal import Journal
-from eastwest.server.known_callers import is_candidate, known_callers
+from eastwest.server.registration.estate_scope import check_scope
+from eastwest.server.registration.known_callers import is_candidate, known_callers
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.spiffe.selector import Selector
 from eastwest.store.estate import AppliedEstate, SqliteEstates

@@ -2,8 +2,8 @@
 
 Two gates, one for each listener: on the agents' port a caller is what its client certificate proves; on the admin
 socket it is a process of this machine. Where a call comes from over a network never counts. Which method asks for
-which right is in ``eastwest.server.rights``; limits to parts of the estate are asked by the methods themselves, of the
-``Administrator`` that the gate gives them.
+which right is in ``eastwest.server.registration.rights``; limits to parts of the estate are asked by the methods
+themselves, of the ``Administrator`` that the gate gives them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from eastwest.rpc.peer import peer_credentials
 from eastwest.rpc.service import Call
 from eastwest.rpc.status import Refused
 from eastwest.rpc.tls import certificate_id
-from eastwest.server.own_issuers import OwnIssuers
-from eastwest.server.rights import AGENT_METHODS, DOWNSTREAM_METHODS, OPEN_METHODS, rights_for
+from eastwest.server.ca.own_issuers import OwnIssuers
+from eastwest.server.registration.rights import AGENT_METHODS, DOWNSTREAM_METHODS, OPEN_METHODS, rights_for
 from eastwest.spiffe.id import SpiffeId
 
 

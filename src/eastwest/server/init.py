@@ -18,7 +18,7 @@ from eastwest.pki import rotation
 from eastwest.pki.rotation import Hierarchy, Kind, Request, Source, State
 from eastwest.pki.signer import KeyAlgorithm, KeyStore
 from eastwest.process.files import replace_file
-from eastwest.server.authority import (
+from eastwest.server.ca.authority import (
     DEFAULT,
     LOG_KEY,
     Lifetimes,

@@ -79,7 +79,7 @@ class SqliteRegistryStore:
 
 _PUT_ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _PUT_NODE = "INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_USE_TOKEN = "UPDATE join_tokens SET used_by = ?1 WHERE digest = ?2 AND used_by IN (x'', ?1)"
+_USE_TOKEN = "UPDATE join_tokens SET used_by = ?1 WHERE digest = ?2 AND used_by IN (x'', ?1)"  # noqa: S105 - SQL
 
 
 def _apply(connection: sqlite3.Connection, batch: Batch) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from base64 import b64encode
 from datetime import timedelta
 
 import pytest
@@ -14,9 +16,11 @@ from eastwest.pki.chain import (
     NotYetValid,
     UntrustedChain,
     dump_chain_pem,
+    load_certificate,
     load_chain_pem,
     verify_chain,
 )
+from eastwest.pki.jwks import MalformedBundle, parse_bundle
 from eastwest.pki.signer import KeyAlgorithm
 from eastwest.spiffe.id import TrustDomain
 from eastwest.testing import TestCA
@@ -223,3 +227,15 @@ _FLAGS = [
     *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
     *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
 ]
+
+
+def test_a_serial_number_that_is_not_positive_is_refused_wherever_it_is_read():
+    serial = x509.load_der_x509_certificate(CA.root).serial_number
+    number = serial.to_bytes(serial.bit_length() // 8 + 1, "big")
+    at = CA.root.index(bytes((0x02, len(number))) + number) + 2
+    negative = CA.root[:at] + b"\x80" + CA.root[at + 1 :]
+    with pytest.raises(MalformedSvid, match="serial number is positive"):
+        load_certificate(negative)
+    document = json.dumps({"keys": [{"use": "x509-svid", "kty": "EC", "x5c": [b64encode(negative).decode()]}]})
+    with pytest.raises(MalformedBundle, match="serial number"):
+        parse_bundle(TrustDomain("td.test"), document.encode())

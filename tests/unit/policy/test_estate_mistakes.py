@@ -102,8 +102,10 @@ ERRORS = [
         ALL,
         REPORTING_ID,
         "spiffe://saas.example/reporting",
-        "does not follow the naming /{environment}/{domain}/{service} "
-        "(write spiffe://saas.example/prod/commerce/{service}, or add a waiver with rule: naming)",
+        (
+            "does not follow the naming /{environment}/{domain}/{service} "
+            "(write spiffe://saas.example/prod/commerce/{service}, or add a waiver with rule: naming)"
+        ),
     ),
     (
         TOP,

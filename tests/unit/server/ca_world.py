@@ -11,10 +11,10 @@ from eastwest.pki.ca import certify_ca
 from eastwest.pki.confirmation import Holder
 from eastwest.pki.upstream import CaRequest, MintedCa
 from eastwest.plugins.disk_keys import DiskKeyStore
-from eastwest.server.ca_open import open_authority
+from eastwest.server.ca.opening import open_authority
+from eastwest.server.ca.rotation import AuthorityKeeper
 from eastwest.server.config import ServerConfig, ServerFile
 from eastwest.server.init import init_server
-from eastwest.server.rotation import AuthorityKeeper
 from eastwest.testing.ca import TestCA
 from eastwest.testing.clock import FakeClock
 

@@ -11,11 +11,11 @@ from eastwest.entropy import SystemEntropy, serial_numbers
 from eastwest.errors import AlreadyExists, FailedPrecondition, InvalidInput
 from eastwest.pki.ca import certify_ca
 from eastwest.pki.rotation import Kind, Source, Stage
-from eastwest.server.ca_files import CaFiles
-from eastwest.server.ca_open import open_authority
+from eastwest.server.ca.files import CaFiles
+from eastwest.server.ca.opening import open_authority
+from eastwest.server.ca.rotation import AuthorityKeeper
 from eastwest.server.config import ServerConfig, ServerFile
 from eastwest.server.init import init_server
-from eastwest.server.rotation import AuthorityKeeper
 from eastwest.testing.ca import TestCA
 from eastwest.testing.clock import FakeClock
 

@@ -12,7 +12,7 @@ from eastwest.pki.confirmation import NotConfirmed
 from eastwest.pki.rotation import Kind, Source, Stage
 from eastwest.pki.signer import KeyAlgorithm
 from eastwest.plugins.disk_keys import DiskKeyStore
-from eastwest.server.rotator import BLOCKED_SECONDS, Rotator
+from eastwest.server.ca.rotator import BLOCKED_SECONDS, Rotator
 from eastwest.store.authority import StateMoved
 from eastwest.testing.ca import TestCA
 

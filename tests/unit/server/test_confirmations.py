@@ -12,7 +12,7 @@ from eastwest.entropy import SystemEntropy
 from eastwest.pki.confirmation import MAX_NAMED, Holder, NotConfirmed, require_confirmed, require_released
 from eastwest.registry.node import Node
 from eastwest.registry.registry import Registry
-from eastwest.server.confirmations import STOCK_SILENCE, Confirmations
+from eastwest.server.ca.confirmations import STOCK_SILENCE, Confirmations
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.store.authority import SqliteAuthority
 from eastwest.store.database import Database

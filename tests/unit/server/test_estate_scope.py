@@ -8,7 +8,7 @@ from eastwest.policy.estate import Right
 from eastwest.policy.load import load_estate
 from eastwest.registry.administrators import Administrators, NotAllowed
 from eastwest.server.estate import registrations
-from eastwest.server.estate_scope import check_scope
+from eastwest.server.registration.estate_scope import check_scope
 from eastwest.spiffe.id import TrustDomain
 
 ROOT = Path(__file__).parents[3] / "examples" / "estate"

@@ -33,12 +33,12 @@ from eastwest.registry.federation import (
     retry_seconds,
 )
 from eastwest.rpc.tls import web_context
-from eastwest.server.federation import Federation
-from eastwest.server.federation_client import FetchFailed, fetch, web_trust
-from eastwest.server.federation_endpoint import bundle_endpoint
-from eastwest.server.federation_poll import BundlePoller
-from eastwest.server.https import PublicListener
+from eastwest.server.federation.client import FetchFailed, fetch, web_trust
+from eastwest.server.federation.endpoint import bundle_endpoint
+from eastwest.server.federation.keeper import Federation
+from eastwest.server.federation.poll import BundlePoller
 from eastwest.server.journal import Journal
+from eastwest.server.public.https import PublicListener
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.store.database import Database
 from eastwest.store.federation import SqliteFederation

@@ -10,9 +10,9 @@ from eastwest.policy.estate import Administrator, Right
 from eastwest.registry.administrators import Administrators
 from eastwest.registry.registry import Registry
 from eastwest.rpc.service import Call
-from eastwest.server.authority import issuing_of, root_of
+from eastwest.server.ca.authority import issuing_of, root_of
+from eastwest.server.ca.own_issuers import OwnIssuers
 from eastwest.server.gate import PortGate
-from eastwest.server.own_issuers import OwnIssuers
 from eastwest.testing.ca import TestCA
 from eastwest.testing.clock import FakeClock
 from eastwest.testing.entropy import SeededEntropy

@@ -15,8 +15,8 @@ from starlette.routing import Route
 
 from eastwest.errors import Exhausted, FailedPrecondition, InvalidInput
 from eastwest.rpc.tls import client_context
-from eastwest.server import https
-from eastwest.server.https import CertificateFiles, PublicListener, bounded_body
+from eastwest.server.public import https
+from eastwest.server.public.https import CertificateFiles, PublicListener, bounded_body
 from eastwest.testing import TestCA
 
 CA = TestCA()

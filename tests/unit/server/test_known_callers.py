@@ -9,7 +9,7 @@ from eastwest.policy.load import load_estate
 from eastwest.policy.naming import Naming
 from eastwest.policy.table import compile_estate
 from eastwest.registry.entry import Entry, Origin
-from eastwest.server.known_callers import known_callers
+from eastwest.server.registration.known_callers import known_callers
 from eastwest.spiffe.id import TrustDomain
 from eastwest.spiffe.selector import Selector
 

@@ -27,8 +27,8 @@ from eastwest.issuance.request import Instance, JwtRequest
 from eastwest.pki.jwks import export_signing_keys
 from eastwest.pki.jwt import JwtSigningKey
 from eastwest.pki.signer import KeyAlgorithm, SoftwareSigner, generate_private_key
-from eastwest.server.https import CertificateFiles, PublicListener
-from eastwest.server.oidc import KEYS_MAX_AGE, check_issuer, discovery, oidc_app
+from eastwest.server.public.https import CertificateFiles, PublicListener
+from eastwest.server.public.oidc import KEYS_MAX_AGE, check_issuer, discovery, oidc_app
 from eastwest.spiffe.bundle import Bundle, JwtAuthority
 from eastwest.testing import FakeClock, TestCA
 from eastwest.testing.log import MemoryLog

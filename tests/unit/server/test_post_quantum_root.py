@@ -14,10 +14,10 @@ from eastwest.pki.confirmation import NotConfirmed
 from eastwest.pki.rotation import Hierarchy, Kind, Stage
 from eastwest.pki.signer import KeyAlgorithm, Signer, algorithm_of
 from eastwest.plugins.disk_keys import DiskKeyStore
-from eastwest.server.authority import Lifetimes, Maker
+from eastwest.server.ca.authority import Lifetimes, Maker
+from eastwest.server.ca.rotator import Rotator
 from eastwest.server.config import ServerConfig, ServerFile, read_file
 from eastwest.server.init import init_server
-from eastwest.server.rotator import Rotator
 
 QUANTUM = Hierarchy.POST_QUANTUM
 

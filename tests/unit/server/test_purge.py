@@ -9,7 +9,7 @@ from eastwest.log.entry import decode
 from eastwest.registry.node import Node
 from eastwest.registry.registry import Registry
 from eastwest.server.journal import Journal
-from eastwest.server.purge import BATCH, DAY, INTERVAL, keep_purging, purge
+from eastwest.server.registration.purge import BATCH, DAY, INTERVAL, keep_purging, purge
 from eastwest.spiffe.id import TrustDomain
 from eastwest.testing.clock import FakeClock
 from eastwest.testing.entropy import SeededEntropy

@@ -19,9 +19,9 @@ from eastwest.errors import FailedPrecondition, LogUnavailable, Unavailable
 from eastwest.issuance.issuer import Issuer
 from eastwest.issuance.request import Instance
 from eastwest.pki.revocation import MAX_OCSP_REQUEST_BYTES, Reason, shard_of
-from eastwest.server import revocation
 from eastwest.server.journal import Journal
-from eastwest.server.revocation_http import revocation_app
+from eastwest.server.public import revocation
+from eastwest.server.public.revocation_http import revocation_app
 from eastwest.testing import TestCA
 
 

@@ -10,8 +10,8 @@ from ca_world import ME, Above, World, holder, make
 from eastwest.entropy import SystemEntropy
 from eastwest.errors import FailedPrecondition
 from eastwest.pki.rotation import Kind, Root, Stage
-from eastwest.server.ca_files import CaFiles
-from eastwest.server.upstream import UpstreamWatch
+from eastwest.server.ca.files import CaFiles
+from eastwest.server.ca.upstream import UpstreamWatch
 from eastwest.spiffe.bundle import JwtAuthority
 from eastwest.testing import TestCA
 from eastwest.testing.upstreams import jwt_authority

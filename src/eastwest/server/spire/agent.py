@@ -34,8 +34,8 @@ from eastwest.rpc.spire import (
 )
 from eastwest.server.gate import Gate, refusal
 from eastwest.server.journal import Journal
+from eastwest.server.registration.tokens import check_token
 from eastwest.server.spire.admission import Admission
-from eastwest.server.tokens import check_token
 from eastwest.spiffe.id import SpiffeId
 from eastwest.spiffe.svid import X509Svid
 

@@ -19,7 +19,7 @@ from eastwest.registry.registry import Registry
 from eastwest.rpc.service import Call, UnaryHandler
 from eastwest.rpc.spire import bundle_from_proto, bundle_to_proto, masked
 from eastwest.rpc.status import status_of
-from eastwest.server.federation import Federation
+from eastwest.server.federation.keeper import Federation
 from eastwest.server.gate import Gate
 from eastwest.server.journal import Event, Journal
 from eastwest.spiffe.bundle import Bundle

@@ -15,9 +15,9 @@ from eastwest.api.spire.api.server.localauthority.v1 import localauthority_pb2 a
 from eastwest.errors import FailedPrecondition, InvalidInput
 from eastwest.pki.rotation import Hierarchy, IssuingCa, JwtKey, Kind, Root, Source, Stage, State
 from eastwest.rpc.service import SMALL_MESSAGE, Call, Service
-from eastwest.server.authority import DEFAULT
+from eastwest.server.ca.authority import DEFAULT
+from eastwest.server.ca.rotation import AuthorityKeeper, Item
 from eastwest.server.gate import Gate
-from eastwest.server.rotation import AuthorityKeeper, Item
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["LocalAuthority"]
 M = TypeVar("M", bound=Message)

@@ -16,8 +16,8 @@ from eastwest.registry.federation import EndpointProfile, Relationship
 from eastwest.rpc.service import Call, Service
 from eastwest.rpc.spire import bundle_from_proto, bundle_to_proto, masked
 from eastwest.rpc.status import status_of
-from eastwest.server.federation import Federation
-from eastwest.server.federation_poll import BundlePoller
+from eastwest.server.federation.keeper import Federation
+from eastwest.server.federation.poll import BundlePoller
 from eastwest.server.gate import Gate
 from eastwest.spiffe.bundle import Bundle
 from eastwest.spiffe.id import SpiffeId, TrustDomain

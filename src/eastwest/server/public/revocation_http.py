@@ -13,8 +13,8 @@ from starlette.routing import Route
 from eastwest.clock import Clock
 from eastwest.errors import Error, Exhausted, InvalidInput
 from eastwest.pki.revocation import MAX_OCSP_REQUEST_BYTES, RevocationUrls
-from eastwest.server.https import bounded_body
-from eastwest.server.revocation import OcspReply, Revocations, decode_get
+from eastwest.server.public.https import bounded_body
+from eastwest.server.public.revocation import OcspReply, Revocations, decode_get
 
 CRL_MAX_AGE = 300
 OCSP_MAX_AGE = 300

@@ -8,12 +8,12 @@ from typing import Any
 
 from eastwest.pki.rotation import Kind
 from eastwest.server.config import ServerConfig
-from eastwest.server.federation import Federation
-from eastwest.server.federation_client import web_trust
-from eastwest.server.federation_endpoint import bundle_endpoint
-from eastwest.server.https import CertificateFiles, PublicListener
+from eastwest.server.federation.client import web_trust
+from eastwest.server.federation.endpoint import bundle_endpoint
+from eastwest.server.federation.keeper import Federation
 from eastwest.server.identity import ServerIdentity
-from eastwest.server.public import tell_port
+from eastwest.server.public.endpoints import tell_port
+from eastwest.server.public.https import CertificateFiles, PublicListener
 from eastwest.spiffe.bundle import Bundle
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]

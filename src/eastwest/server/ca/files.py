@@ -19,9 +19,9 @@ from eastwest.pki.ca import cross_certify
 from eastwest.pki.hierarchy import UnfitAuthority
 from eastwest.pki.parsing import PARSE_ERRORS
 from eastwest.pki.rotation import IssuingCa, Kind, Request, Root, Source, Stage, State
-from eastwest.server.authority import DEFAULT, checked_chain, root_of
+from eastwest.server.ca.authority import DEFAULT, checked_chain, root_of
+from eastwest.server.ca.rotation import AuthorityKeeper, Changed, find
 from eastwest.server.journal import Event
-from eastwest.server.rotation import AuthorityKeeper, Changed, find
 
 MAX_CERTIFICATES = 64
 LEAST_LEFT = timedelta(hours=1)

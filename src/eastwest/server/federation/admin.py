@@ -6,7 +6,7 @@ from datetime import datetime
 
 from eastwest.api.eastwest.federation.v1 import federation_pb2 as pb
 from eastwest.rpc.service import SMALL_MESSAGE, Call, Service
-from eastwest.server.federation import Federation
+from eastwest.server.federation.keeper import Federation
 from eastwest.server.gate import Gate
 from eastwest.spiffe.id import TrustDomain
 

@@ -10,9 +10,9 @@ from eastwest.errors import InvalidInput
 from eastwest.pki.rotation import Hierarchy, IssuingCa, Kind, Root, Source, Stage
 from eastwest.pki.schedule import activate_at, prepare_at
 from eastwest.rpc.service import Call, Service
-from eastwest.server.ca_files import CaFiles
+from eastwest.server.ca.files import CaFiles
+from eastwest.server.ca.rotation import AuthorityKeeper, Changed, Item
 from eastwest.server.gate import Gate
-from eastwest.server.rotation import AuthorityKeeper, Changed, Item
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Authority"]
 MAX_CROSS_DAYS = 3650

@@ -19,8 +19,8 @@ from eastwest.registry.federation import (
     refresh_seconds,
     retry_seconds,
 )
-from eastwest.server.federation import Federation
-from eastwest.server.federation_client import fetch, spiffe_trust
+from eastwest.server.federation.client import fetch, spiffe_trust
+from eastwest.server.federation.keeper import Federation
 from eastwest.spiffe.bundle import Bundle
 from eastwest.spiffe.id import TrustDomain
 

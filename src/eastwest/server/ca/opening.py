@@ -18,10 +18,10 @@ from eastwest.pki.signer import KeyAlgorithm
 from eastwest.pki.upstream import UpstreamAuthority, UpstreamContext
 from eastwest.process.files import make_private
 from eastwest.process.plugins import UPSTREAM_AUTHORITIES, load_plugin
-from eastwest.server.authority import Lifetimes, Maker, log_name, open_key_store
+from eastwest.server.ca.authority import Lifetimes, Maker, log_name, open_key_store
+from eastwest.server.ca.rotation import AuthorityKeeper
 from eastwest.server.config import ServerConfig
 from eastwest.server.journal import Event, Journal
-from eastwest.server.rotation import AuthorityKeeper
 from eastwest.store.authority import SqliteAuthority
 from eastwest.store.database import Database
 from eastwest.store.log import SqliteLog

@@ -10,7 +10,7 @@ from eastwest.errors import InvalidInput, NotFound
 from eastwest.pki.revocation import Reason, RevocationUrls
 from eastwest.rpc.service import Call, Service
 from eastwest.server.gate import Gate
-from eastwest.server.revocation import MAX_AT_ONCE, Revocations
+from eastwest.server.public.revocation import MAX_AT_ONCE, Revocations
 from eastwest.spiffe.id import SpiffeId
 from eastwest.store.revocation import MAX_ROWS, CertificateQuery, Registered, SqliteRevocations
 

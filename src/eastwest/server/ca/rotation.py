@@ -32,10 +32,10 @@ from eastwest.pki.confirmation import (
 from eastwest.pki.parsing import PARSE_ERRORS
 from eastwest.pki.rotation import Hierarchy, IssuingCa, JwtKey, Kind, Root, Source, Stage, State
 from eastwest.pki.signer import algorithm_of
-from eastwest.server.authority import DEFAULT, Maker, Signing, root_of
+from eastwest.server.ca.authority import DEFAULT, Maker, Signing, root_of
+from eastwest.server.ca.trust import Trust
 from eastwest.server.finishing import to_the_end
 from eastwest.server.journal import Event, Journal
-from eastwest.server.trust import Trust
 from eastwest.spiffe.bundle import Bundle, JwtAuthority
 from eastwest.store.authority import SqliteAuthority
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from eastwest.errors import FailedPrecondition
 from eastwest.plugins.disk_keys import DiskKeyStore, Protection
 from eastwest.process.locked import locked
-from eastwest.server.authority import open_key_store
+from eastwest.server.ca.authority import open_key_store
 from eastwest.server.config import ServerConfig
 
 

@@ -21,8 +21,8 @@ from eastwest.errors import Error, FailedPrecondition
 from eastwest.pki.confirmation import NotConfirmed
 from eastwest.pki.rotation import Kind, Root, Source, Stage
 from eastwest.pki.upstream import TellsTaint, UpstreamAuthority
-from eastwest.server.authority import subject_key_id
-from eastwest.server.rotation import AuthorityKeeper
+from eastwest.server.ca.authority import subject_key_id
+from eastwest.server.ca.rotation import AuthorityKeeper
 from eastwest.spiffe.bundle import Bundle, JwtAuthority
 
 REFRESH_SECONDS = 15.0

@@ -17,15 +17,15 @@ from eastwest.pki.revocation import RevocationUrls
 from eastwest.pki.rotation import Stage
 from eastwest.process.files import replace_file
 from eastwest.rpc.service import Service
-from eastwest.server.certificates import CertificateService
+from eastwest.server.ca.rotation import AuthorityKeeper
 from eastwest.server.config import ServerConfig
 from eastwest.server.gate import Gate
-from eastwest.server.https import CertificateFiles, PublicListener
 from eastwest.server.journal import Journal
-from eastwest.server.oidc import oidc_app
-from eastwest.server.revocation import Revocations
-from eastwest.server.revocation_http import revocation_app
-from eastwest.server.rotation import AuthorityKeeper
+from eastwest.server.public.certificates import CertificateService
+from eastwest.server.public.https import CertificateFiles, PublicListener
+from eastwest.server.public.oidc import oidc_app
+from eastwest.server.public.revocation import Revocations
+from eastwest.server.public.revocation_http import revocation_app
 from eastwest.spiffe.bundle import Bundle
 from eastwest.store.database import Database
 from eastwest.store.revocation import SqliteRevocations

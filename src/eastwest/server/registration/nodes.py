@@ -14,7 +14,7 @@ from eastwest.rpc.spire import agent_to_proto
 from eastwest.server.control import ControlHub
 from eastwest.server.gate import Gate
 from eastwest.server.journal import Journal
-from eastwest.server.purge import purge_nodes
+from eastwest.server.registration.purge import purge_nodes
 from eastwest.spiffe.id import SpiffeId
 
 MAX_PAGE = 1000

@@ -11,7 +11,7 @@ from eastwest.clock import Clock
 from eastwest.errors import Error
 from eastwest.pki.confirmation import NotConfirmed
 from eastwest.pki.schedule import Action, Due, due, next_due, waits_for_people
-from eastwest.server.rotation import AuthorityKeeper
+from eastwest.server.ca.rotation import AuthorityKeeper
 
 BLOCKED_SECONDS = 10.0
 """Until what could not be done is tried again, unless a node confirms something before that."""
