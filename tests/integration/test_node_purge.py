@@ -49,18 +49,20 @@ async def test_a_purge_by_hand_is_recorded_as_one(tmp_path):
             assert done.returncode == 0, done.stderr
             return [name.rpartition("/")[2] for name in json.loads(done.stdout)["nodes"]]
 
-        def records() -> list[tuple[str, str]]:
+        async def records() -> list[tuple[str, str]]:
+            async with server.admin() as admin:
+                await admin.flush_log()
             shown = eastwest("log", "show", "--data", server.data, "--json").stdout
             entries = [each["entry"] for each in json.loads(shown)["entries"]]
             return [(e["kind"], e["subject"].rpartition("/")[2]) for e in entries if e["kind"].startswith("node.")]
 
         assert purge("--dry-run") == ["old"]
-        assert records() == []
+        assert await records() == []
         assert purge() == ["old"]
-        assert records() == [("node.purged", "old")]
+        assert await records() == [("node.purged", "old")]
         assert purge("--every-kind") == ["first"]
         # A moment to come is none: whoever may still act is not forgotten.
         assert purge("--expired-for", "0", "--every-kind") == ["young"]
-        assert [kind for kind, _ in records()] == ["node.purged"] * 3
+        assert [kind for kind, _ in await records()] == ["node.purged"] * 3
     finally:
         server.kill()

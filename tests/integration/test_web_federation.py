@@ -116,7 +116,7 @@ def test_files_change_break_and_are_mended_under_a_relationship(both, web):
         assert json.load(reply)["spiffe_sequence"] == sequence
 
 
-def test_peers_who_cannot_confirm_are_given_time(both):
+async def test_peers_who_cannot_confirm_are_given_time(both):
     ours, partner = both
     federate(ours, partner)
     for server, kind in ((partner, "x509"), (partner, "jwt"), (ours, "jwt")):
@@ -129,6 +129,8 @@ def test_peers_who_cannot_confirm_are_given_time(both):
         assert (status.returncode, made["id"] in [item["id"] for item in waiting]) == (1, True)
         assert "those outside the trust domain have it by" in eastwest("ca", "status", "--data", server.data).stdout
         done(server, "ca", "activate", made["id"], "--force")
+        async with server.admin() as admin:
+            await admin.flush_log()
         log = json.loads(done(server, "log", "show", "--kind", "ca.activated", "--json"))["entries"]
         assert log[-1]["entry"]["forced"] is True
         assert "has been published for" in log[-1]["entry"]["unconfirmed"]
