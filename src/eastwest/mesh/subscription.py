@@ -182,7 +182,10 @@ class DeltaSession:
         return response
 
     def _note_version(self) -> None:
-        """A version counts as enforced once every resource but secrets is acknowledged in it."""
+        """A version counts as enforced once every resource is acknowledged in it, and the secrets that it is used with.
+
+        Secrets hold whom it trusts. Those that change later, at a renewal, do not take the version back.
+        """
         if self._current is None:
             return
         for type_url in names.PUSH_ORDER:
@@ -196,6 +199,8 @@ class DeltaSession:
                 return
             if any(subscription.acked.get(name) != resource.version for name, resource in available.items()):
                 return
+        if self._version_acked != self._current.version and not self._secrets_taken(self._current):
+            return
         self._version_acked = self._current.version
 
     def _note_secrets(self) -> None:
@@ -209,10 +214,16 @@ class DeltaSession:
             if self._version_acked and self._version_acked == current.version:
                 self._secrets_acked = current.marker
             return
+        if self._secrets_taken(current):
+            self._secrets_acked = current.marker
+
+    def _secrets_taken(self, current: Resources) -> bool:
+        subscription = self._types.get(names.SECRET)
+        if subscription is None:
+            return True
         available = current.of_type(names.SECRET)
         used = available.keys() if subscription.wildcard else subscription.names & available.keys()
-        if not subscription.in_flight and all(subscription.acked.get(n) == available[n].version for n in used):
-            self._secrets_acked = current.marker
+        return not subscription.in_flight and all(subscription.acked.get(n) == available[n].version for n in used)
 
 
 class SecretSession:

@@ -104,3 +104,24 @@ def test_streams_of_secrets_alone():
     # The same content under a newer marker needs no answer.
     assert session.on_secrets(given("four", b"C")) is None
     assert session.secrets_acked == "four"
+
+
+def test_a_version_is_enforced_only_with_the_trust_that_came_with_it():
+    roots = Resource.of("roots", names.SECRET, StringValue(value="ours"))
+    wider = Resource.of("roots", names.SECRET, StringValue(value="ours and theirs"))
+    session = DeltaSession()
+    session.on_snapshot(Snapshot.of("v1", [CLUSTER, roots], "one"))
+    [clusters] = session.on_request(ask(names.CLUSTER))
+    [first] = session.on_request(ask(names.SECRET, "roots"))
+    session.on_request(ack(clusters))
+    session.on_request(ack(first))
+    assert session.status().version_acked == "v1"
+    [second] = session.on_snapshot(Snapshot.of("v2", [CLUSTER, wider], "two"))
+    assert session.status().version_acked == "v1"
+    session.on_request(ack(second))
+    assert session.status().version_acked == "v2"
+    # A renewal within the version does not take it back.
+    [third] = session.on_snapshot(Snapshot.of("v2", [CLUSTER, roots], "three"))
+    assert session.status().version_acked == "v2"
+    session.on_request(ack(third))
+    assert session.status().version_acked == "v2"
