@@ -77,8 +77,10 @@ class TestVaultIntermediateByAppRole(TestVaultRootByToken):
     async def test_a_revoked_token_is_replaced(self, bao):
         upstream = open_upstream(self.options)
         await upstream.mint(self.request(new_signer()))
-        bao.call("POST", "auth/token/revoke", {"token": upstream._login.token})
-        await upstream.mint(self.request(new_signer()))
+        first = upstream._login.token
+        bao.call("POST", "auth/token/revoke", {"token": first})
+        assert (await upstream.mint(self.request(new_signer()))).chain
+        assert upstream._login.token != first
 
     async def test_a_wrong_secret_is_refused_and_not_shown(self, tmp_path):
         self.options["secret_id_file"] = private_file(tmp_path / "wrong", "not-the-secret")

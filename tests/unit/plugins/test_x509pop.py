@@ -190,7 +190,8 @@ async def test_several_authority_files(root_file: Path, tmp_path: Path) -> None:
     second = DeviceCA(name="Second")
     paths = [str(root_file), str(second.write_root(tmp_path / "second.pem"))]
     shows = prover(second.device(), tmp_path)
-    await attestor(ca_bundle_paths=paths).attest(await shows.payload(), Asked(shows))
+    attested = await attestor(ca_bundle_paths=paths).attest(await shows.payload(), Asked(shows))
+    assert attested.path.startswith("/spire/agent/x509pop/")
 
 
 async def test_the_address_can_be_bound_to_the_certificate(root_file: Path, tmp_path: Path) -> None:
