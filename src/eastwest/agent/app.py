@@ -195,12 +195,12 @@ class _Agent:
             sidecars.on_state()
             identities.on_state(state)
 
-        holdings = Holdings(knowledge, identities, sidecars, renewal, clock)
-        control = ControlClient(connection, knowledge.state, holdings, clock, jitter, on_state)
         if cached:
             restored = identities.restore(cache.load_svids())
             sidecars.on_state()
             _log.info("agent.cache.restored", entries=len(knowledge.state.entries), svids=restored)
+        holdings = Holdings(knowledge, identities, sidecars, renewal, clock)
+        control = ControlClient(connection, knowledge.state, holdings, clock, jitter, on_state)
 
         def problems() -> list[str]:
             found = [] if knowledge.state.epoch else ["no state has come from the server yet"]
@@ -328,8 +328,9 @@ class _Agent:
                 if await _to_disk(partial(cache.save_state, state)):
                     holdings.kept(state.bundle.sequence)
             if identities.changes.count != svids:
-                svids = identities.changes.count
-                await _to_disk(partial(cache.save_svids, identities.everything()))
+                svids, everything = identities.changes.count, identities.everything()
+                if await _to_disk(partial(cache.save_svids, everything)):
+                    holdings.kept_svids([held.svid.chain for held in everything])
             await knowledge.changes.beyond(seen)
             await asyncio.sleep(_SAVE_AFTER)
 

@@ -26,6 +26,7 @@ class Holdings:
         self._renewal = renewal
         self._clock = clock
         self._kept = 0
+        self._kept_svids = [held.svid.chain for held in identities.everything()]
 
     @property
     def changes(self) -> Changes:
@@ -37,6 +38,11 @@ class Holdings:
         if sequence != self._kept:
             self._kept = sequence
             self.changes.bump()
+
+    def kept_svids(self, chains: Sequence[tuple[bytes, ...]]) -> None:
+        """These SVIDs (chains, leaf first) are on disk, and no others: a restart would begin with them."""
+        self._kept_svids = list(chains)
+        self._knowledge.changes.bump()
 
     def statuses(self) -> Sequence[control.SidecarStatus]:
         """How far each sidecar has come."""
@@ -65,7 +71,9 @@ class Holdings:
         ground, now = self._knowledge.ground, self._clock.now()
         if ground.is_clean:
             return 0
-        chains = [self._renewal.own.chain, *(held.svid.chain for held in self._identities.everything())]
+        # What is on disk counts too: killed now, the agent would serve it again, and its issuer may be gone by then.
+        held = {held.svid.chain for held in self._identities.everything()} | set(self._kept_svids)
+        chains = [self._renewal.own.chain, *held]
         own = sum(ground.standing(chain, now) is not Standing.FINE for chain in chains)
         shown = sum(status.tainted for status in self._sidecars.statuses() if status.connected)
         return own + shown + self._sidecars.streams_tainted

@@ -20,7 +20,8 @@ from eastwest.spiffe.id import SpiffeId, TrustDomain
 
 DEFAULT_TTL = 600
 MAX_TTL = 30 * 24 * 3600
-MIN_TOKEN_LENGTH = 16
+MIN_TOKEN_LENGTH = 12
+"""Of a token that the caller chose; those made here are random UUIDs. SPIRE's own test client chooses 12."""
 MAX_TOKEN_LENGTH = 255
 JOIN_TOKEN_PREFIX = AGENT_PREFIX + "join_token/"
 
