@@ -18,7 +18,7 @@ from eastwest.api.spire.api.server.svid.v1 import svid_pb2
 from eastwest.api.spire.api.types import types_pb2
 from eastwest.pki.ca import make_ca_csr
 from eastwest.pki.csr import make_csr
-from eastwest.pki.rotation import Kind
+from eastwest.pki.rotation.state import Kind
 from eastwest.testing import TestCA
 
 UNAUTHENTICATED, PERMISSION_DENIED = 16, 7

@@ -90,6 +90,7 @@ class RotationMesh:
         self.server = ServerProcess(self.data, TD)
         self.load = Load(place / "caller" / "db.sock")
         self.agents: list[subprocess.Popen[bytes]] = []
+        self.envoys: dict[str, subprocess.Popen[bytes]] = {}
         self._children: list[subprocess.Popen[bytes]] = []
         self._app: asyncio.Server | None = None
         self._served: dict[asyncio.Task[None] | None, asyncio.StreamWriter] = {}
@@ -117,6 +118,7 @@ class RotationMesh:
             self._app.close()
         for child in reversed(self._children):
             if child.poll() is None:
+                child.send_signal(signal.SIGCONT)
                 child.send_signal(signal.SIGTERM)
         for child in self._children:
             child.wait(20)
@@ -182,6 +184,17 @@ class RotationMesh:
                     return
                 await asyncio.sleep(0.05)
 
+    async def waits_for(self, node_id: str) -> None:
+        """Until a sidecar is the only one that keeps its node from confirming the newest bundle."""
+        async with asyncio.timeout(30):
+            while True:
+                async with self.ca() as ca:
+                    state = await ca.state(holders=True)
+                waiting = [name for holder in state.holders for name in holder.waiting if holder.connected]
+                if len(waiting) == 1 and f"({node_id})" in waiting[0]:
+                    return
+                await asyncio.sleep(0.05)
+
     async def _echo(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         this = asyncio.current_task()
         self._served[this] = writer
@@ -217,7 +230,7 @@ class RotationMesh:
         except OSError:
             envoy.write_bytes(envoy_binary().read_bytes())
             envoy.chmod(0o755)
-        self._run(
+        self.envoys[name] = self._run(
             f"sidecar-{name}",
             *("sidecar", "run", "--data", str(self.data), "--egress-socket", str(home / "egress.sock")),
             *("--admin-socket", str(home / "envoy.sock"), "--envoy", str(envoy), "--node-id", name),

@@ -73,6 +73,34 @@ async def test_a_full_rotation_under_load_fails_no_handshake(mesh: RotationMesh)
     assert len(list((mesh.data / "server" / "keys").glob("root-*.pem"))) == 1
 
 
+async def test_an_envoy_that_is_away_is_waited_for_also_by_an_agent_that_was_killed(mesh: RotationMesh) -> None:
+    away = mesh.envoys["caller"]
+    async with mesh.ca() as ca:
+        await mesh.confirmed()
+        old = next(item for item in (await ca.state()).items if item.kind == "x509")
+        away.send_signal(signal.SIGSTOP)
+        mesh.kill_agent()
+        prepared = (await ca.prepare("x509", "")).item
+        # The agent is back, has the new bundle, and the other Envoy has it from there.
+        await mesh.waits_for("caller")
+        with pytest.raises(FailedPrecondition, match=r"1 live node has not confirmed: .*sidecars waiting: .*caller"):
+            await ca.change("Activate", prepared.id)
+        away.send_signal(signal.SIGCONT)
+        await mesh.confirmed()
+        await ca.change("Activate", prepared.id)
+        # What it shows is waited for as well as what it trusts.
+        away.send_signal(signal.SIGSTOP)
+        await ca.change("Taint", old.id)
+        mesh.kill_agent()
+        await mesh.waits_for("caller")
+        with pytest.raises(FailedPrecondition, match="1 live node has not let go"):
+            await ca.change("Revoke", old.id)
+        # One that has ended is not waited for.
+        away.kill()
+        await mesh.confirmed(released=True)
+        await ca.change("Revoke", old.id)
+
+
 async def replace_issuing_ca(mesh: RotationMesh, ca: AuthorityClient) -> None:
     """The CA of the workloads' environment, which no bundle names."""
     old = next(item.id for item in (await ca.state()).items if item.environment == "prod")

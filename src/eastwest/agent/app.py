@@ -28,6 +28,7 @@ from eastwest.agent.config import Settings
 from eastwest.agent.connection import Dismissed, ServerConnection
 from eastwest.agent.control import ControlClient
 from eastwest.agent.decisions import Decisions
+from eastwest.agent.envoys import Envoys
 from eastwest.agent.explaining import ADMIN_SOCKET_MODE, explain_service
 from eastwest.agent.health import HealthServer
 from eastwest.agent.holdings import Holdings
@@ -198,6 +199,7 @@ class _Agent:
         if cached:
             restored = identities.restore(cache.load_svids())
             sidecars.on_state()
+            sidecars.envoys.restore(cache.load_envoys())
             _log.info("agent.cache.restored", entries=len(knowledge.state.entries), svids=restored)
         holdings = Holdings(knowledge, identities, sidecars, renewal, clock)
         control = ControlClient(connection, knowledge.state, holdings, clock, jitter, on_state)
@@ -216,7 +218,7 @@ class _Agent:
         listener = Listener(
             [
                 WorkloadApi(knowledge, identities, jwts, attestor.attest, clock).service(),
-                *ConfigStreams(sidecars, identified, sidecars.report, sidecars.taken).services(),
+                *ConfigStreams(sidecars, identified, sidecars.report, sidecars.taken, sidecars.envoys.ended).services(),
                 *AccessLogs(identified, sidecars, decisions.record).services(),
                 HealthService(problems).service(),
             ],
@@ -233,7 +235,10 @@ class _Agent:
                     group.create_task(identities.run())
                     group.create_task(renewal.run())
                     group.create_task(decisions.run())
-                    group.create_task(self._keep_cache(cache, knowledge, identities, renewal, holdings))
+                    envoys = sidecars.envoys
+                    group.create_task(self._keep_cache(cache, knowledge, identities, renewal, holdings, envoys))
+                    group.create_task(_keep_envoys(cache, envoys))
+                    group.create_task(envoys.run())
                     group.create_task(holdings.run())
                     if not cached:
                         await self._first_state(control, connection.target)
@@ -315,7 +320,13 @@ class _Agent:
         notify("READY=1")
 
     async def _keep_cache(
-        self, cache: Cache, knowledge: Knowledge, identities: Identities, renewal: Renewal, holdings: Holdings
+        self,
+        cache: Cache,
+        knowledge: Knowledge,
+        identities: Identities,
+        renewal: Renewal,
+        holdings: Holdings,
+        envoys: Envoys,
     ) -> None:
         """Write what changed, a moment after it did; each part only when it changed."""
         states, svids = knowledge.states.count, identities.changes.count
@@ -323,6 +334,7 @@ class _Agent:
             seen = knowledge.changes.count
             if cache.bind(renewal.own.id):
                 states = svids = -1
+                envoys.kept.bump()
             if knowledge.states.count != states and knowledge.state.epoch:
                 states, state = knowledge.states.count, knowledge.state
                 if await _to_disk(partial(cache.save_state, state)):
@@ -333,6 +345,14 @@ class _Agent:
                     holdings.kept_svids([held.svid.chain for held in everything])
             await knowledge.changes.beyond(seen)
             await asyncio.sleep(_SAVE_AFTER)
+
+
+async def _keep_envoys(cache: Cache, envoys: Envoys) -> None:
+    while True:
+        seen = envoys.kept.count
+        everything = envoys.everything()
+        await _to_disk(partial(cache.save_envoys, everything))
+        await envoys.kept.beyond(seen)
 
 
 async def _to_disk(save: Callable[[], None]) -> bool:

@@ -1,7 +1,8 @@
 """The last good state on disk, so that a restart serves while the server is away.
 
-Entries, bundles and sidecars always; SVIDs with their keys only sealed (AES-256-GCM) under a key that lies in the
-kernel and not beside the file. What is damaged, foreign or sealed under another key counts as not there.
+Entries, bundles, sidecars and what each Envoy has always; SVIDs with their keys only sealed (AES-256-GCM) under a key
+that lies in the kernel and not beside the file. What is damaged, foreign or sealed under another key counts as not
+there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from google.protobuf.message import DecodeError
 
+from eastwest.agent.envoys import Envoy
 from eastwest.agent.identities import Held
 from eastwest.agent.keys import WorkloadKey
 from eastwest.agent.state import BadUpdate, State
@@ -32,6 +34,7 @@ from eastwest.spiffe.svid import X509Svid
 
 _STATE = b"eastwest agent state 1\n"
 _KEYS = b"eastwest agent keys 1\n"
+_ENVOYS = b"eastwest agent envoys 1\n"
 _NONCE = 12
 _DIGEST = 32
 _log = structlog.get_logger()
@@ -43,6 +46,7 @@ class Cache:
     def __init__(self, directory: Path, agent: SpiffeId, node_key: bytes | None, entropy: Entropy) -> None:
         self._state_file = directory / "state"
         self._keys_file = directory / "svids.sealed"
+        self._envoys_file = directory / "envoys"
         self._agent = agent
         self._entropy = entropy
         self._node_key = node_key
@@ -84,6 +88,23 @@ class Cache:
         body = state.to_update().SerializeToString()
         replace_file(self._state_file, _STATE + self._digest(body) + body)
 
+    def load_envoys(self) -> tuple[Envoy, ...]:
+        """The Envoys that had something from here; none where that cannot be read."""
+        content = _read(self._envoys_file)
+        if content is None:
+            return ()
+        body = content[len(_ENVOYS) + _DIGEST :]
+        if content[: len(_ENVOYS) + _DIGEST] == _ENVOYS + self._digest(body):
+            with contextlib.suppress(msgspec.MsgspecError):
+                return msgspec.msgpack.decode(body, type=tuple[Envoy, ...])
+        _ignored(self._envoys_file, "it is damaged or another agent's")
+        return ()
+
+    def save_envoys(self, envoys: Iterable[Envoy]) -> None:
+        """Keep what each Envoy has: certificates, no keys."""
+        body = msgspec.msgpack.encode(list(envoys))
+        replace_file(self._envoys_file, _ENVOYS + self._digest(body) + body)
+
     def load_svids(self) -> tuple[Held, ...]:
         """The sealed SVIDs; none where they cannot be unsealed."""
         content = _read(self._keys_file)
@@ -108,7 +129,7 @@ class Cache:
 
     def forget(self) -> None:
         """Remove everything: the server no longer knows this agent."""
-        for file in (self._state_file, self._keys_file):
+        for file in (self._state_file, self._keys_file, self._envoys_file):
             with contextlib.suppress(FileNotFoundError):
                 file.unlink()
 

@@ -75,5 +75,4 @@ class Holdings:
         held = {held.svid.chain for held in self._identities.everything()} | set(self._kept_svids)
         chains = [self._renewal.own.chain, *held]
         own = sum(ground.standing(chain, now) is not Standing.FINE for chain in chains)
-        shown = sum(status.tainted for status in self._sidecars.statuses() if status.connected)
-        return own + shown + self._sidecars.streams_tainted
+        return own + self._sidecars.tainted

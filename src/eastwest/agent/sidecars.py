@@ -9,7 +9,7 @@ from __future__ import annotations
 from base64 import standard_b64encode
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from textwrap import wrap
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import mldsa
 from eastwest import errors
 from eastwest.agent.callers import Attested, NoIdentity, live_entries
 from eastwest.agent.changes import Changes
+from eastwest.agent.envoys import Envoys, Given
 from eastwest.agent.identities import Held, Identities
 from eastwest.agent.knowledge import Knowledge
 from eastwest.agent.taint import Standing
@@ -35,6 +36,7 @@ from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource, Snapshot
 from eastwest.policy.enforcement import Sidecar
 from eastwest.registry.entry import Entry
+from eastwest.rpc.peer import started_at
 from eastwest.spiffe.bundle import Bundle
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 
@@ -49,19 +51,19 @@ _MadeOf = tuple[Sidecar, Held, Mapping[TrustDomain, Bundle]]
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What one Envoy was given to trust and to show: the bundle's sequence and the chains of its SVIDs."""
-
-    sequence: int
-    chains: tuple[tuple[bytes, ...], ...] = ()
-
-
 class Sidecars:
     """Config and secrets for local Envoys. ``changes`` counts what the server should hear about them."""
 
-    def __init__(self, knowledge: Knowledge, identities: Identities, settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        identities: Identities,
+        settings: Settings,
+        clock: Clock,
+        started: Callable[[int], int] = started_at,
+    ) -> None:
         self.changes = Changes()
+        self.envoys = Envoys(clock, self.changes, started)
         self._knowledge = knowledge
         self._identities = identities
         self._settings = settings
@@ -76,8 +78,6 @@ class Sidecars:
         self._problems: dict[str, str] = {}
         self._statuses: OrderedDict[tuple[str, int], control.SidecarStatus] = OrderedDict()
         self._connected_at: dict[tuple[str, int], datetime] = {}
-        self._given: dict[tuple[str, int], Given] = {}
-        self._streams: dict[object, Given] = {}
 
     def on_state(self) -> None:
         """Remember what each service's rules stand for, before any Envoy can report by them."""
@@ -138,16 +138,11 @@ class Sidecars:
             connected_at=int(connected_at.timestamp()),
             connected=status.connected,
         )
-        given = session.secrets_acked
-        changed = isinstance(given, Given) and self._given.get(key) != given
-        if isinstance(given, Given):
-            self._given[key] = given
+        self.envoys.told(*key, spiffe_id, session.secrets_acked)
         if not status.connected:
             self._connected_at.pop(key, None)
-            self._given.pop(key, None)
+            self.envoys.left(*key)
         if self._statuses.get(key) == told:
-            if changed:
-                self.changes.bump()
             return
         if told.connected and key not in self._statuses:
             for other in [k for k, s in self._statuses.items() if k[0] == key[0] and not s.connected]:
@@ -158,38 +153,51 @@ class Sidecars:
         self.changes.bump()
 
     def statuses(self) -> Sequence[control.SidecarStatus]:
-        """What the server is told of the sidecars of this node."""
+        """What the server is told of the sidecars of this node, those included that are away and still run."""
         intended = {str(spiffe_id): s.version for spiffe_id, s in self._knowledge.state.sidecars.items()}
         told: list[control.SidecarStatus] = []
-        for key, kept in self._statuses.items():
+        for key, kept in {**self._remembered(), **self._statuses}.items():
             status = control.SidecarStatus()
             status.CopyFrom(kept)
             status.node_id = kept.node_id[:MAX_NODE_ID]
             status.intended_version = intended.get(kept.spiffe_id, "")
             status.error = (kept.error or self._problems.get(kept.spiffe_id, ""))[:MAX_ERROR]
-            if given := self._given.get(key):
+            given = self.envoys.given(*key)
+            if given is not None and (kept.connected or self._is_registered(kept.spiffe_id)):
                 status.bundle_sequence = given.sequence
                 status.tainted = self._is_tainted(given)
             told.append(status)
-        return told
+        return told[-MAX_SIDECARS:]
 
-    def taken(self, stream: object, marker: object) -> None:
-        """Take how far a stream of secrets alone has come; None: it has acknowledged nothing, or ended."""
-        before = self._streams.pop(stream, None)
-        if isinstance(marker, Given):
-            self._streams[stream] = marker
-        if self._streams.get(stream) != before:
-            self.changes.bump()
+    def taken(self, stream: object, principal: Principal, marker: object) -> None:
+        """Take how far a stream of secrets alone has come."""
+        self.envoys.taken(stream, principal.pid, principal.spiffe_ids[0], marker)
 
     @property
     def streams_sequence(self) -> int | None:
         """The oldest bundle that a stream of secrets alone stands at, of those that acknowledge; None without any."""
-        return min((given.sequence for given in self._streams.values()), default=None)
+        return min((given.sequence for given in self._secrets_alone()), default=None)
 
     @property
-    def streams_tainted(self) -> int:
-        """How many streams of secrets alone still show what stems from a tainted authority."""
-        return sum(self._is_tainted(given) for given in self._streams.values())
+    def tainted(self) -> int:
+        """How many Envoys still show what stems from a tainted authority."""
+        shown = sum(status.tainted for status in self.statuses())
+        return shown + sum(self._is_tainted(given) for given in self._secrets_alone())
+
+    def _remembered(self) -> dict[tuple[str, int], control.SidecarStatus]:
+        """Those that have not come back since this agent started."""
+        return {
+            (envoy.node_id, envoy.pid): control.SidecarStatus(node_id=envoy.node_id, spiffe_id=envoy.spiffe_id)
+            for envoy, connected in self.envoys.sidecars()
+            if not connected and self._is_registered(envoy.spiffe_id)
+        }
+
+    def _secrets_alone(self) -> Iterator[Given]:
+        return (envoy.given for envoy in self.envoys.secrets_alone() if self._is_registered(envoy.spiffe_id))
+
+    def _is_registered(self, spiffe_id: str) -> bool:
+        """Whether an Envoy that is away may come back: nobody waits for one whose entry is gone."""
+        return self._knowledge.state.has_entry(spiffe_id)
 
     def _is_tainted(self, given: Given) -> bool:
         ground, now = self._knowledge.ground, self._clock.now()

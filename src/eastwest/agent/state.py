@@ -108,6 +108,10 @@ class State:
         self._matches[selectors] = result
         return result
 
+    def has_entry(self, spiffe_id: str) -> bool:
+        """Whether any entry gives ``spiffe_id``."""
+        return spiffe_id in self._spiffe_ids
+
     def bundles_for(self, entries: Iterable[Entry]) -> dict[TrustDomain, Bundle]:
         """The own bundle and those that ``entries`` federate with."""
         wanted = {self.trust_domain}.union(*(entry.federates_with for entry in entries))
@@ -132,6 +136,10 @@ class State:
             name = control.ResourceName(kind=_TAINTED, name=self.trust_domain.name)
             update.upserts.add(name=name, tainted=control.Tainted(subject_key_ids=sorted(self.tainted)))
         return update
+
+    @cached_property
+    def _spiffe_ids(self) -> frozenset[str]:
+        return frozenset(str(entry.spiffe_id) for entry in self.entries.values())
 
     @cached_property
     def _by_pivot(self) -> dict[Selector, list[Entry]]:

@@ -59,15 +59,16 @@ class SidecarStatus:
 
 
 Identify = Callable[[Call], Awaitable[Principal]]
-Taken = Callable[[object, object], None]
-"""Hears which marker a stream of secrets alone has acknowledged (None: none, or it ended); the stream comes first."""
+Taken = Callable[[object, Principal, object], None]
+"""Hears which marker a stream of secrets alone has acknowledged (None: none yet); the stream comes first."""
 
 
 class ConfigStreams:
     """The ADS and SDS services of one agent.
 
     ``identify`` raises ``PermissionDenied`` for a process without an identity. ``report`` is called after
-    every request and push of an ADS stream, ``taken`` after those of streams of secrets; neither may block.
+    every request and push of an ADS stream, ``taken`` after those of streams of secrets, ``ended`` after the last of
+    these; none may block.
     """
 
     def __init__(
@@ -75,12 +76,14 @@ class ConfigStreams:
         source: SnapshotSource,
         identify: Identify,
         report: Callable[[SidecarStatus], None],
-        taken: Taken = lambda _stream, _marker: None,
+        taken: Taken = lambda _stream, _principal, _marker: None,
+        ended: Callable[[object], None] = lambda _stream: None,
     ) -> None:
         self._source = source
         self._identify = identify
         self._report = report
         self._taken = taken
+        self._ended = ended
 
     def services(self) -> list[Service]:
         """To be added to the agent's listener."""
@@ -115,10 +118,14 @@ class ConfigStreams:
         secrets = self._source.secrets(principal)
         snapshots = (secret_set.snapshot() async for secret_set in secrets)
         session = DeltaSession()
+
+        def taken() -> None:
+            self._taken(call, principal, session.status().secrets_acked)
+
         try:
-            await _serve_delta(call, session, snapshots, lambda: self._taken(call, session.status().secrets_acked))
+            await _serve_delta(call, session, snapshots, taken)
         finally:
-            self._taken(call, None)
+            self._ended(call)
 
     async def _stream_secrets(self, _: None, call: Call) -> None:
         principal = await self._identify(call)
@@ -126,11 +133,11 @@ class ConfigStreams:
         try:
             async for update, request in _merged(call, self._source.secrets(principal)):
                 response = session.on_request(request) if update is None else session.on_secrets(update)
-                self._taken(call, session.secrets_acked)
+                self._taken(call, principal, session.secrets_acked)
                 if response is not None:
                     await call.send(response)
         finally:
-            self._taken(call, None)
+            self._ended(call)
 
     async def _fetch_secrets(self, request: Any, call: Call) -> Any:
         principal = await self._identify(call)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, Unpack, cast, get_type_hints
 
 import typer
 
@@ -26,26 +28,56 @@ Wait = Annotated[
     float,
     typer.Option(metavar="SECONDS", help="Wait until the agents concerned hold the change; exit 1 when not all do."),
 ]
-Selectors = Annotated[list[str] | None, typer.Option("--selector", help="type:value, such as unix:uid:1000. Repeat.")]
-Ttl = Annotated[int | None, typer.Option(min=0, max=14400, help="Seconds of an X.509-SVID; 0: the profile's default.")]
-JwtTtl = Annotated[int | None, typer.Option(min=0, max=14400, help="Seconds of a JWT-SVID; 0: the server's default.")]
-Dns = Annotated[list[str] | None, typer.Option(help="A DNS name for the certificate. Repeat.")]
-Hint = Annotated[str | None, typer.Option(help="A word by which the workload chooses among its identities.")]
-Federates = Annotated[list[str] | None, typer.Option(metavar="TD", help="A trust domain whose bundle it gets. Repeat.")]
-Expires = Annotated[
-    int | None, typer.Option(min=0, metavar="SECONDS", help="The entry ends this long from now; 0: never.")
-]
-Owner = Annotated[str | None, typer.Option(help="Who answers for it: kind:name, such as group:commerce.")]
-Attribute = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A fact about it. Repeat for a list.")]
-Admin = Annotated[
-    bool | None, typer.Option("--admin/--no-admin", help="May administer the server over the agents' port.")
-]
-Downstream = Annotated[
-    bool | None, typer.Option("--downstream/--no-downstream", help="May have an intermediate CA: a nested server.")
-]
-StoreSvid = Annotated[
-    bool | None, typer.Option("--store-svid/--no-store-svid", help="For a secret store; never served to workloads.")
-]
+_Command = TypeVar("_Command", bound=Callable[..., None])
+
+
+class EntryFields(TypedDict):
+    """What may be said of any entry, by the names of the protocol's fields; None: not given."""
+
+    x509_svid_ttl: Annotated[
+        int | None,
+        typer.Option("--ttl", min=0, max=14400, help="Seconds of an X.509-SVID; 0: the profile's default."),
+    ]
+    jwt_svid_ttl: Annotated[
+        int | None,
+        typer.Option("--jwt-ttl", min=0, max=14400, help="Seconds of a JWT-SVID; 0: the server's default."),
+    ]
+    dns_names: Annotated[list[str] | None, typer.Option("--dns", help="A DNS name for the certificate. Repeat.")]
+    hint: Annotated[str | None, typer.Option(help="A word by which the workload chooses among its identities.")]
+    federates_with: Annotated[
+        list[str] | None, typer.Option(metavar="TD", help="A trust domain whose bundle it gets. Repeat.")
+    ]
+    expires_at: Annotated[
+        int | None,
+        typer.Option("--expires-in", min=0, metavar="SECONDS", help="The entry ends this long from now; 0: never."),
+    ]
+    owner: Annotated[str | None, typer.Option(help="Who answers for it: kind:name, such as group:commerce.")]
+    attributes: Annotated[
+        list[str] | None,
+        typer.Option("--attribute", metavar="NAME=VALUE", help="A fact about it. Repeat for a list."),
+    ]
+    admin: Annotated[
+        bool | None, typer.Option("--admin/--no-admin", help="May administer the server over the agents' port.")
+    ]
+    downstream: Annotated[
+        bool | None, typer.Option("--downstream/--no-downstream", help="May have an intermediate CA: a nested server.")
+    ]
+    store_svid: Annotated[
+        bool | None, typer.Option("--store-svid/--no-store-svid", help="For a secret store; never served to workloads.")
+    ]
+
+
+def takes_fields(command: _Command) -> _Command:
+    """Give ``command`` an option for each of its ``**fields``: typer reads the signature, and not ``Unpack``."""
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    fields = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
+        for name, option in get_type_hints(EntryFields, include_extras=True).items()
+    ]
+    before = [parameter for parameter in own if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    after = [parameter for parameter in own if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    cast("Any", command).__signature__ = inspect.Signature([*before, *fields, *after])
+    return command
 
 
 @app.command(
@@ -54,95 +86,47 @@ StoreSvid = Annotated[
         " --parent-id spiffe://shop.example/spire/agent/join_token/7d0f1a52 --selector unix:user:billing",
     )
 )
+@takes_fields
 def create(
     data: DataDir,
     spiffe_id: SpiffeIdOption,
     parent_id: ParentOption,
     selector: Annotated[list[str], typer.Option(help="type:value, such as unix:uid:1000; all must hold. Repeat.")],
-    ttl: Ttl = None,
-    jwt_ttl: JwtTtl = None,
-    dns: Dns = None,
-    hint: Hint = None,
-    federates_with: Federates = None,
-    expires_in: Expires = None,
-    owner: Owner = None,
-    attribute: Attribute = None,
     *,
-    admin: Admin = None,
-    downstream: Downstream = None,
-    store_svid: StoreSvid = None,
     dry_run: DryRun = False,
     wait: Wait = 0.0,
     as_json: AsJson = False,
+    **fields: Unpack[EntryFields],
 ) -> None:
     """Register an identity: whoever has all selectors on that node gets it, pushed at once."""
     from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
 
-    entry, _ = _message(
-        spiffe_id=spiffe_id,
-        parent_id=parent_id,
-        selectors=selector,
-        x509_svid_ttl=ttl,
-        jwt_svid_ttl=jwt_ttl,
-        dns_names=dns,
-        hint=hint,
-        federates_with=federates_with,
-        expires_at=expires_in,
-        owner=owner,
-        attributes=attribute,
-        admin=admin,
-        downstream=downstream,
-        store_svid=store_svid,
-    )
+    entry, _ = _message(spiffe_id=spiffe_id, parent_id=parent_id, selectors=selector, **fields)
     _write(data, pb.WriteEntriesRequest(create=[entry], dry_run=dry_run), wait, as_json=as_json)
 
 
 @app.command()
+@takes_fields
 def update(
     data: DataDir,
     entry_id: Annotated[str, typer.Argument(metavar="ENTRY", help="The entry's id.")],
     spiffe_id: Annotated[str | None, typer.Option("--spiffe-id", metavar="ID", help="Another identity.")] = None,
     parent_id: Annotated[str | None, typer.Option("--parent-id", metavar="ID", help="Another node.")] = None,
-    selector: Selectors = None,
-    ttl: Ttl = None,
-    jwt_ttl: JwtTtl = None,
-    dns: Dns = None,
-    hint: Hint = None,
-    federates_with: Federates = None,
-    expires_in: Expires = None,
-    owner: Owner = None,
-    attribute: Attribute = None,
+    selector: Annotated[list[str] | None, typer.Option(help="type:value, such as unix:uid:1000. Repeat.")] = None,
     *,
-    admin: Admin = None,
-    downstream: Downstream = None,
-    store_svid: StoreSvid = None,
     dry_run: DryRun = False,
     wait: Wait = 0.0,
     as_json: AsJson = False,
+    **fields: Unpack[EntryFields],
 ) -> None:
     """Change what is given of an entry, and keep the rest; its agents sign anew."""
     from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
 
-    entry, fields = _message(
-        spiffe_id=spiffe_id,
-        parent_id=parent_id,
-        selectors=selector,
-        x509_svid_ttl=ttl,
-        jwt_svid_ttl=jwt_ttl,
-        dns_names=dns,
-        hint=hint,
-        federates_with=federates_with,
-        expires_at=expires_in,
-        owner=owner,
-        attributes=attribute,
-        admin=admin,
-        downstream=downstream,
-        store_svid=store_svid,
-    )
-    if not fields:
+    entry, given = _message(spiffe_id=spiffe_id, parent_id=parent_id, selectors=selector, **fields)
+    if not given:
         raise typer.BadParameter("nothing is given that would change")
     entry.entry.id = entry_id
-    change = pb.WriteEntriesRequest.Change(entry=entry, fields=fields)
+    change = pb.WriteEntriesRequest.Change(entry=entry, fields=given)
     _write(data, pb.WriteEntriesRequest(update=[change], dry_run=dry_run), wait, as_json=as_json)
 
 

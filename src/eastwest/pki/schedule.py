@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from eastwest.pki.rotation import KEPT_AFTER_END, Hierarchy, Kind, Root, Source, Stage, State, ended
+from eastwest.pki.rotation.lifecycle import ended
+from eastwest.pki.rotation.state import KEPT_AFTER_END, Hierarchy, Kind, Root, Source, Stage, State
 
 DAY = 86_400
 PREPARE_CAP = 30 * DAY

@@ -121,17 +121,19 @@ class SubjectKey:
         return hashlib.sha1(self.bits, usedforsecurity=False).digest()
 
 
-class SoftwareSigner:
-    """A ``Signer`` whose private key is in this process's memory."""
+class BaseSigner:
+    """What every ``Signer`` says of its key, in one place; a subclass adds ``is_remote`` and ``sign``.
 
-    __slots__ = ("_algorithm", "_ecdsa", "_key", "_key_id", "_public_key")
+    It shows nothing but the public half, and is neither copied nor pickled. Raises ``UnsupportedKey`` when it is made
+    for a key of another type.
+    """
 
-    def __init__(self, private_key: PrivateKey) -> None:
-        self._key = private_key
-        self._public_key: PublicKey = private_key.public_key()
-        self._algorithm = algorithm_of(self._public_key)
-        self._ecdsa = ec.ECDSA(HASHES[self._algorithm]) if self._algorithm in HASHES else None
-        self._key_id = key_id_of(self._public_key)
+    __slots__ = ("_algorithm", "_key_id", "_public_key")
+
+    def __init__(self, public_key: PublicKey) -> None:
+        self._public_key = public_key
+        self._algorithm = algorithm_of(public_key)
+        self._key_id = key_id_of(public_key)
 
     @property
     def algorithm(self) -> KeyAlgorithm:
@@ -145,6 +147,23 @@ class SoftwareSigner:
     def key_id(self) -> str:
         return self._key_id
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._algorithm}, {self._key_id})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a signer is not copied or pickled")
+
+
+class SoftwareSigner(BaseSigner):
+    """A ``Signer`` whose private key is in this process's memory."""
+
+    __slots__ = ("_ecdsa", "_key")
+
+    def __init__(self, private_key: PrivateKey) -> None:
+        super().__init__(private_key.public_key())
+        self._key = private_key
+        self._ecdsa = ec.ECDSA(HASHES[self._algorithm]) if self._algorithm in HASHES else None
+
     @property
     def is_remote(self) -> bool:
         return False
@@ -154,12 +173,6 @@ class SoftwareSigner:
             assert self._ecdsa is not None
             return self._key.sign(data, self._ecdsa)
         return self._key.sign(data)
-
-    def __repr__(self) -> str:
-        return f"SoftwareSigner({self._algorithm}, {self._key_id})"
-
-    def __reduce__(self) -> str:
-        raise TypeError("a signer is not copied or pickled")
 
 
 def generate_private_key(algorithm: KeyAlgorithm) -> PrivateKey:

@@ -32,16 +32,7 @@ from eastwest.errors import (
     Unavailable,
 )
 from eastwest.pki.parsing import PARSE_ERRORS
-from eastwest.pki.signer import (
-    HASHES,
-    KeyAlgorithm,
-    KeyStoreContext,
-    PublicKey,
-    Signer,
-    UnsupportedKey,
-    algorithm_of,
-    key_id_of,
-)
+from eastwest.pki.signer import HASHES, BaseSigner, KeyAlgorithm, KeyStoreContext, PublicKey, Signer, UnsupportedKey
 from eastwest.plugins.key_names import check_key_name, is_key_name
 
 MAX_ALIAS_PREFIX = 100
@@ -165,41 +156,27 @@ class AwsKmsKeyStore:
         described = self._call("get_public_key", where, KeyId=key)
         try:
             public_key: Any = load_der_public_key(described["PublicKey"])
-            algorithm = algorithm_of(public_key)
+            signer = AwsKmsSigner(self._client, key, where, public_key)
         except _UNREADABLE:
             raise Corrupt(f"the key {name} is of a type that is never made here", where=where) from None
         if described.get("KeyUsage") != "SIGN_VERIFY":
             raise Corrupt(f"the key {name} is not one that signs", where=where)
-        return AwsKmsSigner(self._client, key, where, algorithm, public_key)
+        return signer
 
     def _call(self, operation: str, where: str, **arguments: Any) -> Mapping[str, Any]:
         return _call(self._client, operation, where, **arguments)
 
 
-class AwsKmsSigner:
+class AwsKmsSigner(BaseSigner):
     """A ``Signer`` whose key stays in KMS."""
 
-    __slots__ = ("_algorithm", "_client", "_key", "_key_id", "_public_key", "_where")
+    __slots__ = ("_client", "_key", "_where")
 
-    def __init__(self, client: Any, key: str, where: str, algorithm: KeyAlgorithm, public_key: PublicKey) -> None:
+    def __init__(self, client: Any, key: str, where: str, public_key: PublicKey) -> None:
+        super().__init__(public_key)
         self._client = client
         self._key = key
         self._where = where
-        self._algorithm = algorithm
-        self._public_key = public_key
-        self._key_id = key_id_of(public_key)
-
-    @property
-    def algorithm(self) -> KeyAlgorithm:
-        return self._algorithm
-
-    @property
-    def public_key(self) -> PublicKey:
-        return self._public_key
-
-    @property
-    def key_id(self) -> str:
-        return self._key_id
 
     @property
     def is_remote(self) -> bool:
@@ -220,12 +197,6 @@ class AwsKmsSigner:
             SigningAlgorithm=spec.signing_algorithm,
         )
         return bytes(answer["Signature"])
-
-    def __repr__(self) -> str:
-        return f"AwsKmsSigner({self._algorithm}, {self._key_id})"
-
-    def __reduce__(self) -> str:
-        raise TypeError("a signer is not copied or pickled")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from pkcs11.exceptions import PKCS11Error
 from pkcs11.util.ec import encode_named_curve_parameters
 
 from eastwest.errors import AlreadyExists, Corrupt, FailedPrecondition, InvalidInput, NotFound, Unavailable
-from eastwest.pki.signer import CURVES, HASHES, KeyAlgorithm, KeyStoreContext, PublicKey, Signer, key_id_of
+from eastwest.pki.signer import CURVES, HASHES, BaseSigner, KeyAlgorithm, KeyStoreContext, PublicKey, Signer
 from eastwest.plugins.key_names import check_key_name, is_key_name
 from eastwest.plugins.secret_files import one_secret
 
@@ -83,12 +83,12 @@ class Pkcs11KeyStore:
             if self._token.run(lambda session: _objects(session, label, ObjectClass.PRIVATE_KEY)):
                 raise AlreadyExists(f"a key named {name} exists already", where=self._token.where)
             public = self._token.run(lambda session: _generate(session, label, algorithm), writing=True)
-        return Pkcs11Signer(self._token, label, algorithm, public)
+        return Pkcs11Signer(self._token, label, public)
 
     def load(self, name: str) -> Signer:
         check_key_name(name)
-        algorithm, public = self._token.run(lambda session: self._look_up(session, name))
-        return Pkcs11Signer(self._token, self._prefix + name, algorithm, public)
+        public = self._token.run(lambda session: self._look_up(session, name))
+        return Pkcs11Signer(self._token, self._prefix + name, public)
 
     def names(self) -> Sequence[str]:
         labels = self._token.run(
@@ -105,7 +105,7 @@ class Pkcs11KeyStore:
             self._token.run(lambda session: self._destroy(session, name), writing=True)
             self._token.forget(self._prefix + name)
 
-    def _look_up(self, session: Any, name: str) -> tuple[KeyAlgorithm, PublicKey]:
+    def _look_up(self, session: Any, name: str) -> PublicKey:
         label = self._prefix + name
         private = _only(_objects(session, label, ObjectClass.PRIVATE_KEY), name, self._token.where)
         if private[Attribute.EXTRACTABLE] or not private[Attribute.SENSITIVE]:
@@ -125,29 +125,15 @@ class Pkcs11KeyStore:
             item.destroy()
 
 
-class Pkcs11Signer:
+class Pkcs11Signer(BaseSigner):
     """A ``Signer`` whose key stays in the token."""
 
-    __slots__ = ("_algorithm", "_key_id", "_label", "_public_key", "_token")
+    __slots__ = ("_label", "_token")
 
-    def __init__(self, token: Token, label: str, algorithm: KeyAlgorithm, public_key: PublicKey) -> None:
+    def __init__(self, token: Token, label: str, public_key: PublicKey) -> None:
+        super().__init__(public_key)
         self._token = token
         self._label = label
-        self._algorithm = algorithm
-        self._public_key = public_key
-        self._key_id = key_id_of(public_key)
-
-    @property
-    def algorithm(self) -> KeyAlgorithm:
-        return self._algorithm
-
-    @property
-    def public_key(self) -> PublicKey:
-        return self._public_key
-
-    @property
-    def key_id(self) -> str:
-        return self._key_id
 
     @property
     def is_remote(self) -> bool:
@@ -160,12 +146,6 @@ class Pkcs11Signer:
         raw = self._token.sign(self._label, digest, Mechanism.ECDSA)
         half = len(raw) // 2
         return encode_dss_signature(int.from_bytes(raw[:half]), int.from_bytes(raw[half:]))
-
-    def __repr__(self) -> str:
-        return f"Pkcs11Signer({self._algorithm}, {self._key_id})"
-
-    def __reduce__(self) -> str:
-        raise TypeError("a signer is not copied or pickled")
 
 
 class Token:
@@ -325,12 +305,12 @@ def _generate(session: Any, label: str, algorithm: KeyAlgorithm) -> PublicKey:
     return _decode(algorithm, public[Attribute.EC_POINT])
 
 
-def _public_key(public: Any, name: str, where: str) -> tuple[KeyAlgorithm, PublicKey]:
+def _public_key(public: Any, name: str, where: str) -> PublicKey:
     parameters = bytes(public[Attribute.EC_PARAMS])
     for algorithm, kind in _KINDS.items():
         if parameters == encode_named_curve_parameters(kind.curve):
             try:
-                return algorithm, _decode(algorithm, bytes(public[Attribute.EC_POINT]))
+                return _decode(algorithm, bytes(public[Attribute.EC_POINT]))
             except ValueError:
                 raise Corrupt(f"the public half of the key {name} cannot be read", where=where) from None
     raise Corrupt(f"the key {name} is of a type that is never made here", where=where)

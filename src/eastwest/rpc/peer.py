@@ -69,7 +69,7 @@ class Peer:
         """The peer of a connected unix socket; raises ``UnknownPeer`` when it has ended."""
         pid, uid, gid = peer_credentials(connection)
         pidfd = _peer_pidfd(connection) if use_pidfd else None
-        peer = cls(pid, uid, gid, pidfd=pidfd, started=_started(pid))
+        peer = cls(pid, uid, gid, pidfd=pidfd, started=started_at(pid))
         if not peer.is_alive():
             peer.close()
             raise UnknownPeer(f"process {pid} ended after it had connected")
@@ -91,7 +91,7 @@ class Peer:
         except (OSError, KeyError, ValueError, IndexError):
             os.close(pidfd)
             raise gone from None
-        peer = cls(pid, uid, gid, pidfd=pidfd, started=_started(pid))
+        peer = cls(pid, uid, gid, pidfd=pidfd, started=started_at(pid))
         if not peer.is_alive():
             peer.close()
             raise gone
@@ -102,7 +102,7 @@ class Peer:
         if self._started == 0:
             return False
         if self._pidfd is None:
-            return _started(self.pid) == self._started
+            return started_at(self.pid) == self._started
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         return not poll.poll(0)
@@ -126,6 +126,16 @@ class Peer:
         return f"Peer(pid={self.pid}, uid={self.uid}, gid={self.gid})"
 
 
+def started_at(pid: int) -> int:
+    """When the process started, in clock ticks since boot; 0 when it has ended."""
+    with suppress(OSError, ValueError, IndexError):
+        # The second field, the program's name in brackets, may hold anything, brackets and spaces included.
+        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        if state not in {b"Z", b"X", b"x"}:
+            return int(fields[18])
+    return 0
+
+
 _CREDENTIALS = struct.Struct("iII")
 _DESCRIPTOR = struct.Struct("i")
 
@@ -139,13 +149,3 @@ def _peer_pidfd(connection: UnixSocket) -> int | None:
         raise UnknownPeer(f"the caller cannot be held: {error.strerror}") from None
     (descriptor,) = _DESCRIPTOR.unpack(raw)
     return int(descriptor)
-
-
-def _started(pid: int) -> int:
-    """When the process started, in clock ticks since boot; 0 when it has ended."""
-    with suppress(OSError, ValueError, IndexError):
-        # The second field, the program's name in brackets, may hold anything, brackets and spaces included.
-        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        if state not in {b"Z", b"X", b"x"}:
-            return int(fields[18])
-    return 0

@@ -26,7 +26,7 @@ from eastwest.errors import FailedPrecondition
 from eastwest.issuance.issuer import Issuer
 from eastwest.issuance.request import Instance
 from eastwest.pki.hierarchy import Authority
-from eastwest.pki.rotation import Kind, Root, Source
+from eastwest.pki.rotation.state import Kind, Root, Source
 from eastwest.process.csr_workers import CsrWorkers
 from eastwest.process.descriptors import raise_file_limit
 from eastwest.process.files import replace_file

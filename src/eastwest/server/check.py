@@ -13,7 +13,7 @@ from eastwest.attest.node import NodeContext
 from eastwest.clock import Clock
 from eastwest.entropy import SystemEntropy
 from eastwest.errors import Error, FailedPrecondition
-from eastwest.pki.rotation import Hierarchy
+from eastwest.pki.rotation.state import Hierarchy
 from eastwest.pki.schedule import waits_for_people
 from eastwest.pki.upstream import UpstreamContext
 from eastwest.process.findings import Finding

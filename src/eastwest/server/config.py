@@ -11,7 +11,7 @@ import msgspec
 
 from eastwest.errors import FailedPrecondition, InvalidInput
 from eastwest.pki.revocation import RevocationUrls
-from eastwest.pki.rotation import REFRESH_HINT
+from eastwest.pki.rotation.state import REFRESH_HINT
 from eastwest.spiffe.id import TrustDomain
 
 CONFIG_NAME = "server.toml"

@@ -14,8 +14,8 @@ from eastwest.clock import Clock
 from eastwest.entropy import Entropy
 from eastwest.errors import AlreadyExists, Corrupt, Error, FailedPrecondition
 from eastwest.log.note import NoteKey
-from eastwest.pki import rotation
-from eastwest.pki.rotation import Hierarchy, Kind, Request, Source, State
+from eastwest.pki.rotation import additions, lifecycle
+from eastwest.pki.rotation.state import Hierarchy, Kind, Request, Source, State
 from eastwest.pki.signer import KeyAlgorithm, KeyStore
 from eastwest.process.files import replace_file
 from eastwest.server.ca.authority import (
@@ -116,23 +116,23 @@ def _kept_if_done(keys: KeyStore) -> Iterator[KeyStore]:
 
 async def _first_state(maker: Maker, offline_root: bytes | None, *, own_root: bool) -> State:
     [jwt] = maker.names("jwt")
-    state = rotation.prepare_jwt(State(log_key=LOG_KEY), await maker.jwt(jwt))
+    state = additions.prepare_jwt(State(log_key=LOG_KEY), await maker.jwt(jwt))
     if offline_root is None and not own_root:
         return state
     if offline_root is None:
         root = await maker.root(maker.names("root", "issuing"), [DEFAULT])
-        return rotation.prepare_root(state, root)
-    state = rotation.trust_root(state, root_of(offline_root, Source.EXTERNAL))
-    state = rotation.adopt_root(state, state.roots[0].id, Source.OFFLINE)
+        return additions.prepare_root(state, root)
+    state = additions.trust_root(state, root_of(offline_root, Source.EXTERNAL))
+    state = additions.adopt_root(state, state.roots[0].id, Source.OFFLINE)
     [name] = maker.names("issuing")
     key_id, csr = await maker.request(name)
-    return rotation.add_request(state, Request(environment=DEFAULT, key=name, key_id=key_id, csr=csr))
+    return additions.add_request(state, Request(environment=DEFAULT, key=name, key_id=key_id, csr=csr))
 
 
 async def _with_post_quantum(maker: Maker, state: State) -> State:
     """With a root and a CA for ML-DSA-65 keys, in use at once: no node is there yet that would have to confirm it."""
     root = await maker.root(maker.names("root", "issuing"), [DEFAULT], Hierarchy.POST_QUANTUM)
-    return rotation.activate(rotation.prepare_root(state, root), Kind.X509, root.id)
+    return lifecycle.activate(additions.prepare_root(state, root), Kind.X509, root.id)
 
 
 async def _store(path: Path, config: ServerConfig, state: State, clock: Clock) -> None:

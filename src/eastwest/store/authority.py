@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from eastwest.errors import Corrupt, FailedPrecondition
-from eastwest.pki.rotation import State
+from eastwest.pki.rotation.state import State
 from eastwest.store.database import Database
 
 _encoder = msgspec.json.Encoder(order="sorted")

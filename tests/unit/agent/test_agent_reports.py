@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
-from agent_parts import CA, ENTRY, SIDECAR, TD, SigningServer, entry, update
+from agent_parts import CA, ENTRY, SIDECAR, TD, Processes, SigningServer, entry, update
 
 from eastwest import errors
 from eastwest.agent.backoff import Backoff, until_answered
@@ -153,7 +153,9 @@ class Node:
         self.clock = FakeClock(CA.now)
         self.knowledge = Knowledge(State(TD))
         self.identities = Identities(SigningServer(self.clock), self.knowledge, self.clock, random.Random(1))
-        self.sidecars = Sidecars(self.knowledge, self.identities, Settings(egress_socket="egress.sock"), self.clock)
+        self.processes = Processes()
+        settings = Settings(egress_socket="egress.sock")
+        self.sidecars = Sidecars(self.knowledge, self.identities, settings, self.clock, self.processes)
 
     def apply(self, **changes: object) -> None:
         number = self.knowledge.state.number + 1

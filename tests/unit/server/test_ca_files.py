@@ -10,7 +10,7 @@ import pytest
 from eastwest.entropy import SystemEntropy, serial_numbers
 from eastwest.errors import AlreadyExists, FailedPrecondition, InvalidInput
 from eastwest.pki.ca import certify_ca
-from eastwest.pki.rotation import Kind, Source, Stage
+from eastwest.pki.rotation.state import Kind, Source, Stage
 from eastwest.server.ca.files import CaFiles
 from eastwest.server.ca.opening import open_authority
 from eastwest.server.ca.rotation import AuthorityKeeper

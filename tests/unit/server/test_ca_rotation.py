@@ -9,7 +9,7 @@ from ca_world import DAY, ME, Above, World, holder, make
 
 from eastwest.errors import FailedPrecondition, NotFound
 from eastwest.pki.confirmation import NotConfirmed
-from eastwest.pki.rotation import Kind, Source, Stage
+from eastwest.pki.rotation.state import Kind, Source, Stage
 from eastwest.pki.signer import KeyAlgorithm
 from eastwest.plugins.disk_keys import DiskKeyStore
 from eastwest.server.ca.rotator import BLOCKED_SECONDS, Rotator

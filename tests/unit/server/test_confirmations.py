@@ -83,7 +83,11 @@ def test_of_all_that_a_node_stands_for_the_least_counts(world: World) -> None:
     said.acknowledged(A, control.Ack(bundle_sequence=5, sidecars=[sidecar("one", 5), sidecar("two", 4)]))
     assert world.holder(A).sequence == 4
     assert world.holder(A).waiting == ("spiffe://saas.example/two (two)",)
-    said.acknowledged(A, control.Ack(bundle_sequence=5, sidecars=[sidecar("gone", 1, connected=False)]))
+    # One that is away says what it stood at while it runs, and nothing once its process has ended.
+    said.acknowledged(A, control.Ack(bundle_sequence=5, sidecars=[sidecar("away", 1, connected=False)]))
+    assert world.holder(A).sequence == 1
+    assert world.holder(A).waiting == ("spiffe://saas.example/away (away)",)
+    said.acknowledged(A, control.Ack(bundle_sequence=5, sidecars=[sidecar("gone", 0, connected=False)]))
     assert world.holder(A).sequence == 5
     assert world.holder(B).sequence == 0
 

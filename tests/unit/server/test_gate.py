@@ -4,8 +4,8 @@ import pytest
 from msgspec.structs import replace
 
 from eastwest.errors import PermissionDenied
-from eastwest.pki import rotation
-from eastwest.pki.rotation import Kind, Source, Stage, State
+from eastwest.pki.rotation import lifecycle
+from eastwest.pki.rotation.state import Kind, Source, Stage, State
 from eastwest.policy.estate import Administrator, Right
 from eastwest.registry.administrators import Administrators
 from eastwest.registry.registry import Registry
@@ -68,10 +68,10 @@ async def test_a_revoked_issuing_ca_ends_what_an_open_connection_may() -> None:
         for a in (server.ca.authority, server.newer)
     )
     await gate.enter(shown)
-    server.state = rotation.taint(server.state, Kind.ISSUING, server.old_id)
+    server.state = lifecycle.taint(server.state, Kind.ISSUING, server.old_id)
     assert (await gate.administrator(shown)).name == "spiffe://saas.example/ops"
     await gate.enter(newer)
-    server.state = rotation.revoke(server.state, Kind.ISSUING, server.old_id)
+    server.state = lifecycle.revoke(server.state, Kind.ISSUING, server.old_id)
     with pytest.raises(PermissionDenied, match="its CA was revoked"):
         await gate.enter(shown)
     with pytest.raises(PermissionDenied, match="its CA was revoked"):

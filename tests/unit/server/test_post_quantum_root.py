@@ -11,7 +11,7 @@ from eastwest.clock import SystemClock
 from eastwest.entropy import SystemEntropy
 from eastwest.errors import FailedPrecondition, InvalidInput
 from eastwest.pki.confirmation import NotConfirmed
-from eastwest.pki.rotation import Hierarchy, Kind, Stage
+from eastwest.pki.rotation.state import Hierarchy, Kind, Stage
 from eastwest.pki.signer import KeyAlgorithm, Signer, algorithm_of
 from eastwest.plugins.disk_keys import DiskKeyStore
 from eastwest.server.ca.authority import Lifetimes, Maker

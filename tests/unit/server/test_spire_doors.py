@@ -16,7 +16,7 @@ from eastwest.api.spire.api.server.entry.v1 import entry_pb2
 from eastwest.errors import InvalidInput
 from eastwest.pki.ca import read_ca_csr
 from eastwest.pki.csr import InvalidCsr
-from eastwest.pki.rotation import Kind, Source
+from eastwest.pki.rotation.state import Kind, Source
 from eastwest.registry.federation import BundleRefused, check_bundle
 from eastwest.server.spire.entry import _filter
 from eastwest.spiffe.bundle import Bundle, X509Authority

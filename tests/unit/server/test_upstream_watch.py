@@ -9,7 +9,7 @@ from ca_world import ME, Above, World, holder, make
 
 from eastwest.entropy import SystemEntropy
 from eastwest.errors import FailedPrecondition
-from eastwest.pki.rotation import Kind, Root, Stage
+from eastwest.pki.rotation.state import Kind, Root, Stage
 from eastwest.server.ca.files import CaFiles
 from eastwest.server.ca.upstream import UpstreamWatch
 from eastwest.spiffe.bundle import JwtAuthority

@@ -19,7 +19,7 @@ from eastwest.pki.ca import certify_ca_key, make_ca_csr
 from eastwest.pki.chain import build_path, dump_chain_pem
 from eastwest.pki.hierarchy import Authority, create_root
 from eastwest.pki.jwt import JwtSigningKey
-from eastwest.pki.rotation import Hierarchy, IssuingCa, JwtKey, Root, Source, Stage, State
+from eastwest.pki.rotation.state import Hierarchy, IssuingCa, JwtKey, Root, Source, Stage, State
 from eastwest.pki.signer import KeyAlgorithm, KeyStore, KeyStoreContext, Signer, SubjectKey
 from eastwest.pki.upstream import CaRequest, UpstreamAuthority
 from eastwest.process.files import replace_file

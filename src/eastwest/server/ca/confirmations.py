@@ -64,7 +64,8 @@ class Confirmations:
 
     def acknowledged(self, agent: SpiffeId, ack: control.Ack) -> None:
         """Take an agent's own word: it counts for as much as the one of its sidecars that has least."""
-        live = [status for status in ack.sidecars if status.connected]
+        # One that is away and still runs comes with the bundle that it had.
+        live = [status for status in ack.sidecars if status.connected or status.bundle_sequence]
         newest = self._newest()
         # A number that was never given out, as after a restored backup, confirms nothing.
         own = ack.bundle_sequence if ack.bundle_sequence <= newest else 0

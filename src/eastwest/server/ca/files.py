@@ -14,11 +14,11 @@ from msgspec.structs import replace
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy, serial_numbers
 from eastwest.errors import FailedPrecondition, InvalidInput
-from eastwest.pki import rotation
 from eastwest.pki.ca import cross_certify
 from eastwest.pki.hierarchy import UnfitAuthority
 from eastwest.pki.parsing import PARSE_ERRORS
-from eastwest.pki.rotation import IssuingCa, Kind, Request, Root, Source, Stage, State
+from eastwest.pki.rotation import additions, lifecycle
+from eastwest.pki.rotation.state import IssuingCa, Kind, Request, Root, Source, Stage, State
 from eastwest.server.ca.authority import DEFAULT, checked_chain, root_of
 from eastwest.server.ca.rotation import AuthorityKeeper, Changed, find
 from eastwest.server.journal import Event
@@ -65,7 +65,7 @@ class CaFiles:
                 request = Request(environment=environment, key=name, key_id=key_id, csr=csr)
                 facts = {"environment": environment, "authority_id": key_id}
                 event = Event("ca.requested", actor, keeper.subject, facts)
-                await keeper.commit(rotation.add_request(keeper.state, request), [event])
+                await keeper.commit(additions.add_request(keeper.state, request), [event])
             return [Exported(r.environment, r.csr) for r in keeper.state.requests if r.environment in wanted]
 
     async def take(self, certificates: Sequence[bytes], roots: Sequence[bytes], actor: str) -> list[Changed]:
@@ -115,7 +115,7 @@ class CaFiles:
             for der in roots:
                 self._check_root(der)
                 root = root_of(der, Source.EXTERNAL)
-                after = rotation.trust_root(rotation.reinstate_root(after, root.id), root)
+                after = additions.trust_root(additions.reinstate_root(after, root.id), root)
                 added.append(root.id)
             events = [
                 keeper.event("ca.trusted", actor, Kind.X509, after.root(root_id), sequence=after.sequence)
@@ -137,7 +137,7 @@ class CaFiles:
                 ours = _same_key(keeper.state, crossed)
                 issuer = _issuer_among(crossed, roots)
                 self._check_times(der, "the cross-signed certificate")
-                after = rotation.add_cross(after, ours.id, der)
+                after = additions.add_cross(after, ours.id, der)
                 facts = {"issuer": issuer.subject.rfc4514_string(), "direction": "theirs"}
                 events.append(keeper.event("ca.cross_signed", actor, Kind.X509, ours, **facts))
                 touched.append(ours.id)
@@ -183,11 +183,11 @@ class CaFiles:
                 self._check_root(anchor)
                 after = _with_new_root(after, root)
             elif after.root(root.id).stage is Stage.OLD:
-                after = rotation.adopt_root(after, root.id, Source.OFFLINE)
-            after = rotation.fulfil(rotation.add_issuing(after, root.id, ca), ca.id)
+                after = additions.adopt_root(after, root.id, Source.OFFLINE)
+            after = additions.fulfil(additions.add_issuing(after, root.id, ca), ca.id)
         prepared = after.prepared_root
         if after.active_root is None and prepared is not None:
-            after = rotation.activate(after, Kind.X509, prepared.id)
+            after = lifecycle.activate(after, Kind.X509, prepared.id)
         roots = {known.id for known in keeper.state.roots}
         events = [
             keeper.event("ca.prepared", actor, Kind.X509, root, sequence=after.sequence)
@@ -250,8 +250,8 @@ def _with_new_root(state: State, root: Root) -> State:
         raise FailedPrecondition(
             f"the root {state.prepared_root.id} is prepared already", fix="activate it, or discard it first"
         )
-    return rotation.adopt_root(
-        rotation.trust_root(state, replace(root, source=Source.EXTERNAL)), root.id, Source.OFFLINE
+    return additions.adopt_root(
+        additions.trust_root(state, replace(root, source=Source.EXTERNAL)), root.id, Source.OFFLINE
     )
 
 

@@ -13,7 +13,7 @@ from eastwest.clock import Clock
 from eastwest.entropy import Entropy
 from eastwest.errors import FailedPrecondition
 from eastwest.log.note import NoteKey
-from eastwest.pki.rotation import Kind, Stage
+from eastwest.pki.rotation.state import Kind, Stage
 from eastwest.pki.signer import KeyAlgorithm
 from eastwest.pki.upstream import UpstreamAuthority, UpstreamContext
 from eastwest.process.files import make_private

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from eastwest.pki.parsing import PARSE_ERRORS
-from eastwest.pki.rotation import IssuingCa, State
+from eastwest.pki.rotation.state import IssuingCa, State
 
 _NO_PROOF: tuple[type[Exception], ...] = (*PARSE_ERRORS, InvalidSignature)
 

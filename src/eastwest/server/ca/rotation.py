@@ -21,7 +21,6 @@ from msgspec.structs import replace
 
 from eastwest.clock import Clock
 from eastwest.errors import Error, FailedPrecondition, InvalidInput
-from eastwest.pki import rotation
 from eastwest.pki.confirmation import (
     Holder,
     NotConfirmed,
@@ -30,7 +29,21 @@ from eastwest.pki.confirmation import (
     require_released,
 )
 from eastwest.pki.parsing import PARSE_ERRORS
-from eastwest.pki.rotation import Hierarchy, IssuingCa, JwtKey, Kind, Root, Source, Stage, State
+from eastwest.pki.rotation import additions, lifecycle
+from eastwest.pki.rotation.state import (
+    Hierarchy,
+    IssuingCa,
+    JwtKey,
+    Kind,
+    Root,
+    Source,
+    Stage,
+    State,
+    bundle_of,
+    dated,
+    intend,
+    settle,
+)
 from eastwest.pki.signer import algorithm_of
 from eastwest.server.ca.authority import DEFAULT, Maker, Signing, root_of
 from eastwest.server.ca.trust import Trust
@@ -68,7 +81,7 @@ class AuthorityKeeper:
     ) -> None:
         self.state = state
         self.signing: Signing | None = None
-        self.trust = Trust(rotation.bundle_of(state, maker.trust_domain), state.tainted_issuing())
+        self.trust = Trust(bundle_of(state, maker.trust_domain), state.tainted_issuing())
         self.on_change: Callable[[], Awaitable[None]] = _nothing
         self.holders: Callable[[], Sequence[Holder]] = tuple
         self.publish_wait: Callable[[Kind], int] = lambda _kind: 0
@@ -150,7 +163,7 @@ class AuthorityKeeper:
         are given time (``usable_at``).
         """
         async with self.turn:
-            after = rotation.activate(self.state, kind, authority_id)
+            after = lifecycle.activate(self.state, kind, authority_id)
             facts: dict[str, Any] = {}
             if kind is not Kind.ISSUING:
                 item = find(self.state, kind, authority_id)
@@ -175,7 +188,7 @@ class AuthorityKeeper:
     async def taint(self, kind: Kind, authority_id: str, actor: str) -> Changed:
         """Have everybody let go of what stems from an old authority."""
         async with self.turn:
-            after = rotation.taint(self.state, kind, authority_id)
+            after = lifecycle.taint(self.state, kind, authority_id)
             return await self._change("ca.tainted", kind, authority_id, after, actor)
 
     async def revoke(
@@ -186,7 +199,7 @@ class AuthorityKeeper:
         end, but without ``remember``.
         """
         async with self.turn:
-            after = rotation.revoke(self.state, kind, authority_id, remember=remember)
+            after = lifecycle.revoke(self.state, kind, authority_id, remember=remember)
             item = find(self.state, kind, authority_id)
             issuers = {ca.id for ca in item.issuing} | {item.id} if isinstance(item, Root) else {item.id}
             facts = self._checked(
@@ -198,20 +211,20 @@ class AuthorityKeeper:
     async def discard(self, kind: Kind, authority_id: str, actor: str) -> Changed:
         """Take back what was prepared."""
         async with self.turn:
-            after = rotation.discard(self.state, kind, authority_id)
+            after = lifecycle.discard(self.state, kind, authority_id)
             return await self._change("ca.discarded", kind, authority_id, after, actor)
 
     async def prune(self, actor: str) -> None:
         """Drop what ended long ago."""
         async with self.turn:
             now = int(self._clock.now().timestamp())
-            gone = rotation.ended(self.state, now)
+            gone = lifecycle.ended(self.state, now)
             if gone:
                 events = [
                     self.event("ca.expired", actor, kind, find(self.state, kind, authority_id))
                     for kind, authority_id in gone
                 ]
-                await self.commit(rotation.prune(self.state, now), events)
+                await self.commit(lifecycle.prune(self.state, now), events)
 
     async def want(self, environments: Collection[str], actor: str) -> None:
         """These environments are to have CAs of their own: made at once where we can, else awaited.
@@ -270,7 +283,7 @@ class AuthorityKeeper:
             after = _trusting(before, roots, source)
             for authority in jwt:
                 _check_jwt_key(authority)
-                after = rotation.publish_jwt(after, authority, now, upstream=source is Source.UPSTREAM)
+                after = additions.publish_jwt(after, authority, now, upstream=source is Source.UPSTREAM)
             if after is not before:
                 known = {root.id for root in before.roots} | {key.id for key in before.jwt}
                 added: list[tuple[Kind, Item]] = [(Kind.X509, root) for root in after.roots if root.id not in known]
@@ -299,7 +312,7 @@ class AuthorityKeeper:
         await to_the_end(self._commit(after, events))
 
     async def _commit(self, after: State, events: Iterable[Event]) -> None:
-        after = rotation.dated(self.state, after, int(self._clock.now().timestamp()))
+        after = dated(self.state, after, int(self._clock.now().timestamp()))
         signing = await self.maker.assemble(after) if after.active_root is not None else None
         events = list(events)
         if after.sequence != self.state.sequence:
@@ -307,14 +320,14 @@ class AuthorityKeeper:
         await self._journal.record_all(events)
         self._revision = await self._store.save(after, self._revision)
         self.state, self.signing = after, signing
-        self.trust.replace(rotation.bundle_of(after, self.maker.trust_domain), after.tainted_issuing())
+        self.trust.replace(bundle_of(after, self.maker.trust_domain), after.tainted_issuing())
         await self.on_change()
         await self._destroy_loose()
 
     async def intend(self, *kinds: str) -> list[str]:
         """Fresh key names, stored as such before a key has them."""
         names = self.maker.names(*kinds)
-        await self._store_quietly(rotation.intend(self.state, names))
+        await self._store_quietly(intend(self.state, names))
         return names
 
     def event(self, what: str, actor: str, kind: Kind, item: Item, **facts: Any) -> Event:
@@ -356,7 +369,7 @@ class AuthorityKeeper:
         environments = sorted({DEFAULT, *self.environments, *self.state.issuing(hierarchy)})
         names = await self.intend("root", *("issuing" for _ in environments))
         root = await self.maker.root(names, environments, hierarchy)
-        return await self._prepared(Kind.X509, rotation.prepare_root(self.state, root), root, actor)
+        return await self._prepared(Kind.X509, additions.prepare_root(self.state, root), root, actor)
 
     async def _prepare_issuing(self, actor: str, environment: str, hierarchy: Hierarchy) -> Changed:
         root = self.state.active_of(hierarchy)
@@ -381,7 +394,7 @@ class AuthorityKeeper:
             raise FailedPrecondition(
                 f"the key of the root {root.id} is not here", fix="run `eastwest ca export-csr`, then `ca import`"
             )
-        after = rotation.add_issuing(after, root.id, ca)
+        after = additions.add_issuing(after, root.id, ca)
         in_use = after.issuing(hierarchy).get(environment)
         what = "ca.activated" if in_use is not None and in_use.id == ca.id else "ca.prepared"
         return await self._prepared(Kind.ISSUING, after, ca, actor, what)
@@ -402,22 +415,22 @@ class AuthorityKeeper:
         after = self.state
         if any(root.id == above.id and root.stage is Stage.ACTIVE for root in after.roots):
             for ca in cas:
-                after = rotation.add_issuing(after, above.id, ca)
+                after = additions.add_issuing(after, above.id, ca)
             after = _trusting(after, made[0][2], Source.UPSTREAM)
             return await self._prepared(Kind.ISSUING, after, cas[0], actor)
         if any(root.id == above.id for root in after.roots):
-            after = rotation.adopt_root(after, above.id, Source.UPSTREAM)
+            after = additions.adopt_root(after, above.id, Source.UPSTREAM)
             for ca in cas:
-                after = rotation.add_issuing(after, above.id, ca)
+                after = additions.add_issuing(after, above.id, ca)
         else:
-            after = rotation.prepare_root(after, replace(above, issuing=tuple(cas)))
+            after = additions.prepare_root(after, replace(above, issuing=tuple(cas)))
         return await self._prepared(Kind.X509, _trusting(after, made[0][2], Source.UPSTREAM), above, actor)
 
     async def _prepare_jwt(self, actor: str) -> Changed:
         _refuse_second(self.state.prepared_jwt)
         [name] = await self.intend("jwt")
         key = await self.maker.jwt(name)
-        return await self._prepared(Kind.JWT, rotation.prepare_jwt(self.state, key), key, actor)
+        return await self._prepared(Kind.JWT, additions.prepare_jwt(self.state, key), key, actor)
 
     async def _prepared(self, kind: Kind, after: State, item: Item, actor: str, what: str = "ca.prepared") -> Changed:
         await self.commit(after, [self.event(what, actor, kind, item, sequence=after.sequence)])
@@ -470,7 +483,7 @@ class AuthorityKeeper:
         except Error as error:
             _log.warning("ca.key.not_destroyed", error=str(error))
             return
-        await self._store_quietly(rotation.settle(self.state, gone))
+        await self._store_quietly(settle(self.state, gone))
 
     async def _store_quietly(self, after: State) -> None:
         """Store a state that differs only in its loose keys."""
@@ -516,7 +529,7 @@ def _trusting(state: State, roots: Iterable[bytes], source: Source) -> State:
         if source is Source.UPSTREAM and state.is_revoked(Kind.X509, root.id):
             continue
         if all(known.id != root.id for known in state.roots):
-            state = rotation.trust_root(state, root)
+            state = additions.trust_root(state, root)
     return state
 
 

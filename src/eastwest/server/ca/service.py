@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from eastwest.api.eastwest.authority.v1 import authority_pb2 as pb
 from eastwest.errors import InvalidInput
-from eastwest.pki.rotation import Hierarchy, IssuingCa, Kind, Root, Source, Stage
+from eastwest.pki.rotation.state import Hierarchy, IssuingCa, Kind, Root, Source, Stage
 from eastwest.pki.schedule import activate_at, prepare_at
 from eastwest.rpc.service import Call, Service
 from eastwest.server.ca.files import CaFiles

@@ -19,7 +19,7 @@ from cryptography import x509
 from eastwest.clock import Clock
 from eastwest.errors import Error, FailedPrecondition
 from eastwest.pki.confirmation import NotConfirmed
-from eastwest.pki.rotation import Kind, Root, Source, Stage
+from eastwest.pki.rotation.state import Kind, Root, Source, Stage
 from eastwest.pki.upstream import TellsTaint, UpstreamAuthority
 from eastwest.server.ca.authority import subject_key_id
 from eastwest.server.ca.rotation import AuthorityKeeper

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
-from eastwest.pki.rotation import Kind
+from eastwest.pki.rotation.state import Kind
 from eastwest.server.config import ServerConfig
 from eastwest.server.federation.client import web_trust
 from eastwest.server.federation.endpoint import bundle_endpoint

@@ -14,7 +14,7 @@ from eastwest.clock import Clock
 from eastwest.errors import Error
 from eastwest.pki.hierarchy import Authority
 from eastwest.pki.revocation import RevocationUrls
-from eastwest.pki.rotation import Stage
+from eastwest.pki.rotation.state import Stage
 from eastwest.process.files import replace_file
 from eastwest.rpc.service import Service
 from eastwest.server.ca.rotation import AuthorityKeeper

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from eastwest.api.spire.api.server.localauthority.v1 import localauthority_pb2 as pb
 from eastwest.errors import FailedPrecondition, InvalidInput
-from eastwest.pki.rotation import Hierarchy, IssuingCa, JwtKey, Kind, Root, Source, Stage, State
+from eastwest.pki.rotation.state import Hierarchy, IssuingCa, JwtKey, Kind, Root, Source, Stage, State
 from eastwest.rpc.service import SMALL_MESSAGE, Call, Service
 from eastwest.server.ca.authority import DEFAULT
 from eastwest.server.ca.rotation import AuthorityKeeper, Item
