@@ -34,6 +34,16 @@ class DecisionCode(enum.StrEnum):
     STEP_UP_REQUIRED = "STEP_UP_REQUIRED"  # would be allowed with a step-up token
     APPROVAL_REQUIRED = "APPROVAL_REQUIRED"  # would be allowed with an approval
     POLICY_ERROR = "POLICY_ERROR"  # a policy failed while it was evaluated: denied, alarm
+    UNCLASSIFIED_OPERATION = "UNCLASSIFIED_OPERATION"  # nobody has said yet how sensitive the operation is
+    TOKEN_INVALID = "TOKEN_INVALID"  # noqa: S105 - a code; what was brought is no token of this trust domain, or several
+    TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105 - a code; its time is over
+    TOKEN_WRONG_ACTION = "TOKEN_WRONG_ACTION"  # noqa: S105 - a code; it was made for another operation
+    TOKEN_WRONG_RESOURCE = "TOKEN_WRONG_RESOURCE"  # noqa: S105 - a code; for another service
+    TOKEN_WRONG_CALLER = "TOKEN_WRONG_CALLER"  # noqa: S105 - a code; for another workload
+    TOKEN_WRONG_KEY = "TOKEN_WRONG_KEY"  # noqa: S105 - a code; for another certificate of the caller
+    TOKEN_WRONG_TENANT = "TOKEN_WRONG_TENANT"  # noqa: S105 - a code; for another tenant
+    TOKEN_USED = "TOKEN_USED"  # noqa: S105 - a code; it counts once, and was used, or its approval was withdrawn
+    CHECK_UNAVAILABLE = "CHECK_UNAVAILABLE"  # whether the token was used before cannot be found out now
 
 
 class MtlsMode(enum.StrEnum):
@@ -44,11 +54,34 @@ class MtlsMode(enum.StrEnum):
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One outcome: verdict, code, and the id of the policy that decided ("" when none did)."""
+    """One outcome: verdict, code, and the id of the policy that decided ("" when none did).
+
+    ``token``: what holds instead where the call brings a transaction token; None: tokens make no difference here, and
+    nobody looks at one.
+    """
 
     verdict: Verdict
     code: DecisionCode
     policy: str = ""
+    token: TokenRules | None = None
+
+
+class OriginRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Outcomes by the workload (SPIFFE ID) that began the token's transaction."""
+
+    by_origin: dict[str, Rule] = {}
+    otherwise: Rule
+
+
+class TokenRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Outcomes with a valid transaction token that was made for exactly this call (``eastwest.policy.transaction``).
+
+    A token without an approval gets ``unapproved``; one with, what holds for its approver.
+    """
+
+    unapproved: OriginRules
+    approved_by: dict[str, OriginRules] = {}
+    approved: OriginRules  # by anybody else
 
 
 class TenantRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -67,10 +100,11 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TenantSource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where a request says its tenant: a path parameter or a header (lower-case name)."""
+    """Where a request says its tenant: a path parameter, a header (lower-case name), or its transaction token."""
 
     path: str = ""
     header: str = ""
+    claim: bool = False
 
 
 class HttpMatch(msgspec.Struct, frozen=True, kw_only=True, tag="http", tag_field="type"):
@@ -96,6 +130,7 @@ class OperationRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     name: str  # service:resource:verb
     match: HttpMatch | GrpcMatch | TcpMatch
     tenant: TenantSource | None = None  # set when the operation is per tenant
+    single_use: bool = False  # a token counts for one call
     cells: tuple[Cell, ...] = ()
     otherwise: Rule = Rule(verdict=Verdict.DENY, code=DecisionCode.OPERATION_NOT_PERMITTED)
 
@@ -132,6 +167,19 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     inbound: tuple[Inbound, ...] = ()
     outbound: tuple[Outbound, ...] = ()
     federated_callers: tuple[str, ...] = ()  # foreign trust domains some of whose workloads a policy admits here
+
+
+def uses_tokens(inbound: Inbound) -> bool:
+    """Whether a transaction token can make a difference to any answer of the service."""
+    for operation in inbound.operations:
+        if operation.cells and operation.tenant is not None and operation.tenant.claim:
+            return True
+        for cell in operation.cells:
+            tenants = cell.tenants
+            rules = (cell.rule,) if tenants is None else (tenants.otherwise, *tenants.by_tenant.values())
+            if any(rule is not None and rule.token is not None for rule in rules):
+                return True
+    return False
 
 
 def encode_sidecar(sidecar: Sidecar) -> bytes:
