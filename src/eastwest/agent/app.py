@@ -351,7 +351,8 @@ async def _keep_envoys(cache: Cache, envoys: Envoys) -> None:
     while True:
         seen = envoys.kept.count
         everything = envoys.everything()
-        await _to_disk(partial(cache.save_envoys, everything))
+        if await _to_disk(partial(cache.save_envoys, everything)):
+            envoys.saved(everything)
         await envoys.kept.beyond(seen)
 
 

@@ -68,6 +68,7 @@ class Envoys:
         self._started = started
         self._sidecars: dict[tuple[str, int], _Known] = {}
         self._streams: dict[object, _Known] = {}  # of secrets alone; the key is the stream, also after its end
+        self._on_disk: frozenset[tuple[str, int]] = frozenset()
 
     def restore(self, kept: Iterable[Envoy]) -> None:
         """Remember those of before a restart whose processes still run. None of them has a stream."""
@@ -80,6 +81,7 @@ class Envoys:
                 self._sidecars[envoy.node_id, envoy.pid] = known
             else:
                 self._streams[object()] = known
+        self.saved(self.everything())
         self._tell()
 
     def told(self, node_id: str, pid: int, spiffe_id: str, given: object) -> bool:
@@ -142,6 +144,17 @@ class Envoys:
         """What a sidecar stands at."""
         known = self._sidecars.get((node_id, pid))
         return known.envoy.given if known is not None else None
+
+    def saved(self, envoys: Iterable[Envoy]) -> None:
+        """These are on disk. One that is not would be forgotten if the agent died now, so its word does not count yet."""
+        on_disk = frozenset((envoy.node_id, envoy.pid) for envoy in envoys)
+        if on_disk != self._on_disk:
+            self._on_disk = on_disk
+            self._changes.bump()
+
+    def counts(self, node_id: str, pid: int) -> bool:
+        """Whether the word of this Envoy may be passed on."""
+        return (node_id, pid) in self._on_disk
 
     def secrets_alone(self) -> list[Envoy]:
         """One for each stream of secrets alone, those that ended a moment ago included."""

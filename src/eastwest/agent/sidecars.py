@@ -164,7 +164,7 @@ class Sidecars:
             status.error = (kept.error or self._problems.get(kept.spiffe_id, ""))[:MAX_ERROR]
             given = self.envoys.given(*key)
             if given is not None and (kept.connected or self._is_registered(kept.spiffe_id)):
-                status.bundle_sequence = given.sequence
+                status.bundle_sequence = given.sequence if self.envoys.counts(*key) else 0
                 status.tainted = self._is_tainted(given)
             told.append(status)
         return told[-MAX_SIDECARS:]
@@ -176,7 +176,9 @@ class Sidecars:
     @property
     def streams_sequence(self) -> int | None:
         """The oldest bundle that a stream of secrets alone stands at, of those that acknowledge; None without any."""
-        return min((given.sequence for given in self._secrets_alone()), default=None)
+        alone = [envoy for envoy in self.envoys.secrets_alone() if self._is_registered(envoy.spiffe_id)]
+        counted = (envoy.sequence if self.envoys.counts(envoy.node_id, envoy.pid) else 0 for envoy in alone)
+        return min(counted, default=None)
 
     @property
     def tainted(self) -> int:

@@ -120,6 +120,9 @@ async def test_the_server_hears_of_one_that_is_away_while_its_entry_is_there() -
         local.processes.started[CALLER.pid] = 1000
         local.apply(entries=(entry("shop"),), sidecars=(SHOP,))
         local.sidecars.report(SidecarStatus(CALLER, session(Given(3)), connected=True))
+        (status,) = local.sidecars.statuses()
+        assert status.bundle_sequence == 0, "an agent that died now would not know of it any more"
+        local.sidecars.envoys.saved(local.sidecars.envoys.everything())
         local.sidecars.report(SidecarStatus(CALLER, session(Given(3)), connected=False))
         (status,) = local.sidecars.statuses()
         assert (status.connected, status.bundle_sequence) == (False, 3)

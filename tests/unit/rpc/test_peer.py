@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eastwest.rpc.peer import Peer, UnknownPeer, _started, peer_credentials
+from eastwest.rpc.peer import Peer, UnknownPeer, peer_credentials, started_at
 
 CONNECT = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
 HOLD = CONNECT + "sys.stdin.read()"
@@ -128,9 +128,9 @@ def test_start_times_are_read_past_any_name(tmp_path):
     program.symlink_to("/bin/cat")
     process = subprocess.Popen([program], stdin=subprocess.PIPE)
     ticks = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
-    assert _started(process.pid) == ticks > 0
+    assert started_at(process.pid) == ticks > 0
     process.communicate()
-    assert _started(process.pid) == 0
+    assert started_at(process.pid) == 0
 
 
 def _with_pid(pid: int) -> subprocess.Popen[bytes]:
