@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,13 +14,21 @@ from eastwest.policy.enforcement import DecisionCode, Verdict, decode_sidecar, e
 from eastwest.policy.load import load_estate
 from eastwest.policy.oracle import Oracle, lookup
 from eastwest.policy.table import compile_estate
+from eastwest.policy.transaction import NoToken, Token
 
+CERTIFICATE = "0" * 64
 TENANTS = ["acme", "globex", "initech"]
 OWNERS = ["group:red", "group:blue"]
+APPROVERS = ["unix:uid:0", "spiffe://t.example/prod/d1/w0", "group:red"]
 SENSITIVITIES = ["open", "read", "restricted-read", "mutate", "control"]
 TEMPLATES = ["/", "/h", "/t/{tenant}", "/t/{tenant}/i", "/t/{tenant}/{item}", "/{tenant}/x", "/t/all/i", "/s/{item}"]
 METHODS = ["GET", "POST", "DELETE"]
-DEMANDS = ["", "demands: [step-up], ", "demands: [approval], ", "demands: [step-up, approval], "]
+DEMANDS = [
+    "demands: [step-up], ",
+    "demands: [approval], ",
+    "demands: [step-up, approval], ",
+    "demands: [single-use], ",
+]
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class World:
     workloads: list[str]
     services: list[str]
     policies: list[str]
-    routes: list[tuple[str, str, str]]  # service, method, template
+    routes: list[tuple[str, str, str, str]]  # service, method, template, operation
 
 
 def make_world(random: Random) -> World:
@@ -89,16 +98,17 @@ def _attributes(random: Random) -> str:
 
 
 def _service(random: Random, name: str, workload: str, domain: str, port: int, operations, routes) -> str:
-    source = random.choice(["", "tenant: {path: tenant}", "tenant: {path: tenant}", "tenant: {header: x-tenant}"])
+    path, header, claim = "tenant: {path: tenant}", "tenant: {header: x-tenant}", "tenant: {claim: true}"
+    source = random.choice(["", path, path, header, claim])
     rows = []
     for i, template in enumerate(random.sample(TEMPLATES, random.randint(1, 4))):
         operation = f"{name}:r{i}:do"
         method = random.choice(METHODS)
         operations.append(operation)
-        routes.append((name, method, template))
+        routes.append((name, method, template, operation))
+        classified = f"sensitivity: {random.choice(SENSITIVITIES)}, " if random.random() < 0.95 else ""
         rows.append(
-            f"  - {{name: '{operation}', {random.choice(DEMANDS) if random.random() < 0.3 else ''}"
-            f"sensitivity: {random.choice(SENSITIVITIES)}, "
+            f"  - {{name: '{operation}', {random.choice(DEMANDS) if random.random() < 0.3 else ''}{classified}"
             f"match: {{method: {method}, path: '{template}'}}}}"
         )
     return (
@@ -130,7 +140,8 @@ def _policy(random: Random, name: str, workloads: list[str], services: list[str]
         f"{random.choice(['when', 'when', 'unless'])} {{ {_condition(random, workloads, services, operations, 2)} }}"
         for _ in range(random.choice([0, 1, 1, 2]))
     ]
-    head = f'@id("{name}") @owner("group:x") @reason("r")'
+    any_tenant = ' @tenants("any")' if random.random() < 0.2 else ""
+    head = f'@id("{name}") @owner("group:x") @reason("r"){any_tenant}'
     return f"{head}\n{effect} ({principal}, {action}, {resource}) {' '.join(conditions)};"
 
 
@@ -169,7 +180,12 @@ def _condition(random: Random, workloads: list[str], services: list[str], operat
             "context has approval",
             f'context has step_up && context.step_up.action == "{random.choice(operations)}"',
             f"{demanded}.tenant == (if context has tenant then context.tenant else principal.owner)",
-            'context has approval && context.approval.approver like "group:*"',
+            f'context has approval && context.approval.approver == "{random.choice(APPROVERS)}"',
+            f'context has step_up && context.step_up.approver == "{random.choice(APPROVERS)}"',
+            f'context has transaction && context.transaction.origin == "{random.choice(workloads)}"',
+            "context has approval && context.approval.approver == principal.owner",
+            "context has transaction && [resource.owner, principal.owner].contains(context.transaction.origin)",
+            "context has approval && context.approval has approver",
             "9223372036854775807 + 1 == 0",
             "context has tenant && context.tenant == context.method",
             "true",
@@ -181,7 +197,7 @@ def _requests(random: Random, world: World, count: int):
     names = [*TENANTS, "other", "any-other", "unheard-of", "gold", "GET"]
     for _ in range(count):
         caller = random.choice([*world.workloads, *world.workloads, "spiffe://t.example/prod/d1/nobody", None])
-        service, method, template = random.choice(world.routes)
+        service, method, template, operation = random.choice(world.routes)
         if random.random() < 0.1:
             method = random.choice(METHODS)
         path = template.replace("{tenant}", random.choice(names)).replace("{item}", random.choice(["i", "acme"]))
@@ -198,7 +214,29 @@ def _requests(random: Random, world: World, count: int):
                 [("x-tenant", "acme, globex")],
             ]
         )
-        yield caller, service, method, path, headers
+        presented = random.choice([NoToken.MISSING, _token(random, world, caller, service, operation, path, names)])
+        if random.random() < 0.05:
+            presented = random.choice([NoToken.EXPIRED, NoToken.INVALID])
+        yield caller, service, method, path, headers, presented, CERTIFICATE
+
+
+def _token(random: Random, world: World, caller: str | None, service: str, operation: str, path: str, names) -> Token:
+    """Mostly one that counts for the call; sometimes one thing is wrong with it."""
+    segments = [segment for segment in path.split("/") if segment in names]
+    token = Token(
+        id="j",
+        transaction="t",
+        caller=caller or "",
+        certificate=CERTIFICATE,
+        action=operation,
+        resource=service,
+        origin=random.choice([*world.workloads, "spiffe://t.example/elsewhere", *OWNERS]),
+        expires=1,
+        tenant=random.choice(["", "", *segments * 3, random.choice(names)]),
+        approver=random.choice(["", *APPROVERS, "unix:uid:77"]),
+    )
+    wrong = random.choice([None] * 9 + ["caller", "certificate", "action", "resource"])
+    return msgspec.structs.replace(token, **{wrong: "another"}) if wrong else token
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -241,7 +279,9 @@ def test_the_generator_reaches_every_code() -> None:
         compiled = compile_estate(load_estate(world.files))
         sidecars = {i.service: s for s in compiled.sidecars.values() for i in s.inbound}
         codes |= {lookup(sidecars[r[1]], *r)[:2] for r in _requests(random, world, 30)}
-    wanted = set(DecisionCode) - {DecisionCode.CERTIFICATE_REFUSED}
+    # Whether a token was used before, and whether a certificate verifies, no table can say.
+    elsewhere = {DecisionCode.CERTIFICATE_REFUSED, DecisionCode.TOKEN_USED, DecisionCode.CHECK_UNAVAILABLE}
+    wanted = set(DecisionCode) - elsewhere
     assert {code for _, code in codes} == wanted
     assert {code for verdict, code in codes if verdict is Verdict.ALLOW} == {DecisionCode.ALLOWED}
 

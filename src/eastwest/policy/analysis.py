@@ -8,7 +8,7 @@ tenant that no policy, caller or service mentions gets the same answer, and one 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +18,21 @@ from cedarpy import pst
 from eastwest.policy.estate import Policy
 from eastwest.policy.schema import ACTION, SERVICE, WORKLOAD
 
-_KNOWN_CONTEXT = frozenset({"tenant", "method", "step_up", "approval"})
+_KNOWN_CONTEXT = frozenset({"tenant", "method", "step_up", "approval", "transaction"})
+_VARIABLES = {
+    ("tenant",): "tenant",
+    ("step_up", "tenant"): "tenant",
+    ("step_up", "approver"): "approver",
+    ("approval", "approver"): "approver",
+    ("transaction", "origin"): "origin",
+}
+"""What a call chooses freely among texts, by where policies read it."""
+_UNIQUE = {("approval", "id"), ("transaction", "id")}
+_RELATIONS = frozenset(
+    {"eq", "neq", "less", "less_eq", "greater", "greater_eq", "contains", "contains_all", "contains_any"}
+)
+ANY_TENANT = "any"
+"""The value of ``@tenants`` with which a policy says that it permits calls across tenants."""
 _PARSERS = frozenset({"datetime", "decimal", "duration", "ip"})
 
 
@@ -56,24 +70,26 @@ class Analysis:
     uses_method: bool
     uses_step_up: bool
     uses_approval: bool
+    uses_transaction: bool
+    reads_approver: bool
+    reads_origin: bool
     uses_action: bool  # in a condition
     names_services: bool  # in a condition
     reads_others: bool  # reads an attribute of an entity that it names
     texts: frozenset[str]  # string literals
-    patterns: frozenset[str]  # for each `like`, a text that fits
     callers: frozenset[str]  # workloads that it names, scope included
     refusals: tuple[Refusal, ...]
 
     @property
     def uses_demands(self) -> bool:
-        """Whether a step-up token or an approval can change the answer."""
-        return self.uses_step_up or self.uses_approval
+        """Whether a transaction token can change the answer."""
+        return self.uses_step_up or self.uses_approval or self.uses_transaction
 
 
 @lru_cache(maxsize=4096)
 def analyse(policy: Policy) -> Analysis:
     """Read a policy that has been validated."""
-    tree = next(iter(cedarpy.policies_to_pst(policy.text).static_policies.values()))
+    tree = within_tenants(next(iter(cedarpy.policies_to_pst(policy.text).static_policies.values())))
     nodes = [node for clause in tree.clauses for node in _walk(clause.expr)]
     paths = {_context_path(n) for n in nodes} - {()}
     action_variable = any(n == pst.Var("action") for n in nodes)
@@ -90,14 +106,37 @@ def analyse(policy: Policy) -> Analysis:
         uses_method=any(p[0] == "method" for p in paths),
         uses_step_up=any(p[0] == "step_up" for p in paths),
         uses_approval=any(p[0] == "approval" for p in paths),
+        uses_transaction=any(p[0] == "transaction" for p in paths),
+        reads_approver=any(_VARIABLES.get(p) == "approver" for p in paths),
+        reads_origin=any(_VARIABLES.get(p) == "origin" for p in paths),
         uses_action=action_variable,
         names_services=whole_resource or any(str(u.type) == SERVICE for u in named),
         reads_others=any(isinstance(n, pst.GetAttr | pst.HasAttr) and not isinstance(_root(n), pst.Var) for n in nodes),
         texts=frozenset(n.value for n in nodes if isinstance(n, pst.StringLit)),
-        patterns=frozenset(_example(n.pattern) for n in nodes if isinstance(n, pst.Like)),
         callers=frozenset(u.id for u in pst.entity_uids(tree) if str(u.type) == WORKLOAD),
         refusals=tuple(dict.fromkeys(_refusals(tree))),
     )
+
+
+def within_tenants(tree: pst.Template) -> pst.Template:
+    """The policy as it counts: a permit that says nothing of the tenant is about the tenants that the caller serves.
+
+    A caller without ``tenants`` is bound to none, and such a permit holds for it whatever the tenant is.
+    """
+    if tree.effect != "permit" or tree.annotations.get("tenants", "") == ANY_TENANT:
+        return tree
+    if any(_context_path(node) == ("tenant",) for clause in tree.clauses for node in _walk(clause.expr)):
+        return tree
+    return replace(tree, clauses=(*tree.clauses, *_own_tenants()))
+
+
+@lru_cache(maxsize=1)
+def _own_tenants() -> tuple[Any, ...]:
+    text = """permit (principal, action, resource) when {
+      if context has tenant && principal has tenants then principal.tenants.contains(context.tenant) else true
+    };"""
+    clauses: tuple[Any, ...] = next(iter(cedarpy.policies_to_pst(text).static_policies.values())).clauses
+    return clauses
 
 
 def _walk(node: Any) -> Iterator[Any]:
@@ -158,17 +197,29 @@ def _refusals(tree: pst.Template) -> Iterator[Refusal]:
                     "make it an operation of its own, with its own path template",
                     (".", path[0]),
                 )
-            elif isinstance(node, pst.Like) and _touches_tenant(node.base):
+            elif path in _UNIQUE and isinstance(node, pst.GetAttr):
                 yield Refusal(
-                    "a pattern over context.tenant cannot be compiled yet",
-                    "compare tenants with == or contains",
+                    f"context.{'.'.join(path)} is different for every call and cannot be compiled",
+                    f"test `context has {path[0]}`, or compare what lasts, such as the approver or the origin",
+                    path[-1:],
+                )
+            elif isinstance(node, pst.Like) and (touched := _variables(node.base)):
+                yield Refusal(
+                    f"a pattern over {touched[0]} cannot be compiled yet",
+                    f"compare {touched[0]} with == or contains",
                     ("like",),
                 )
-            elif isinstance(node, pst.UnaryOp) and node.op in _PARSERS and _touches_tenant(node.arg):
+            elif isinstance(node, pst.UnaryOp) and node.op in _PARSERS and (touched := _variables(node.arg)):
                 yield Refusal(
-                    f"{node.op}() of context.tenant cannot be compiled yet",
-                    "compare tenants with == or contains",
+                    f"{node.op}() of {touched[0]} cannot be compiled yet",
+                    f"compare {touched[0]} with == or contains",
                     (node.op,),
+                )
+            elif _relates(node) and len(kinds := _variables(node, kinds=True)) > 1:
+                yield Refusal(
+                    f"a comparison of {' with '.join(kinds)} cannot be compiled yet",
+                    "compare each with texts, or with attributes of the caller or the service",
+                    (kinds[0],),
                 )
             elif not isinstance(node, pst.GetAttr | pst.HasAttr) and _compares_context(node):
                 yield Refusal(
@@ -178,16 +229,18 @@ def _refusals(tree: pst.Template) -> Iterator[Refusal]:
             yield Refusal("context as a whole cannot be compiled yet", "name the field", ("context",))
 
 
-def _example(pattern: tuple[Any, ...]) -> str:
-    return "".join(part.value if isinstance(part, pst.Char) else "x" for part in pattern)
-
-
 def _compares_context(node: Any) -> bool:
     return any(_holds(getattr(node, f.name), "context") for f in fields(node))
 
 
-def _touches_tenant(node: Any) -> bool:
-    return any(_context_path(n)[:1] == ("tenant",) for n in _walk(node))
+def _variables(node: Any, *, kinds: bool = False) -> list[str]:
+    """What a call chooses that an expression looks at: as policies write it, or its kinds."""
+    paths = {path for n in _walk(node) if (path := _context_path(n)) in _VARIABLES}
+    return sorted({_VARIABLES[path] if kinds else f"context.{'.'.join(path)}" for path in paths})
+
+
+def _relates(node: Any) -> bool:
+    return isinstance(node, pst.Set | pst.Record) or (isinstance(node, pst.BinaryOp) and node.op in _RELATIONS)
 
 
 def _scope(constraint: Any, own: str) -> Scope:

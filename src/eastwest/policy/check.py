@@ -362,8 +362,11 @@ class _Checker:
         if (service.upstream.unix is None) == (service.upstream.tcp is None):
             self._findings.error(at(name, "upstream"), "upstream needs exactly one of unix and tcp", "keep one")
         if service.tenant is not None:
-            if (service.tenant.path is None) == (service.tenant.header is None):
-                self._findings.error(at(name, "tenant"), "tenant needs exactly one of path and header", "keep one")
+            said = (service.tenant.path is not None, service.tenant.header is not None, service.tenant.claim)
+            if sum(said) != 1:
+                self._findings.error(
+                    at(name, "tenant"), "tenant needs exactly one of path, header and claim", "keep one"
+                )
             if service.listen.protocol == "tcp":
                 self._findings.error(
                     at(name, "tenant"), "a TCP service has no requests that could name a tenant", "remove tenant"

@@ -72,6 +72,9 @@ class OriginRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     by_origin: dict[str, Rule] = {}
     otherwise: Rule
 
+    def __hash__(self) -> int:
+        return hash((tuple(sorted(self.by_origin)), self.otherwise))
+
 
 class TokenRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Outcomes with a valid transaction token that was made for exactly this call (``eastwest.policy.transaction``).
@@ -82,6 +85,9 @@ class TokenRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     unapproved: OriginRules
     approved_by: dict[str, OriginRules] = {}
     approved: OriginRules  # by anybody else
+
+    def __hash__(self) -> int:
+        return hash((self.unapproved, tuple(sorted(self.approved_by)), self.approved))
 
 
 class TenantRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -69,10 +69,11 @@ class Sensitivity(enum.StrEnum):
 
 
 class Demand(enum.StrEnum):
-    """What a call must bring beyond a permitted identity."""
+    """What a call must bring beyond a permitted identity: a transaction token, one with an approval, an unused one."""
 
     STEP_UP = "step-up"
     APPROVAL = "approval"
+    SINGLE_USE = "single-use"
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,6 +107,7 @@ class Right(enum.StrEnum):
     WORKLOADS = "workloads"
     SERVICES = "services"
     POLICIES = "policies"
+    APPROVALS = "approvals"
     PROFILES = "profiles"
     WAIVERS = "waivers"
     TOKENS = "tokens"
@@ -257,10 +259,11 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class TenantFrom(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a request names its tenant: exactly one of a path parameter and a header."""
+    """Where a request names its tenant: exactly one of a path parameter, a header and its transaction token."""
 
     path: ParameterText | None = None
     header: HeaderText | None = None
+    claim: bool = False
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -273,11 +276,11 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The unit of authorization, named ``service:resource:verb``."""
+    """The unit of authorization, named ``service:resource:verb``. Without a sensitivity it is refused to everybody."""
 
     name: OperationText
     match: Match
-    sensitivity: Sensitivity
+    sensitivity: Sensitivity | None = None
     data: NameText | None = None
     demands: tuple[Demand, ...] = ()
 

@@ -1,31 +1,42 @@
-"""One request put to Cedar, and its answer as a ``Rule``: the single place where Cedar's answers get their codes."""
+"""One request put to Cedar, and its answer as a ``Rule``: the single place where Cedar's answers get their codes.
+
+A transaction token that counts for a call says four things that Cedar sees: the action, resource and tenant, which are
+those of the call itself, and who approved it and which workload began the transaction. So what a token can change is
+a function of approver and origin, and Cedar is asked about each that policies can tell apart.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import cedarpy
+import msgspec
 from cedarpy import pst
 
 from eastwest.policy.analysis import Analysis
-from eastwest.policy.enforcement import DecisionCode, Rule, Verdict
+from eastwest.policy.enforcement import DecisionCode, OriginRules, Rule, TokenRules, Verdict
 from eastwest.policy.estate import Demand, Estate
 from eastwest.policy.schema import ACTION, SERVICE, WORKLOAD, cedar_entities, uid
 
 NOT_PERMITTED = Rule(verdict=Verdict.DENY, code=DecisionCode.OPERATION_NOT_PERMITTED)
 TENANT_NOT_PERMITTED = Rule(verdict=Verdict.DENY, code=DecisionCode.TENANT_NOT_PERMITTED)
+UNCLASSIFIED = Rule(verdict=Verdict.DENY, code=DecisionCode.UNCLASSIFIED_OPERATION)
 ATTAINABLE = frozenset({DecisionCode.ALLOWED, DecisionCode.STEP_UP_REQUIRED, DecisionCode.APPROVAL_REQUIRED})
 
-_MAX_TEXTS = 4  # up to here all pairs of texts are tried
-# Questions asked to tell what would help against one refusal. Beyond it the refusal stands without that advice.
-_MAX_ATTEMPTS = 64
 _FAILED_POLICY = re.compile(r"policy `([^`]*)`")
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What a token that counts for the call says of its own: who approved it ("": nobody), who began it (SPIFFE ID)."""
+
+    approver: str
+    origin: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +61,16 @@ class Entities:
 
 
 class Judge:
-    """Answers requests from a set of policies.
+    """Answers requests from a set of policies."""
 
-    ``texts`` are what a step-up token or an approval might say, used to find out whether one would help.
-    """
-
-    def __init__(
-        self, policies: Sequence[Analysis], entities: Entities, texts: Sequence[str], *, checked: bool = False
-    ) -> None:
+    def __init__(self, policies: Sequence[Analysis], entities: Entities, *, checked: bool = False) -> None:
         self._trees = {p.policy.id: replace(p.tree, id=p.policy.id) for p in policies}
         self._entities = entities
-        self._uses_step_up = any(p.uses_step_up for p in policies)
-        self._uses_approval = any(p.uses_approval for p in policies)
-        self._texts = texts
+        self._uses_tokens = any(p.uses_demands for p in policies)
+        self._about_step_up = frozenset(p.policy.id for p in policies if p.uses_step_up)
+        self._texts = frozenset(text for p in policies for text in p.texts)
+        self.reads_approver = any(p.reads_approver for p in policies)
+        self.reads_origin = any(p.reads_origin for p in policies)
         self._schema = entities.schema if checked else None
         self.asked = 0
 
@@ -71,87 +79,141 @@ class Judge:
         # Many slices are only looked at, never asked.
         return cedarpy.PolicySet.from_pst(pst.PolicySet(templates={}, static_policies=self._trees, template_links=()))
 
-    def rules(self, requests: Sequence[Request]) -> list[Rule]:
-        """The outcome of each; a tenant that is refused is not yet told from an operation that is refused."""
-        answers = self._ask([(r, {}) for r in requests])
-        return [self._rule(r, a) for r, a in zip(requests, answers, strict=True)]
+    def rules(self, requests: Sequence[Request], texts: Iterable[str] = ()) -> list[Rule]:
+        """The outcome of each, with and without a token; a refused tenant is not yet told from a refused operation.
 
-    def _rule(self, request: Request, answer: Any) -> Rule:
+        ``texts``: those with which an approver or an origin might be compared. Those that are not among them are all
+        alike.
+        """
+        known = self._texts.union(texts)
+        plain = [
+            self._rule(r, None, a) for r, a in zip(requests, self._ask([(r, None) for r in requests]), strict=True)
+        ]
+        others = Brought(fresh_text("any-approver", known), fresh_text("any-origin", known))
+        kinds = [Brought(a, o) for a in ["", *self._approvers(texts, others)] for o in self._origins(texts, others)]
+        asking = [i for i, request in enumerate(requests) if self._uses_tokens or request.demands]
+        questions = [(requests[i], brought) for i in asking for brought in kinds]
+        answers = iter(self._ask(questions))
+        for i in asking:
+            with_token = {brought: self._rule(requests[i], brought, next(answers)) for brought in kinds}
+            plain[i] = self._joined(requests[i], plain[i], with_token, others)
+        return plain
+
+    def rule(self, request: Request, brought: Brought | None, texts: Iterable[str] = ()) -> Rule:
+        """The outcome for exactly this token, without ``token``."""
+        advised = self.rules([request], texts)[0]
+        if brought is None or advised.token is None:
+            return msgspec.structs.replace(advised, token=None)
+        answer = self._rule(request, brought, self._ask([(request, brought)])[0])
+        if brought.approver:
+            return answer
+        others = Brought(fresh_text("any-approver", self._texts.union(texts)), "")
+        approved = [Brought(approver, brought.origin) for approver in self._approvers(texts, others)]
+        answers = self._ask([(request, kind) for kind in approved])
+        return _advised(answer, [self._rule(request, k, a) for k, a in zip(approved, answers, strict=True)])
+
+    def _approvers(self, texts: Iterable[str], others: Brought) -> list[str]:
+        return [others.approver, *(sorted({t for t in texts if t}) if self.reads_approver else ())]
+
+    def _origins(self, texts: Iterable[str], others: Brought) -> list[str]:
+        return [others.origin, *(sorted(set(texts)) if self.reads_origin else ())]
+
+    def _rule(self, request: Request, brought: Brought | None, answer: Any) -> Rule:
         if answer.diagnostics.errors:
             failed = _FAILED_POLICY.search(min(answer.diagnostics.errors))
             return _deny(DecisionCode.POLICY_ERROR, failed[1] if failed else "")
         policy = min(answer.diagnostics.reasons, default="")
         if answer.allowed:
             # What the operation demands holds even where the policy forgets to ask for it.
-            if Demand.STEP_UP in request.demands:
+            if brought is None and {Demand.STEP_UP, Demand.SINGLE_USE} & set(request.demands):
                 return _deny(DecisionCode.STEP_UP_REQUIRED, policy)
-            if Demand.APPROVAL in request.demands:
+            if Demand.APPROVAL in request.demands and (brought is None or not brought.approver):
                 return _deny(DecisionCode.APPROVAL_REQUIRED, policy)
             return Rule(verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED, policy=policy)
-        unlocked = self._unlocked(request)
-        if unlocked is not None:
-            return unlocked
         return _deny(DecisionCode.FORBIDDEN_BY_POLICY, policy) if policy else NOT_PERMITTED
 
-    def _unlocked(self, request: Request) -> Rule | None:
-        """What would help: first a step-up token alone, then an approval alone, then both."""
-        tokens = [{"step_up": t} for t in _tokens(request, self._texts)] if self._uses_step_up else []
-        approvals = [{"approval": a} for a in _approvals(self._texts)] if self._uses_approval else []
-        for code, attempts in (
-            (DecisionCode.STEP_UP_REQUIRED, tokens),
-            (DecisionCode.APPROVAL_REQUIRED, approvals),
-            (DecisionCode.STEP_UP_REQUIRED, ({**t, **a} for t, a in itertools.product(tokens, approvals))),
-        ):
-            for answer in self._ask([(request, extra) for extra in itertools.islice(attempts, _MAX_ATTEMPTS)]):
-                if answer.allowed and not answer.diagnostics.errors:
-                    return _deny(code, min(answer.diagnostics.reasons))
-        return None
+    def _joined(self, request: Request, plain: Rule, answers: dict[Brought, Rule], others: Brought) -> Rule:
+        """One rule for the call: what holds without a token, and what with each kind; refusals say what would help."""
+        with_token = {
+            brought: answer if brought.approver else _advised(answer, _same_origin(answers, brought.origin))
+            for brought, answer in answers.items()
+        }
+        unapproved = [rule for brought, rule in answers.items() if not brought.approver]
+        told = _helped(plain, DecisionCode.STEP_UP_REQUIRED, unapproved)
+        if told is plain:
+            told = _helped(plain, DecisionCode.APPROVAL_REQUIRED, [r for b, r in answers.items() if b.approver])
+            step_up = {Demand.STEP_UP, Demand.SINGLE_USE} & set(request.demands) or told.policy in self._about_step_up
+            if told is not plain and step_up:
+                told = _deny(DecisionCode.STEP_UP_REQUIRED, told.policy)
+        if all(rule == plain for rule in answers.values()):
+            return plain
+        return msgspec.structs.replace(told, token=_token_rules(with_token, others))
 
-    def _ask(self, questions: Sequence[tuple[Request, dict[str, Any]]]) -> list[Any]:
+    def _ask(self, questions: Sequence[tuple[Request, Brought | None]]) -> list[Any]:
         if not questions:
             return []
         self.asked += len(questions)
         return cedarpy.is_authorized_batch(
-            [_cedar_request(request, extra) for request, extra in questions],
+            [_cedar_request(request, brought) for request, brought in questions],
             self._policy_set,
             self._entities.handle,
             self._schema,
         )
 
 
-def demand_texts(policies: Iterable[Analysis]) -> tuple[str, ...]:
-    """Texts that policies about step-up and approval compare with; patterns give a text that fits them."""
-    texts: set[str] = {"someone"}
-    for policy in policies:
-        if policy.uses_demands:
-            texts |= policy.texts | policy.patterns
-    return tuple(sorted(texts))
+def fresh_text(name: str, taken: Collection[str]) -> str:
+    """A text that nothing mentions: it stands for every one that nothing mentions."""
+    while name in taken:
+        name += "-"
+    return name
+
+
+def _token_rules(by_kind: dict[Brought, Rule], others: Brought) -> TokenRules:
+    by_approver: dict[str, dict[str, Rule]] = {}
+    for brought, rule in by_kind.items():
+        by_approver.setdefault(brought.approver, {})[brought.origin] = rule
+    origins = {approver: _origin_rules(rules, others.origin) for approver, rules in by_approver.items()}
+    unapproved, approved = origins.pop(""), origins.pop(others.approver)
+    named = {approver: rules for approver, rules in sorted(origins.items()) if rules != approved}
+    return TokenRules(unapproved=unapproved, approved_by=named, approved=approved)
+
+
+def _origin_rules(rules: dict[str, Rule], other: str) -> OriginRules:
+    otherwise = rules[other]
+    named = {origin: rule for origin, rule in sorted(rules.items()) if rule != otherwise}
+    return OriginRules(by_origin=named, otherwise=otherwise)
+
+
+def _same_origin(answers: dict[Brought, Rule], origin: str) -> list[Rule]:
+    return [rule for brought, rule in answers.items() if brought.approver and brought.origin == origin]
+
+
+def _advised(refused: Rule, approved: Iterable[Rule]) -> Rule:
+    return _helped(refused, DecisionCode.APPROVAL_REQUIRED, approved)
+
+
+def _helped(refused: Rule, code: DecisionCode, better: Iterable[Rule]) -> Rule:
+    """``refused`` as it is told when one of ``better`` allows what it refuses; itself when none does."""
+    if refused.verdict is Verdict.ALLOW or refused.code is DecisionCode.POLICY_ERROR:
+        return refused
+    policy = min((rule.policy for rule in better if rule.verdict is Verdict.ALLOW), default=None)
+    return refused if policy is None else _deny(code, policy)
 
 
 def _deny(code: DecisionCode, policy: str) -> Rule:
     return Rule(verdict=Verdict.DENY, code=code, policy=policy)
 
 
-def _tokens(request: Request, texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Step-up tokens as this request would bring them."""
+def _cedar_request(request: Request, brought: Brought | None) -> dict[str, Any]:
+    context: dict[str, Any] = {"path": request.path, "method": request.method}
     tenant = {} if request.tenant is None else {"tenant": request.tenant}
-    resources = [request.service, *texts] if len(texts) <= _MAX_TEXTS else [request.service]
-    return [
-        {"action": request.operation, "approver": approver, "resource": resource, **tenant}
-        for approver, resource in itertools.product(texts, resources)
-    ]
-
-
-def _approvals(texts: Sequence[str]) -> list[dict[str, Any]]:
-    if len(texts) > _MAX_TEXTS:
-        return [{"id": text, "approver": text} for text in texts]
-    return [{"id": name, "approver": approver} for name, approver in itertools.product(texts, repeat=2)]
-
-
-def _cedar_request(request: Request, extra: dict[str, Any]) -> dict[str, Any]:
-    context = {"path": request.path, "method": request.method, **extra}
-    if request.tenant is not None:
-        context["tenant"] = request.tenant
+    context |= tenant
+    if brought is not None:
+        said = {"action": request.operation, "resource": request.service, "approver": brought.approver}
+        context["step_up"] = said | tenant
+        context["transaction"] = {"id": "transaction", "origin": brought.origin}
+        if brought.approver:
+            context["approval"] = {"id": "approval", "approver": brought.approver}
     return {
         "principal": uid(WORKLOAD, request.caller),
         "action": uid(ACTION, request.operation),

@@ -41,10 +41,12 @@ def method_of(operation: Operation) -> str:
 def tenant_source(service: Service, operation: Operation) -> TenantSource | None:
     """Where requests name their tenant, or ``None`` when the operation is not per tenant.
 
-    A path source holds for the templates that have the parameter; a header source for all but open operations.
+    A path source holds for the templates that have the parameter; a header or a token for all but open operations.
     """
     if service.tenant is None or operation.match.tcp:
         return None
+    if service.tenant.claim:
+        return None if operation.sensitivity is Sensitivity.OPEN else TenantSource(claim=True)
     if service.tenant.header is not None:
         return None if operation.sensitivity is Sensitivity.OPEN else TenantSource(header=service.tenant.header)
     form = wire_form(matcher(operation))
@@ -60,4 +62,6 @@ def can_be_tenant(source: TenantSource, text: str) -> bool:
     """
     if source.path:
         return is_parameter_value(text)
+    if source.claim:
+        return bool(text)
     return _ONE_VALUE.fullmatch(text) is not None

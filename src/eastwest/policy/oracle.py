@@ -7,6 +7,7 @@ is what the table must equal. ``lookup`` reads the table as an enforcement point
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from eastwest.policy.analysis import analyse
 from eastwest.policy.enforcement import (
@@ -23,17 +24,36 @@ from eastwest.policy.judge import (
     ATTAINABLE,
     NOT_PERMITTED,
     TENANT_NOT_PERMITTED,
+    Brought,
     Entities,
     Judge,
     Request,
-    demand_texts,
+    fresh_text,
 )
 from eastwest.policy.operations import can_be_tenant, matcher, method_of, tenant_source, wire_form
-from eastwest.policy.table import fresh_text, in_order
+from eastwest.policy.table import in_order
+from eastwest.policy.transaction import NoToken, Presented, Token, misuse, outcome
 
 Decision = tuple[Verdict, DecisionCode, str, str]
 """Verdict, code, policy id ("" when none decided), operation ("" when none matched)."""
 Headers = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request as an enforcement point sees it: the path normalised, the caller proved (None: nothing proved).
+
+    ``presented`` is what came as a transaction token, its signature and times judged; ``certificate`` the SHA-256 of
+    the caller's certificate (lower-case hex).
+    """
+
+    caller: str | None
+    service: str
+    method: str
+    path: str
+    headers: Headers = ()
+    presented: Presented = NoToken.MISSING
+    certificate: str = ""
 
 
 class Oracle:
@@ -43,7 +63,7 @@ class Oracle:
         policies = [analyse(policy) for policy in estate.policies]
         self._callers = {w.spiffe_id for w in estate.callers}
         self._services = {s.service: s for s in estate.services}
-        self._judge = Judge(policies, Entities(estate), demand_texts(policies), checked=True)
+        self._judge = Judge(policies, Entities(estate), checked=True)
         texts = {t for p in policies for t in p.texts}
         for workload in estate.callers:
             texts.add(workload.owner)
@@ -52,92 +72,188 @@ class Oracle:
         texts |= {s.owner for s in estate.services}
         self._texts = texts | {method_of(o) for s in estate.services for o in s.operations}
 
-    def decide(self, caller: str | None, service: str, method: str, path: str, headers: Headers = ()) -> Decision:
-        """Decide a request in strict mode; ``caller`` None when it proved nothing. The service must exist."""
+    def decide(
+        self,
+        caller: str | None,
+        service: str,
+        method: str,
+        path: str,
+        headers: Headers = (),
+        presented: Presented = NoToken.MISSING,
+        certificate: str = "",
+    ) -> Decision:
+        """Decide a request (see ``Call``) in strict mode. The service must exist."""
         if caller is None:
             return _deny(DecisionCode.MTLS_REQUIRED)
         if caller not in self._callers:
             return _deny(DecisionCode.UNKNOWN_CALLER)
         called = self._services[service]
+        call = Call(caller, service, method, path, headers, presented, certificate)
         for operation in in_order(called.operations):
             parameters = _parameters(operation, method, path)
             if parameters is not None:
-                return self._operation(caller, called, operation, path, parameters, headers)
+                if operation.sensitivity is None:
+                    return _deny(DecisionCode.UNCLASSIFIED_OPERATION, operation.name)
+                return _Asked(self._judge, self._texts, called, operation, call, parameters).answer()
         return _deny(DecisionCode.UNLISTED_OPERATION)
 
-    def _operation(
+
+class _Asked:
+    """One request whose operation is known."""
+
+    def __init__(
         self,
-        caller: str,
+        judge: Judge,
+        texts: set[str],
         service: Service,
         operation: Operation,
-        path: str,
+        call: Call,
         parameters: dict[str, str],
-        headers: Headers,
-    ) -> Decision:
-        def ask(tenant: str | None) -> Rule:
-            request = Request(
-                caller=caller,
-                operation=operation.name,
-                service=service.service,
-                method=method_of(operation),
-                path=path,
-                tenant=tenant,
-                demands=operation.demands,
-            )
-            return self._judge.rules([request])[0]
+    ) -> None:
+        self._judge = judge
+        self._texts = texts | {operation.name, service.service}
+        self._service = service
+        self._operation = operation
+        self._call = call
+        self._source = tenant_source(service, operation)
+        self._parameters = parameters
 
-        source = tenant_source(service, operation)
+    def answer(self) -> Decision:
+        source = self._source
         if source is None:
-            return _told(ask(None), operation.name)
-        tenant = _tenant(source, parameters, headers)
-        everyone = [fresh_text(self._texts), *sorted(t for t in self._texts if can_be_tenant(source, t))]
+            return self._told(self._rule(None), None)
+        rules = {tenant: self._rule(tenant) for tenant in self._everyone(source)}
+        # Where no tenant makes a difference, none need be named.
+        first = next(iter(rules.values()))
+        if all(rule == first for rule in rules.values()) and first.verdict is Verdict.DENY and first.token is None:
+            return _told(_refined(first, [first]), self._operation.name)
+        if source.claim:
+            problem = self._misuse()
+            if problem is not None:
+                return _deny(problem, self._operation.name)
+        tenant = _tenant(source, self._parameters, self._call.headers, self._call.presented)
         if tenant is None:
-            rules = {ask(t) for t in everyone}
-            only = rules.pop()
-            if rules or only.verdict is Verdict.ALLOW:
-                return _deny(DecisionCode.TENANT_MISSING, operation.name)
-            # Whatever tenant it named, the answer would be this one.
-            return _told(_refined(only, [only]), operation.name)
-        rule = ask(tenant)
-        if rule == NOT_PERMITTED:
-            rule = _refined(rule, map(ask, everyone))
-        return _told(rule, operation.name)
+            return _deny(DecisionCode.TENANT_MISSING, self._operation.name)
+        rule = rules[tenant] if tenant in rules else self._rule(tenant)
+        return self._told(_refined(rule, rules.values()), tenant)
+
+    def _everyone(self, source: TenantSource) -> list[str]:
+        texts = self._texts
+        return [fresh_text("any-other", texts), *sorted(t for t in texts if can_be_tenant(source, t))]
+
+    def _told(self, rule: Rule, tenant: str | None) -> Decision:
+        presented, name = self._call.presented, self._operation.name
+        if rule.token is None or presented is NoToken.MISSING:
+            return _told(rule, name)
+        problem = self._misuse()
+        if problem is not None:
+            return _deny(problem, name)
+        assert isinstance(presented, Token)
+        if presented.tenant != (tenant or ""):
+            return _deny(DecisionCode.TOKEN_WRONG_TENANT, name)
+        brought = Brought(presented.approver, presented.origin)
+        return _told(self._judge.rule(self._request(tenant), brought, self._texts), name)
+
+    def _misuse(self) -> DecisionCode | None:
+        call = self._call
+        return misuse(
+            call.presented,
+            operation=self._operation.name,
+            service=self._service.service,
+            caller=call.caller or "",
+            certificate=call.certificate,
+        )
+
+    def _rule(self, tenant: str | None) -> Rule:
+        return self._judge.rules([self._request(tenant)], self._texts)[0]
+
+    def _request(self, tenant: str | None) -> Request:
+        return Request(
+            caller=self._call.caller or "",
+            operation=self._operation.name,
+            service=self._service.service,
+            method=method_of(self._operation),
+            path=self._call.path,
+            tenant=tenant,
+            demands=self._operation.demands,
+        )
 
 
-def decide(estate: Estate, caller: str | None, service: str, method: str, path: str, headers: Headers = ()) -> Decision:
-    """Decide one request straight from Cedar; for many of one estate, keep an ``Oracle``."""
-    return Oracle(estate).decide(caller, service, method, path, headers)
+def decide(
+    estate: Estate,
+    caller: str | None,
+    service: str,
+    method: str,
+    path: str,
+    headers: Headers = (),
+    presented: Presented = NoToken.MISSING,
+    certificate: str = "",
+) -> Decision:
+    """Decide one request (see ``Call``) straight from Cedar; for many of one estate, keep an ``Oracle``."""
+    return Oracle(estate).decide(caller, service, method, path, headers, presented, certificate)
 
 
 def lookup(
-    sidecar: Sidecar, caller: str | None, service: str, method: str, path: str, headers: Headers = ()
+    sidecar: Sidecar,
+    caller: str | None,
+    service: str,
+    method: str,
+    path: str,
+    headers: Headers = (),
+    presented: Presented = NoToken.MISSING,
+    certificate: str = "",
 ) -> Decision:
-    """Decide a request in strict mode from the table of the service's sidecar. The service must be there."""
+    """Decide a request (see ``Call``) in strict mode from the table of the service's sidecar. It must be there."""
     if caller is None:
         return _deny(DecisionCode.MTLS_REQUIRED)
     if caller not in sidecar.known_callers:
         return _deny(DecisionCode.UNKNOWN_CALLER)
     inbound = next(i for i in sidecar.inbound if i.service == service)
+    call = Call(caller, service, method, path, headers, presented, certificate)
     for operation in inbound.operations:
         form = wire_form(operation.match)
         parameters = {} if form is None else form[1].match(path) if form[0] == method else None
         if parameters is not None:
-            return _in_table(operation, caller, parameters, headers)
+            return _in_table(operation, call, parameters)
     return _deny(DecisionCode.UNLISTED_OPERATION)
 
 
-def _in_table(operation: OperationRules, caller: str, parameters: dict[str, str], headers: Headers) -> Decision:
-    cell: Cell | None = next((c for c in operation.cells if caller in c.callers), None)
+def _in_table(operation: OperationRules, call: Call, parameters: dict[str, str]) -> Decision:
+    cell: Cell | None = next((c for c in operation.cells if call.caller in c.callers), None)
     if cell is None:
         return _told(operation.otherwise, operation.name)
     if cell.rule is not None:
-        return _told(cell.rule, operation.name)
+        return _with_token(cell.rule, operation, call, "")
     if cell.tenants is None or operation.tenant is None:
         raise AssertionError("a cell has a rule, or tenants at an operation that has a tenant source")
-    tenant = _tenant(operation.tenant, parameters, headers)
+    if operation.tenant.claim and (problem := _misused(operation, call)) is not None:
+        return _deny(problem, operation.name)
+    tenant = _tenant(operation.tenant, parameters, call.headers, call.presented)
     if tenant is None:
         return _deny(DecisionCode.TENANT_MISSING, operation.name)
-    return _told(cell.tenants.by_tenant.get(tenant, cell.tenants.otherwise), operation.name)
+    return _with_token(cell.tenants.by_tenant.get(tenant, cell.tenants.otherwise), operation, call, tenant)
+
+
+def _with_token(rule: Rule, operation: OperationRules, call: Call, tenant: str) -> Decision:
+    presented = call.presented
+    if rule.token is None or presented is NoToken.MISSING:
+        return _told(rule, operation.name)
+    problem = _misused(operation, call)
+    if problem is None and isinstance(presented, Token) and presented.tenant != tenant:
+        problem = DecisionCode.TOKEN_WRONG_TENANT
+    if problem is not None or not isinstance(presented, Token):
+        return _deny(problem or DecisionCode.TOKEN_INVALID, operation.name)
+    return _told(outcome(rule.token, presented), operation.name)
+
+
+def _misused(operation: OperationRules, call: Call) -> DecisionCode | None:
+    return misuse(
+        call.presented,
+        operation=operation.name,
+        service=call.service,
+        caller=call.caller or "",
+        certificate=call.certificate,
+    )
 
 
 def _parameters(operation: Operation, method: str, path: str) -> dict[str, str] | None:
@@ -147,7 +263,9 @@ def _parameters(operation: Operation, method: str, path: str) -> dict[str, str] 
     return form[1].match(path) if form[0] == method else None
 
 
-def _tenant(source: TenantSource, parameters: dict[str, str], headers: Headers) -> str | None:
+def _tenant(source: TenantSource, parameters: dict[str, str], headers: Headers, presented: Presented) -> str | None:
+    if source.claim:
+        return presented.tenant or None if isinstance(presented, Token) else None
     if source.path:
         return parameters[source.path]
     # Repeated headers reach the matcher joined by a comma, which is no tenant.

@@ -17,10 +17,11 @@ ACTION = "Action"
 RESERVED_ATTRIBUTES = frozenset({"environment", "domain", "owner"})
 
 _ENTITY = "environment: Environment, domain: Domain, owner: String"
-_CONTEXT = "path: String, method: String, step_up?: StepUp, approval?: Approval"
+_CONTEXT = "path: String, method: String, step_up?: StepUp, approval?: Approval, transaction?: Transaction"
 _TYPES = f"""\
 type StepUp = {{ action: String, tenant?: String, resource?: String, approver: String }};
 type Approval = {{ id: String, approver: String }};
+type Transaction = {{ id: String, origin: String }};
 type Call = {{ tenant?: String, {_CONTEXT} }};
 type TenantCall = {{ tenant: String, {_CONTEXT} }};
 """
@@ -40,8 +41,10 @@ def cedar_schema(services: Iterable[Service], workloads: Iterable[Workload | For
     for service in services:
         for operation in service.operations:
             context = "TenantCall" if tenant_source(service, operation) else "Call"
+            sensitivity = operation.sensitivity
+            group = "" if sensitivity is None else f" in [Action::{_quoted(sensitivity.value)}]"
             lines.append(
-                f"action {_quoted(operation.name)} in [Action::{_quoted(operation.sensitivity.value)}] "
+                f"action {_quoted(operation.name)}{group} "
                 f"appliesTo {{ principal: Workload, resource: Service, context: {context} }};"
             )
     return "\n".join(lines) + "\n"

@@ -27,21 +27,22 @@ from eastwest.policy.enforcement import (
     TenantSource,
     Verdict,
 )
-from eastwest.policy.estate import Estate, ForeignWorkload, Operation, Service, Workload, content
+from eastwest.policy.estate import Demand, Estate, ForeignWorkload, Operation, Service, Workload, content
 from eastwest.policy.judge import (
     ATTAINABLE,
     NOT_PERMITTED,
     TENANT_NOT_PERMITTED,
+    UNCLASSIFIED,
     Entities,
     Judge,
     Request,
-    demand_texts,
+    fresh_text,
 )
 from eastwest.policy.operations import can_be_tenant, matcher, method_of, tenant_source, wire_form
 from eastwest.policy.problems import EstateInvalid, Problem, Severity, ordered
 from eastwest.policy.schema import ACTION, DOMAIN, ENVIRONMENT, SERVICE, WORKLOAD
 
-COMPILER = "eastwest-table-1"
+COMPILER = "eastwest-table-2"
 """Part of every version, so that a compiler that answers differently also names its answers differently."""
 
 Outcome = Rule | TenantRules
@@ -112,15 +113,6 @@ def in_order(operations: Iterable[Operation]) -> list[Operation]:
     return sorted(operations, key=key)
 
 
-def fresh_text(taken: Iterable[str]) -> str:
-    """A text that nothing mentions: it stands for every tenant that nothing mentions."""
-    texts = set(taken)
-    name = "any-other"
-    while name in texts:
-        name += "-"
-    return name
-
-
 @dataclass(frozen=True, slots=True)
 class _Class:
     """Callers that policies cannot tell apart, asked about by their first."""
@@ -139,6 +131,7 @@ class _Slice:
     by_operation: bool
     by_method: bool
     by_service: bool
+    uses_tokens: bool
     texts: frozenset[str]
 
 
@@ -151,7 +144,6 @@ class _Table:
         self._all_texts = frozenset(t for w in estate.callers for t in _texts(w)).union(
             s.owner for s in estate.services
         )
-        self._demand_texts = demand_texts(policies)
         self._classes = self._make_classes()
         self._slices: dict[tuple[int, ...], _Slice] = {}
         self._outcomes: dict[object, Outcome] = {}
@@ -162,6 +154,8 @@ class _Table:
     def operation(self, service: Service, operation: Operation) -> OperationRules:
         """The rules of one operation."""
         source = tenant_source(service, operation)
+        if operation.sensitivity is None:
+            return OperationRules(name=operation.name, match=matcher(operation), tenant=source, otherwise=UNCLASSIFIED)
         applying = self._applying(service, operation)
         self._used.update(applying)
         key = self._key(applying, service, operation, source)
@@ -171,6 +165,7 @@ class _Table:
             name=operation.name,
             match=matcher(operation),
             tenant=source,
+            single_use=Demand.SINGLE_USE in operation.demands,
             cells=self._cells[key],
             otherwise=NOT_PERMITTED,
         )
@@ -195,7 +190,7 @@ class _Table:
         for cell in (c for o in operations for c in o.cells):
             if cell.tenants is not None and cell.tenants.by_tenant:
                 by_tenant += len(cell.callers)
-            elif _allows(cell):
+            elif any(rule.verdict is Verdict.ALLOW for rule in _rules(cell)):
                 allowed += len(cell.callers)
         total = len(operations) * len(self._estate.callers)
         return Summary(
@@ -227,7 +222,10 @@ class _Table:
         return classes
 
     def _applying(self, service: Service, operation: Operation) -> tuple[int, ...]:
-        action = frozenset({(ACTION, operation.name), (ACTION, operation.sensitivity.value)})
+        groups = {(ACTION, operation.name)}
+        if operation.sensitivity is not None:
+            groups.add((ACTION, operation.sensitivity.value))
+        action = frozenset(groups)
         environment = self._environments[service.workload]
         resource = frozenset({(SERVICE, service.service), (DOMAIN, service.domain), (ENVIRONMENT, environment)})
         return tuple(i for i, p in enumerate(self._policies) if p.action.covers(action) and p.resource.covers(resource))
@@ -238,11 +236,12 @@ class _Table:
             policies = [self._policies[i] for i in indices]
             others = self._all_texts if any(p.reads_others for p in policies) else frozenset()
             known = self._slices[indices] = _Slice(
-                judge=Judge(policies, self._entities, self._demand_texts),
+                judge=Judge(policies, self._entities),
                 uses_tenant=any(p.uses_tenant for p in policies),
                 by_operation=any(p.uses_action or p.uses_demands for p in policies),
                 by_method=any(p.uses_method for p in policies),
                 by_service=any(p.names_services or p.uses_demands for p in policies),
+                uses_tokens=any(p.uses_demands for p in policies),
                 texts=others.union(*(p.texts for p in policies)),
             )
         return known
@@ -257,7 +256,7 @@ class _Table:
             self._environments[service.workload],
             service.domain,
             service.owner,
-            source if source is None else bool(source.path),
+            source if source is None else (bool(source.path), source.claim),
             operation.demands,
             operation.name if part.by_operation else "",
             method_of(operation) if part.by_method else "",
@@ -294,7 +293,10 @@ class _Table:
     ) -> Outcome:
         method = method_of(operation)
         texts = group.texts | part.texts | {service.owner, method}
-        other = fresh_text(texts)
+        if part.uses_tokens:
+            # A token says these as well.
+            texts |= {operation.name, service.service}
+        other = fresh_text("any-other", texts)
         tenants: list[str | None] = [None]
         if source is not None:
             named = sorted(t for t in texts if can_be_tenant(source, t)) if part.uses_tenant else []
@@ -311,9 +313,9 @@ class _Table:
             )
             for tenant in tenants
         ]
-        rules = part.judge.rules(requests)
-        for rule in rules:
-            self._note_error(rule, operation)
+        rules = part.judge.rules(requests, texts)
+        for each in (inner for rule in rules for inner in every_rule(rule)):
+            self._note_error(each, operation)
         if source is None:
             return rules[0]
         return combine(dict(zip(tenants, rules, strict=True)), other)
@@ -328,6 +330,14 @@ class _Table:
             )
 
 
+def every_rule(rule: Rule) -> Iterator[Rule]:
+    """The rule, and those that hold with a token."""
+    yield rule
+    if rule.token is not None:
+        for origins in (rule.token.unapproved, rule.token.approved, *rule.token.approved_by.values()):
+            yield from (origins.otherwise, *origins.by_origin.values())
+
+
 def combine(rules: Mapping[str | None, Rule], other: str) -> Outcome:
     """One caller's outcomes by tenant as a rule for all tenants or a table; ``other`` stands for the rest.
 
@@ -339,7 +349,7 @@ def combine(rules: Mapping[str | None, Rule], other: str) -> Outcome:
     }
     otherwise = told[other]
     exceptions = {t: rule for t, rule in sorted(told.items(), key=lambda i: i[0] or "") if t and rule != otherwise}
-    if not exceptions and otherwise.verdict is Verdict.DENY:
+    if not exceptions and otherwise.verdict is Verdict.DENY and otherwise.token is None:
         return otherwise
     return TenantRules(by_tenant=exceptions, otherwise=otherwise)
 
@@ -437,7 +447,7 @@ def _admitted(inbound: Iterable[Inbound], estate: Estate) -> tuple[str, ...]:
 
 
 def _allows(cell: Cell) -> bool:
-    return any(rule.verdict is Verdict.ALLOW for rule in _rules(cell))
+    return any(part.verdict is Verdict.ALLOW for rule in _rules(cell) for part in every_rule(rule))
 
 
 def _rules(cell: Cell) -> Sequence[Rule]:

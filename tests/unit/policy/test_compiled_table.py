@@ -90,7 +90,7 @@ def test_demands_hold_though_the_policy_forgets_them(edited, demands, code) -> N
     ("condition", "code"),
     [
         ("context has step_up", DecisionCode.STEP_UP_REQUIRED),
-        ('context has step_up && context.step_up.approver like "group:*"', DecisionCode.STEP_UP_REQUIRED),
+        ('context has step_up && context.step_up.approver == "unix:uid:7"', DecisionCode.STEP_UP_REQUIRED),
         ('context has step_up && context.step_up.action == "something:else:do"', DecisionCode.OPERATION_NOT_PERMITTED),
         ('context has approval && context.approval.approver == "group:x"', DecisionCode.APPROVAL_REQUIRED),
         ("context has approval && context has step_up", DecisionCode.STEP_UP_REQUIRED),
