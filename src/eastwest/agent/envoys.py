@@ -146,7 +146,7 @@ class Envoys:
         return known.envoy.given if known is not None else None
 
     def saved(self, envoys: Iterable[Envoy]) -> None:
-        """These are on disk. One that is not would be forgotten if the agent died now, so its word does not count yet."""
+        """These are on disk. The word of others does not count yet: an agent that died now would forget them."""
         on_disk = frozenset((envoy.node_id, envoy.pid) for envoy in envoys)
         if on_disk != self._on_disk:
             self._on_disk = on_disk

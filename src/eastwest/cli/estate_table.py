@@ -40,10 +40,10 @@ def _print_table(title: str, colour: str, rows: tuple[Access, ...]) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_style=colour, title_justify="left")
-    for column in ("caller", "operation", "tenant", "code", "policy"):
+    for column in ("caller", "operation", "tenant", "brings", "code", "policy"):
         table.add_column(column, overflow="fold")
     for row in rows[:MAX_ROWS]:
-        table.add_row(row.caller, row.operation, tenant_text(row.tenant), row.code.value, row.policy or "-")
+        table.add_row(row.caller, row.operation, tenant_text(row.tenant), row.brings or "-", row.code.value, row.policy or "-")
     if len(rows) > MAX_ROWS:
         table.caption = f"and {len(rows) - MAX_ROWS} more; --json has all"
     Console().print(table)

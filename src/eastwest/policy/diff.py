@@ -25,13 +25,18 @@ ANY_OTHER = "*"
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True, order=True):
-    """One caller at one operation for one tenant ("" where the operation is not per tenant), and what now holds."""
+    """One caller at one operation for one tenant ("" where the operation is not per tenant), and what now holds.
+
+    ``brings``: "" where nothing is needed, else what the call must bring: ``token``, ``approval`` or ``approval by
+    NAME``, with ``, begun by ID`` where only transactions of that workload count.
+    """
 
     operation: str
     caller: str
     tenant: str
     code: DecisionCode
     policy: str = ""
+    brings: str = ""
 
 
 class ModeChange(msgspec.Struct, frozen=True, kw_only=True, order=True):
@@ -183,9 +188,31 @@ def _access_changes(name: str, old: OperationRules | None, new: OperationRules |
             tenants = [*sorted(_exceptions(was).keys() | _exceptions(now).keys()), ANY_OTHER]
         for tenant in tenants:
             then, rule = _rule(was, tenant), _rule(now, tenant)
-            if then.verdict is not rule.verdict:
-                access = Access(operation=name, caller=caller, tenant=tenant, code=rule.code, policy=rule.policy)
-                yield access, rule.verdict is Verdict.ALLOW
+            before_by, after_by = _ways(then), _ways(rule)
+            for brings in sorted(before_by.keys() ^ after_by.keys()):
+                gained = brings in after_by
+                told = after_by[brings] if gained else rule
+                code, policy = (told.code, told.policy) if brings == "" or gained else (told.code, "")
+                access = Access(operation=name, caller=caller, tenant=tenant, code=code, policy=policy, brings=brings)
+                yield access, gained
+
+
+def _ways(rule: Rule) -> dict[str, Rule]:
+    """How the call can be made, by what it must bring: nothing more, where nothing is enough."""
+    if rule.verdict is Verdict.ALLOW:
+        return {"": rule}
+    if rule.token is None:
+        return {}
+    by_approver = {"token": rule.token.unapproved, "approval": rule.token.approved}
+    by_approver |= {f"approval by {name}": origins for name, origins in rule.token.approved_by.items()}
+    ways: dict[str, Rule] = {}
+    for brings, origins in by_approver.items():
+        by_origin = {"": origins.otherwise} | {f", begun by {o}": told for o, told in origins.by_origin.items()}
+        ways |= {brings + origin: told for origin, told in by_origin.items() if told.verdict is Verdict.ALLOW}
+    if "token" in ways:
+        # Whoever needs no approval is not told what one would do.
+        ways = {brings: told for brings, told in ways.items() if not brings.startswith("approval")}
+    return ways
 
 
 _NOBODY = Rule(verdict=Verdict.DENY, code=DecisionCode.UNLISTED_OPERATION)

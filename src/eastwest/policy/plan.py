@@ -91,7 +91,8 @@ def plan_files(
         compiled = compile_estate(estate)
     except EstateInvalid as error:
         return Plan(problems=error.problems)
-    problems = [*estate.notes, *compiled.problems, *not_enforced_yet(estate), *_dates(estate, today)]
+    problems = [*estate.notes, *compiled.problems, *not_enforced_yet(estate), *_unclassified(estate)]
+    problems += _dates(estate, today)
     before: CompiledPolicy | None = None
     applied: Estate | None = None
     if isinstance(previous, CompiledPolicy):
@@ -153,14 +154,6 @@ def not_enforced_yet(estate: Estate) -> Iterator[Problem]:
             estate.position("waiver", waiver.waiver), f"waiver {waiver.waiver!r} is not enforced yet: no rule reads it"
         )
     for service in estate.services:
-        for operation in service.operations:
-            where = estate.position("operation", operation.name)
-            if operation.demands:
-                demands = " and ".join(operation.demands)
-                yield note(
-                    where,
-                    f"{operation.name} demands {demands}, which nothing can give yet: it is refused to everybody",
-                )
         classes = sorted({o.data for o in service.operations if o.data})
         if classes:
             yield note(
@@ -172,6 +165,16 @@ def not_enforced_yet(estate: Estate) -> Iterator[Problem]:
                 estate.position("mode", service.service),
                 f"service {service.service!r}: until is a reminder; nothing turns strict by itself yet",
             )
+
+
+def _unclassified(estate: Estate) -> Iterator[Problem]:
+    for operation in (o for service in estate.services for o in service.operations if o.sensitivity is None):
+        yield Problem(
+            Severity.WARNING,
+            estate.position("operation", operation.name),
+            f"{operation.name} has no sensitivity, so it is refused to everybody (UNCLASSIFIED_OPERATION)",
+            "say sensitivity: open, read, restricted-read, mutate or control",
+        )
 
 
 def _dates(estate: Estate, today: dt.date) -> Iterator[Problem]:

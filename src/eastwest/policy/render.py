@@ -96,6 +96,7 @@ def _rows(label: str, rows: tuple[Access, ...]) -> Iterator[str]:
     for row in rows[:MAX_ROWS]:
         why = f" ({row.policy})" if row.policy else f" ({row.code})"
         tenant = f" tenant {tenant_text(row.tenant)}" if row.tenant else ""
-        yield f"  newly {label} {row.caller} {row.operation}{tenant}{why}"
+        brings = f" with {row.brings}" if row.brings else ""
+        yield f"  newly {label} {row.caller} {row.operation}{tenant}{brings}{why}"
     if len(rows) > MAX_ROWS:
         yield f"  ... and {len(rows) - MAX_ROWS} more newly {label.strip()}"

@@ -155,7 +155,7 @@ ERRORS = [
     (BILLING, "{method: GET, path: /healthz}", "{tcp: true}", "'billing:health:read' does not fit protocol http"),
     (BILLING, "{method: GET, path: /healthz}", "{method: GET}", "must be method and path, or grpc, or tcp: true"),
     (BILLING, "{unix: /run/billing/app.sock}", "{}", "6:11: upstream needs exactly one of unix and tcp"),
-    (NOTIFICATION, "{header: x-tenant}", "{}", "7:9: tenant needs exactly one of path and header"),
+    (NOTIFICATION, "{header: x-tenant}", "{}", "7:9: tenant needs exactly one of path, header and claim"),
     (NOTIFICATION, "permissive", "strict", "until says when permissive mode ends, and this is strict"),
     # YAML
     (

@@ -57,6 +57,9 @@ def test_a_tenant_more_and_one_less(example, edited) -> None:
     assert {(a.caller, a.operation, a.tenant, a.policy) for a in change.newly_allowed} == {
         (STOREFRONT, f"billing:invoices:{verb}", "initech", "callers-read-their-tenants-invoices")
         for verb in ("list", "read")
+    } | {
+        # A permit that says nothing of tenants is about the caller's own.
+        (STOREFRONT, "notification:messages:send", "initech", "commerce-sends-messages")
     }
     assert {(a.tenant, a.code) for a in change.newly_denied} == {("globex", DecisionCode.TENANT_NOT_PERMITTED)}
 
@@ -69,9 +72,12 @@ def test_all_tenants_at_once(example, edited) -> None:
     by_caller = {}
     for access in change.newly_allowed:
         by_caller.setdefault(access.caller, []).append(access.tenant)
-    assert by_caller[CONSOLE] == ["*"]
-    assert by_caller[NOTIFICATION] == ["*"]  # acme it had before
-    assert len(by_caller) == 6
+    assert by_caller[CONSOLE] == ["*"], "bound to no tenant"
+    assert by_caller[STOREFRONT] == ["acme", "globex"]
+    assert NOTIFICATION not in by_caller, "acme it had before, and it serves no other"
+    everyone = body.replace(b"permit", b'@tenants("any") permit')
+    change = difference(example, {**example, "policies/x.cedar": everyone})
+    assert {a.tenant for a in change.newly_allowed if a.caller == NOTIFICATION} == {"*"}
     assert "newly allowed" in render(plan_files({**example, "policies/x.cedar": body}, TODAY, example))
 
 
@@ -82,7 +88,9 @@ def test_a_policy_is_withdrawn(example, edited) -> None:
         REPORTING,
         f"{BASE}/commerce/billing",
     }
-    assert {a.tenant for a in difference(example, after).newly_denied} == {"*"}
+    denied = difference(example, after).newly_denied
+    assert {a.tenant for a in denied if a.caller == STOREFRONT} == {"acme", "globex"}
+    assert {a.tenant for a in denied if a.caller == f"{BASE}/commerce/billing"} == {"*"}
 
 
 def test_things_come_and_go(example) -> None:
@@ -147,6 +155,36 @@ def test_json(example, edited) -> None:
         "tenant": "globex",
         "code": "TENANT_NOT_PERMITTED",
         "policy": "",
+        "brings": "",
     }
     assert {"severity", "file", "line", "column", "message", "fix"} == set(data["problems"][0])
     assert data["summary"]["operations"] == 15
+
+
+def test_what_a_call_must_bring_is_told(example) -> None:
+    condition = 'context has approval && context.approval.approver == "unix:uid:7"'
+    body = f"""@id("credits") @owner("a:b") @reason("r")
+permit (principal == Workload::"{CONSOLE}", action == Action::"billing:credits:create", resource)
+when {{ {condition} }};"""
+    service = example["services/billing.yaml"] + (
+        b'  - name: billing:credits:create\n    match: {method: POST, path: "/credits"}\n'
+        b"    sensitivity: mutate\n    demands: [step-up]\n"
+    )
+    without = {**example, "services/billing.yaml": service}
+    narrow = {**without, "policies/x.cedar": body.encode()}
+    wide = {**without, "policies/x.cedar": body.replace(condition, "context has step_up").encode()}
+    (access,) = difference(without, narrow).newly_allowed
+    assert (access.caller, access.brings, access.policy) == (CONSOLE, "approval by unix:uid:7", "credits")
+    (access,) = difference(narrow, without).newly_denied
+    assert (access.brings, access.code) == ("approval by unix:uid:7", DecisionCode.OPERATION_NOT_PERMITTED)
+    (access,) = difference(narrow, wide).newly_allowed
+    assert access.brings == "token"
+    assert "with approval by unix:uid:7" in render(plan_files(narrow, TODAY, without))
+
+
+def test_an_operation_that_nobody_classified_is_refused_and_told(example, edited) -> None:
+    after = edited("services/admin.yaml", "sensitivity: control", "data: personal")
+    warning = next(p for p in plan_files(after, TODAY).problems if "has no sensitivity" in p.message)
+    assert warning.severity is Severity.WARNING
+    lost = difference(example, after).newly_denied
+    assert {a.code for a in lost} == {DecisionCode.UNCLASSIFIED_OPERATION}

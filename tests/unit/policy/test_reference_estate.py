@@ -37,8 +37,6 @@ def test_it_is_accepted_and_what_is_not_enforced_is_said(files) -> None:
     for told in (
         "environment 'plants': kind edge",
         "profile 'device': not enforced yet, no door est, acme, gateway",
-        "services/admin.yaml:8:5: note: admin:users:disable demands step-up, which nothing can give yet",
-        "billing:adjustments:create demands step-up and approval",
         "data classes (financial)",
         "until is a reminder",
         "waivers/notification-plaintext.yaml:1:9: note: waiver 'notification-plaintext' is not enforced yet",
