@@ -16,7 +16,7 @@ import cedarpy
 from cedarpy import pst
 
 from eastwest.policy.estate import Policy
-from eastwest.policy.schema import ACTION, SERVICE, WORKLOAD
+from eastwest.policy.schema import ACTION, DOMAIN, ENVIRONMENT, SERVICE, WORKLOAD
 
 _KNOWN_CONTEXT = frozenset({"tenant", "method", "step_up", "approval", "transaction"})
 _VARIABLES = {
@@ -27,6 +27,7 @@ _VARIABLES = {
     ("transaction", "origin"): "origin",
 }
 """What a call chooses freely among texts, by where policies read it."""
+_RECORDS = frozenset({"step_up", "approval", "transaction"})
 _UNIQUE = {("approval", "id"), ("transaction", "id")}
 _RELATIONS = frozenset(
     {"eq", "neq", "less", "less_eq", "greater", "greater_eq", "contains", "contains_all", "contains_any"}
@@ -73,9 +74,11 @@ class Analysis:
     uses_transaction: bool
     reads_approver: bool
     reads_origin: bool
+    reads_attributes: bool  # of any entity, or what the context has besides tenant, approver and origin
     uses_action: bool  # in a condition
     names_services: bool  # in a condition
     reads_others: bool  # reads an attribute of an entity that it names
+    names_entities: bool  # workloads, services or actions, in a condition
     texts: frozenset[str]  # string literals
     callers: frozenset[str]  # workloads that it names, scope included
     refusals: tuple[Refusal, ...]
@@ -109,9 +112,11 @@ def analyse(policy: Policy) -> Analysis:
         uses_transaction=any(p[0] == "transaction" for p in paths),
         reads_approver=any(_VARIABLES.get(p) == "approver" for p in paths),
         reads_origin=any(_VARIABLES.get(p) == "origin" for p in paths),
+        reads_attributes=any(_reads_attribute(n) for n in nodes),
         uses_action=action_variable,
         names_services=whole_resource or any(str(u.type) == SERVICE for u in named),
         reads_others=any(isinstance(n, pst.GetAttr | pst.HasAttr) and not isinstance(_root(n), pst.Var) for n in nodes),
+        names_entities=any(str(u.type) not in {DOMAIN, ENVIRONMENT} for u in named),
         texts=frozenset(n.value for n in nodes if isinstance(n, pst.StringLit)),
         callers=frozenset(u.id for u in pst.entity_uids(tree) if str(u.type) == WORKLOAD),
         refusals=tuple(dict.fromkeys(_refusals(tree))),
@@ -181,6 +186,13 @@ def _holds(value: Any, variable: str) -> bool:
     if isinstance(value, dict):
         return any(_is_variable(v, variable) for v in value.values())
     return _is_variable(value, variable)
+
+
+def _reads_attribute(node: Any) -> bool:
+    if not isinstance(node, pst.GetAttr):
+        return False
+    path = _context_path(node)
+    return not path or ((len(path) != 1 or path[0] not in _RECORDS) and _VARIABLES.get(path) in {None, "tenant"})
 
 
 def _is_variable(node: Any, variable: str) -> bool:

@@ -20,8 +20,8 @@ from cedarpy import pst
 
 from eastwest.policy.analysis import Analysis
 from eastwest.policy.enforcement import DecisionCode, OriginRules, Rule, TokenRules, Verdict
-from eastwest.policy.estate import Demand, Estate
-from eastwest.policy.schema import ACTION, SERVICE, WORKLOAD, cedar_entities, uid
+from eastwest.policy.estate import Demand
+from eastwest.policy.schema import ACTION, SERVICE, WORKLOAD, uid
 
 NOT_PERMITTED = Rule(verdict=Verdict.DENY, code=DecisionCode.OPERATION_NOT_PERMITTED)
 TENANT_NOT_PERMITTED = Rule(verdict=Verdict.DENY, code=DecisionCode.TENANT_NOT_PERMITTED)
@@ -53,11 +53,23 @@ class Request:
 
 
 class Entities:
-    """The entities of an estate, parsed once."""
+    """The entities of an estate (``cedar_entities``), parsed once."""
 
-    def __init__(self, estate: Estate) -> None:
-        self.schema = cedarpy.Schema.from_str(estate.schema)
-        self.handle = cedarpy.Entities.from_json_str(cedar_entities(estate), self.schema)
+    def __init__(self, schema: str, entities: str) -> None:
+        self.schema = cedarpy.Schema.from_str(schema)
+        self.handle = cedarpy.Entities.from_json_str(entities, self.schema)
+
+
+class _Compared:
+    """The texts that policies compare something with."""
+
+    def __init__(self, policies: Sequence[Analysis]) -> None:
+        self._literals = frozenset(text for p in policies for text in p.texts)
+        self._open = any(p.reads_attributes for p in policies)
+
+    def among(self, texts: Iterable[str]) -> list[str]:
+        """Those that may make a difference, where attributes and the like say ``texts``."""
+        return sorted(self._literals.union(texts) if self._open else self._literals)
 
 
 class Judge:
@@ -69,8 +81,8 @@ class Judge:
         self._uses_tokens = any(p.uses_demands for p in policies)
         self._about_step_up = frozenset(p.policy.id for p in policies if p.uses_step_up)
         self._texts = frozenset(text for p in policies for text in p.texts)
-        self.reads_approver = any(p.reads_approver for p in policies)
-        self.reads_origin = any(p.reads_origin for p in policies)
+        self._approvers = _Compared([p for p in policies if p.reads_approver])
+        self._origins = _Compared([p for p in policies if p.reads_origin])
         self._schema = entities.schema if checked else None
         self.asked = 0
 
@@ -82,15 +94,17 @@ class Judge:
     def rules(self, requests: Sequence[Request], texts: Iterable[str] = ()) -> list[Rule]:
         """The outcome of each, with and without a token; a refused tenant is not yet told from a refused operation.
 
-        ``texts``: those with which an approver or an origin might be compared. Those that are not among them are all
-        alike.
+        ``texts``: what attributes and the call itself say, with which an approver or an origin might be compared.
+        Approvers and origins that neither these nor policies name are all alike.
         """
         known = self._texts.union(texts)
         plain = [
             self._rule(r, None, a) for r, a in zip(requests, self._ask([(r, None) for r in requests]), strict=True)
         ]
         others = Brought(fresh_text("any-approver", known), fresh_text("any-origin", known))
-        kinds = [Brought(a, o) for a in ["", *self._approvers(texts, others)] for o in self._origins(texts, others)]
+        approvers = ["", others.approver, *(text for text in self._approvers.among(texts) if text)]
+        origins = [others.origin, *self._origins.among(texts)]
+        kinds = [Brought(approver, origin) for approver in approvers for origin in origins]
         asking = [i for i, request in enumerate(requests) if self._uses_tokens or request.demands]
         questions = [(requests[i], brought) for i in asking for brought in kinds]
         answers = iter(self._ask(questions))
@@ -107,16 +121,10 @@ class Judge:
         answer = self._rule(request, brought, self._ask([(request, brought)])[0])
         if brought.approver:
             return answer
-        others = Brought(fresh_text("any-approver", self._texts.union(texts)), "")
-        approved = [Brought(approver, brought.origin) for approver in self._approvers(texts, others)]
+        other = fresh_text("any-approver", self._texts.union(texts))
+        approved = [Brought(a, brought.origin) for a in (other, *self._approvers.among(texts)) if a]
         answers = self._ask([(request, kind) for kind in approved])
         return _advised(answer, [self._rule(request, k, a) for k, a in zip(approved, answers, strict=True)])
-
-    def _approvers(self, texts: Iterable[str], others: Brought) -> list[str]:
-        return [others.approver, *(sorted({t for t in texts if t}) if self.reads_approver else ())]
-
-    def _origins(self, texts: Iterable[str], others: Brought) -> list[str]:
-        return [others.origin, *(sorted(set(texts)) if self.reads_origin else ())]
 
     def _rule(self, request: Request, brought: Brought | None, answer: Any) -> Rule:
         if answer.diagnostics.errors:

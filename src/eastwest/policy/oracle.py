@@ -31,7 +31,7 @@ from eastwest.policy.judge import (
     fresh_text,
 )
 from eastwest.policy.operations import can_be_tenant, matcher, method_of, tenant_source, wire_form
-from eastwest.policy.table import in_order
+from eastwest.policy.table import caller_texts, in_order
 from eastwest.policy.transaction import NoToken, Presented, Token, misuse, outcome
 
 Decision = tuple[Verdict, DecisionCode, str, str]
@@ -61,16 +61,13 @@ class Oracle:
 
     def __init__(self, estate: Estate) -> None:
         policies = [analyse(policy) for policy in estate.policies]
-        self._callers = {w.spiffe_id for w in estate.callers}
+        self._callers = {w.spiffe_id: frozenset(caller_texts(w)) for w in estate.callers}
         self._services = {s.service: s for s in estate.services}
-        self._judge = Judge(policies, Entities(estate), checked=True)
-        texts = {t for p in policies for t in p.texts}
-        for workload in estate.callers:
-            texts.add(workload.owner)
-            for value in workload.attributes.values():
-                texts.update([value] if isinstance(value, str) else value)
-        texts |= {s.owner for s in estate.services}
-        self._texts = texts | {method_of(o) for s in estate.services for o in s.operations}
+        self._judge = Judge(policies, Entities(estate.schema, cedar_entities(estate)), checked=True)
+        self._texts = {t for p in policies for t in p.texts}
+        if any(p.reads_others for p in policies):
+            self._texts |= {t for workload in estate.callers for t in caller_texts(workload)}
+            self._texts |= {s.owner for s in estate.services}
 
     def decide(
         self,
@@ -94,7 +91,8 @@ class Oracle:
             if parameters is not None:
                 if operation.sensitivity is None:
                     return _deny(DecisionCode.UNCLASSIFIED_OPERATION, operation.name)
-                return _Asked(self._judge, self._texts, called, operation, call, parameters).answer()
+                texts = self._texts | self._callers[caller] | {called.owner, method_of(operation)}
+                return _Asked(self._judge, texts, called, operation, call, parameters).answer()
         return _deny(DecisionCode.UNLISTED_OPERATION)
 
 
@@ -122,20 +120,19 @@ class _Asked:
         source = self._source
         if source is None:
             return self._told(self._rule(None), None)
-        rules = {tenant: self._rule(tenant) for tenant in self._everyone(source)}
-        # Where no tenant makes a difference, none need be named.
-        first = next(iter(rules.values()))
-        if all(rule == first for rule in rules.values()) and first.verdict is Verdict.DENY and first.token is None:
-            return _told(_refined(first, [first]), self._operation.name)
-        if source.claim:
-            problem = self._misuse()
-            if problem is not None:
-                return _deny(problem, self._operation.name)
+        problem = self._misuse() if source.claim else None
         tenant = _tenant(source, self._parameters, self._call.headers, self._call.presented)
-        if tenant is None:
-            return _deny(DecisionCode.TENANT_MISSING, self._operation.name)
-        rule = rules[tenant] if tenant in rules else self._rule(tenant)
-        return self._told(_refined(rule, rules.values()), tenant)
+        if problem is None and tenant is not None:
+            rule = self._rule(tenant)
+            # Asking about the others only tells why it is refused.
+            others = map(self._rule, self._everyone(source)) if rule == NOT_PERMITTED else ()
+            return self._told(_refined(rule, others), tenant)
+        rules = [self._rule(each) for each in self._everyone(source)]
+        first = rules[0]
+        if all(rule == first for rule in rules) and first.verdict is Verdict.DENY and first.token is None:
+            # Whatever tenant it named, the answer would be this one.
+            return _told(first, self._operation.name)
+        return _deny(problem or DecisionCode.TENANT_MISSING, self._operation.name)
 
     def _everyone(self, source: TenantSource) -> list[str]:
         texts = self._texts
