@@ -70,7 +70,10 @@ node_groups: [{name: nodes, environment: prod, selectors: ["join_token:group:nod
 administrators:
   - {who: "spiffe://td.test/prod/shop/scoped", may: [workloads], domains: [shop]}
   - {who: "spiffe://td.test/prod/shop/federator", may: [federation]}
-  - {who: "spiffe://td.test/prod/shop/minter", may: [mint]}
+  - who: "spiffe://td.test/prod/shop/minter"
+    may: [mint]
+    spiffe_ids: ["spiffe://td.test/prod/shop/*"]
+    dns: ["*.shop.internal"]
   - {who: "spiffe://td.test/prod/shop/registrar", may: [workloads]}
 """
 

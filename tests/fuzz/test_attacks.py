@@ -135,6 +135,29 @@ def test_nobody_gets_more_rights_by_an_identity_of_another_administrator(world):
     assert status == OK
 
 
+def test_a_limit_covers_dns_names_as_well(world):
+    """A certificate for somebody else's DNS name is somebody else's to whoever looks at that."""
+    minter, scoped = world.callers["minter"], world.callers["scoped"]
+    for name, expected in (("payments.prod.internal", PERMISSION_DENIED), ("x.shop.internal", OK)):
+        key = ec.generate_private_key(ec.SECP256R1())
+        uri = x509.UniformResourceIdentifier(str(TD.id("/prod/shop/x")))
+        names = x509.SubjectAlternativeName([uri, x509.DNSName(name)])
+        csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, critical=False)
+        der = csr.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+        status, _ = world.run(minter.ask(f"{SVID}/MintX509SVID", svid_pb2.MintX509SVIDRequest(csr=der)))
+        assert status == expected, name
+    entry = types_pb2.Entry(
+        spiffe_id={"trust_domain": "td.test", "path": "/prod/shop/named"},
+        parent_id={"trust_domain": "td.test", "path": "/eastwest/group/nodes"},
+        selectors=[{"type": "unix", "value": "uid:4243"}],
+        dns_names=["payments.prod.internal"],
+    )
+    request = entry_pb2.BatchCreateEntryRequest(entries=[entry])
+    status, [reply] = world.run(scoped.ask(f"{ENTRY}/BatchCreateEntry", request))
+    assert (status, reply.results[0].status.code) == (OK, PERMISSION_DENIED)
+    assert "payments.prod.internal" in reply.results[0].status.message
+
+
 def test_an_agent_gets_nothing_of_another_node(world):
     csr = make_csr(ec.generate_private_key(ec.SECP256R1()), TD.id("/prod/shop/other"))
     agent = world.callers["agent"]

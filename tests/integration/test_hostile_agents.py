@@ -1,6 +1,11 @@
 """Agents whose node has been taken over, and strangers: what they tell harms nobody's records but their own."""
 
+import asyncio
 import json
+import ssl
+import subprocess
+import sys
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import pytest
@@ -10,9 +15,12 @@ from eastwest import errors
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
 from eastwest.rpc.client import Channel, method
 from eastwest.rpc.tls import client_context, expect_server
+from eastwest.server.control import MAX_ACK
 
 CONTROL = control.DESCRIPTOR.services_by_name["Control"]
 REPORT = method(CONTROL, "ReportDecisions")
+SUBSCRIBE = method(CONTROL, "Subscribe")
+HELLO = control.SubscribeRequest(hello=control.Hello(agent_version="rival"))
 ESTATE = {
     "estate.yaml": """
 trust_domain: td.test
@@ -130,3 +138,66 @@ async def test_a_stranger_is_refused_before_its_request_is_read(server):
                 await call.recv_trailing_metadata()
     stranger.close()
     agent.close()
+
+
+async def test_a_report_that_is_too_large_ends_the_subscription_with_its_reason(server):
+    """An agent that took such an end for a good one would come back with the same report, or fall over it."""
+    agent = await server.join()
+    flood = control.SubscribeRequest(ack=control.Ack(sidecars=[control.SidecarStatus(error="e" * MAX_ACK)]))
+    with pytest.raises(errors.Exhausted, match=f"at most {MAX_ACK}"):
+        async with agent.channel.stream(SUBSCRIBE, deadline=20) as stream:
+            await stream.send_message(HELLO)
+            assert (await stream.recv_message()).full
+            await stream.send_message(flood)
+            assert await stream.recv_message() is None
+            with suppress(errors.Error):
+                await stream.recv_trailing_metadata()
+    agent.close()
+
+
+@asynccontextmanager
+async def whole_agent(server, tmp_path):
+    """A whole agent of ours as a process, and a channel that shows the same certificate."""
+    async with server.admin() as admin:
+        token = (await admin.create_join_token()).value
+        roots = [authority.asn1 for authority in (await admin.bundle()).x509_authorities]
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_text(eastwest("bundle", "show", "--data", server.data).stdout)
+    place = tmp_path / "node"
+    words = ["agent", "run", "--data", place, "--server", f"127.0.0.1:{server.port}", "--bundle", bundle]
+    running = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "eastwest.cli.main", *map(str, words), "--join-token", token),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(60):
+            assert b"agent ready" in await running.stdout.readline()
+        chain = (place / "agent" / "svid.pem").read_bytes()
+        for key in (place / "agent" / "keys").iterdir():
+            with suppress(ssl.SSLError):
+                tls = client_context(roots, chain, key.read_bytes())
+                break
+        rival = Channel(host="127.0.0.1", port=server.port, tls=tls, check=expect_server(server_id(server)))
+        yield running, rival
+        rival.close()
+    finally:
+        if running.returncode is None:
+            running.terminate()
+        async with asyncio.timeout(20):
+            await running.communicate()
+
+
+async def test_an_agent_outlives_a_rival_with_its_certificate(server, tmp_path):
+    async with whole_agent(server, tmp_path) as (agent, rival):
+        for _ in range(2):
+            with pytest.raises(errors.Unavailable, match="another subscription of spiffe://"):
+                async with rival.stream(SUBSCRIBE, deadline=30) as stream:
+                    await stream.send_message(HELLO)
+                    while await stream.recv_message() is not None:
+                        pass
+                    await stream.recv_trailing_metadata()
+        # It has come back each time.
+        assert agent.returncode is None
+        async with server.admin() as admin:
+            assert (await admin.status()).agents_connected == 1

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from eastwest.errors import PermissionDenied
+from eastwest.pki.profile import covers_dns_name
 from eastwest.policy.estate import Administrator as Row
 from eastwest.policy.estate import Right
 from eastwest.registry.entries import CONTROLLER_PREFIX, Writer
@@ -50,6 +51,7 @@ class Grant:
     nodes: tuple[str, ...] = ()
     selectors: tuple[str, ...] = ()
     with_selectors: frozenset[Selector] = frozenset()
+    dns: tuple[str, ...] = ()
     controller: str = ""
 
     @classmethod
@@ -63,13 +65,15 @@ class Grant:
             row.nodes,
             row.selectors,
             frozenset(map(Selector.parse, row.with_selectors)),
+            row.dns,
             row.controller or "",
         )
 
     @property
     def is_limited(self) -> bool:
         """Whether the rights hold for a part only."""
-        return any((self.domains, self.environments, self.spiffe_ids, self.nodes, self.selectors, self.with_selectors))
+        limits = (self.domains, self.environments, self.spiffe_ids, self.nodes, self.selectors, self.with_selectors)
+        return any((*limits, self.dns))
 
     def gives(self, right: Right) -> bool:
         """Whether the right is among these, everything included; any right lets read."""
@@ -86,8 +90,12 @@ class Grant:
             )
         )
 
+    def covers_dns(self, names: Iterable[str]) -> bool:
+        """Whether DNS names lie within the limits. Nothing else of a limit says whose a name is: ``dns`` must."""
+        return not self.is_limited or all(any(covers_dns_name(text, name) for text in self.dns) for name in names)
+
     def covers_placement(self, entry: Entry) -> bool:
-        """Whether parent and selectors of an entry lie within the limits."""
+        """Whether parent, selectors and DNS names of an entry lie within the limits."""
         group = group_name(entry.parent_id)
         return (
             (
@@ -103,6 +111,7 @@ class Grant:
                 not self.selectors
                 or all(any(_fits(text, str(selector)) for text in self.selectors) for selector in entry.selectors)
             )
+            and self.covers_dns(entry.dns_names)
         )
 
     def __str__(self) -> str:
@@ -113,6 +122,7 @@ class Grant:
             ("on", self.nodes),
             ("with selectors like", self.selectors),
             ("with", sorted(map(str, self.with_selectors))),
+            ("with DNS names like", self.dns),
         )
         said = [f"{word} {' or '.join(values)}".strip() for word, values in limits if values]
         if self.controller:
@@ -158,10 +168,11 @@ class Administrator:
         if not any(grant.gives(right) and not grant.is_limited for grant in self.grants):
             raise self.refusal(right, what)
 
-    def require_for(self, right: Right, subject: Subject, what: str) -> None:
-        """Raise ``NotAllowed`` unless the right is given for the subject."""
+    def require_for(self, right: Right, subject: Subject, what: str, dns_names: Iterable[str] = ()) -> None:
+        """Raise ``NotAllowed`` unless the right is given for the subject, and for the DNS names that it shall have."""
+        names = tuple(dns_names)
         for grant in self.grants:
-            if grant.gives(right) and grant.covers(subject):
+            if grant.gives(right) and grant.covers(subject) and grant.covers_dns(names):
                 if subject.spiffe_id in self.protected and not self.has_everything:
                     raise NotAllowed(
                         f"{self.name} may not {what}: {subject.spiffe_id} is an administrator",
@@ -204,12 +215,17 @@ class Administrator:
         self._check_place(entry, subject_of(entry.spiffe_id, rules, entry.environment))
 
     def _check_place(self, entry: Entry, subject: Subject) -> None:
-        what = f"register {entry.spiffe_id} on {entry.parent_id}"
+        what = f"register {entry.spiffe_id}{_as(entry.dns_names)} on {entry.parent_id}"
         placed = [g for g in self.grants if g.gives(Right.WORKLOADS) and g.covers_placement(entry)]
         if not placed:
             selectors = ", ".join(sorted(map(str, entry.selectors)))
             raise self.refusal(Right.WORKLOADS, f"{what} with {selectors[:200]}")
         Administrator(self.name, tuple(placed), self.protected).require_for(Right.WORKLOADS, subject, what)
+
+
+def _as(dns_names: Iterable[str]) -> str:
+    told = ", ".join(dns_names)
+    return f" as {told[:200]}" if told else ""
 
 
 def subject_of(spiffe_id: SpiffeId, rules: Rules, environment: str = "") -> Subject:

@@ -74,6 +74,7 @@ class Acceptor:
                 sock.close()
                 continue
             task = self._loop.create_task(self._begin(sock, place))
+            place.ending = task.cancel
             self._beginning.add(task)
             task.add_done_callback(partial(self._begun, sock, place))
 

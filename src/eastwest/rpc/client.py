@@ -13,6 +13,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from h2.exceptions import H2Error
 
 from eastwest import errors
 from eastwest.rpc.joined import JoinedProtocol
@@ -120,7 +121,8 @@ class Channel(grpclib.client.Channel):
             ) from None
         except ssl.SSLError as error:
             raise Untrusted(f"TLS with {self.target} failed: {error.reason or error}") from None
-        except (TimeoutError, OSError, StreamTerminatedError, ProtocolError) as error:
+        except (TimeoutError, OSError, StreamTerminatedError, ProtocolError, H2Error) as error:
+            # h2's own errors too: grpclib lets them through where a stream or connection ends under a write.
             raise errors.Unavailable(f"{self.target} does not answer: {str(error) or type(error).__name__}") from None
 
 

@@ -16,13 +16,13 @@ from grpclib.const import Status
 from grpclib.encoding.proto import ProtoStatusDetailsCodec
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from eastwest.rpc import frames, request
+from eastwest.rpc import frames, limits, request
 from eastwest.rpc.method import Method, Transport
 
 SEND_SECONDS = 300.0
 """How long a message waits for a caller that takes nothing; memory is held for it meanwhile."""
 AT_ONCE = 64 * 1024
-"""Bytes of a message from which on its arrival is timed."""
+"""Bytes of a message from which on it has the time of a large one."""
 _PREFIX = 5  # flag and length before each message
 
 _log = structlog.get_logger()
@@ -37,6 +37,12 @@ class Link(Protocol):
     max_frame: int
     header_room: int
     writable: bool
+
+    def prove(self, caller: str) -> None: ...
+
+    def hold(self, size: int) -> bool: ...
+
+    def let_go(self, size: int) -> None: ...
 
     def write(self, data: bytes) -> None: ...
 
@@ -56,7 +62,9 @@ class HttpExchange:
         "__weakref__",
         "_answered",
         "_buffer",
+        "_cost",
         "_deadline",
+        "_deaf",
         "_ending",
         "_link",
         "_loop",
@@ -77,9 +85,19 @@ class HttpExchange:
     )
 
     def __init__(
-        self, link: Link, stream_id: int, method: Method, asked: request.Request, *, send_window: int, window: int
+        self,
+        link: Link,
+        stream_id: int,
+        method: Method,
+        asked: request.Request,
+        *,
+        send_window: int,
+        window: int,
+        cost: int,
     ) -> None:
+        """``cost``: what ``link`` already holds for this call, to be let go at its end."""
         self._link = link
+        self._cost = cost
         self._method = method
         self._request = asked
         self.stream_id = stream_id
@@ -92,6 +110,7 @@ class HttpExchange:
         self._answered = False  # the first header block is out
         self._ending: Status | None = None  # why the task was cancelled by us
         self._buffer: bytes | bytearray = b""
+        self._deaf = False  # the one message is read: what comes now is nothing that anybody asked for
         self._owed = 0
         self._reader: asyncio.Future[None] | None = None
         self._sender: asyncio.Future[None] | None = None
@@ -121,6 +140,11 @@ class HttpExchange:
     def feed(self, data: bytes, owed: int) -> None:
         """Bytes that came, and how much of the windows they took (padding included)."""
         self._owed += owed
+        if self._deaf or self._ending is not None:
+            return  # nobody will read it; its windows stay taken until the call ends
+        if not self._link.hold(len(data)):
+            self.end(Status.RESOURCE_EXHAUSTED)
+            return
         if not self._buffer:
             self._buffer = data
         else:
@@ -151,6 +175,9 @@ class HttpExchange:
 
     # What the handler asks.
 
+    def prove(self, caller: str) -> None:
+        self._link.prove(caller)
+
     @property
     def metadata(self) -> Mapping[str, str | bytes]:
         return self._request.metadata()
@@ -165,12 +192,8 @@ class HttpExchange:
 
     async def receive(self) -> Any:
         limit, seconds = self._method.bounds()
-        while len(self._buffer) < _PREFIX:
-            if self.ended:
-                if self._buffer:
-                    raise GRPCError(Status.INVALID_ARGUMENT, "the message ended early")
-                return None
-            await self._more()
+        if len(self._buffer) < _PREFIX and not await self._begun():
+            return None
         if self._buffer[0]:
             raise GRPCError(Status.UNIMPLEMENTED, "compressed messages are not accepted")
         length = int.from_bytes(self._buffer[1:_PREFIX])
@@ -178,7 +201,7 @@ class HttpExchange:
             raise GRPCError(Status.RESOURCE_EXHAUSTED, f"the message has {length} bytes; at most {limit} are accepted")
         size = _PREFIX + length
         if len(self._buffer) < size:
-            await self._rest(size, seconds if length > AT_ONCE else None)
+            await self._rest(size, seconds if length > AT_ONCE else limits.REQUEST_SECONDS)
         try:
             return self._method.request_type.FromString(self._take(size))
         except DecodeError:
@@ -248,8 +271,10 @@ class HttpExchange:
             if not self.ended:
                 # The answer is whole; what the caller still sends is not needed (RFC 9113, section 8.1).
                 self._link.write(frames.rst_stream(self.stream_id, frames.NO_ERROR))
-        owed, self._owed, self._buffer = self._owed, 0, b""
-        self.ended = True
+        owed, self._owed = self._owed, 0
+        self._link.let_go(len(self._buffer) + self._cost)
+        self._buffer = b""
+        self.ended = self._deaf = True
         self._link.acknowledge(self, owed)
         self._link.done(self)
         self._task = None
@@ -263,12 +288,37 @@ class HttpExchange:
             body = bytes(memoryview(buffer)[_PREFIX:size])
             del buffer[:size]
         owed = min(self._owed, len(self._buffer))
+        if not self._method.takes_stream:
+            self._deaf = True
+            size += len(self._buffer)
+            self._buffer = b""
+        self._link.let_go(size)
         self._link.acknowledge(self, self._owed - owed)
         self._owed = owed
         return body
 
-    async def _rest(self, size: int, seconds: float | None) -> None:
-        """Wait until ``size`` bytes are there; a caller that takes too long over a large message is not waited for."""
+    async def _begun(self) -> bool:
+        """Wait for the first bytes of a message; False: the caller sends no more.
+
+        One that may send messages when it likes may take its time before each; any other has to come up with its own.
+        """
+        until = None if self._method.takes_stream else self._loop.time() + limits.REQUEST_SECONDS
+        while len(self._buffer) < _PREFIX:
+            if self.ended:
+                if self._buffer:
+                    raise GRPCError(Status.INVALID_ARGUMENT, "the message ended early")
+                return False
+            if until is None and self._buffer:
+                until = self._loop.time() + limits.REQUEST_SECONDS
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._more()
+            except TimeoutError:
+                raise GRPCError(Status.DEADLINE_EXCEEDED, "the request did not come") from None
+        return True
+
+    async def _rest(self, size: int, seconds: float) -> None:
+        """Wait until ``size`` bytes are there; a caller that takes too long over a message is not waited for."""
         try:
             async with asyncio.timeout(seconds):
                 while len(self._buffer) < size:
@@ -319,6 +369,7 @@ _OK = request.trailers(Status.OK, None, None, 0)
 _REASONS = {
     Status.DEADLINE_EXCEEDED: "the caller's deadline has passed",
     Status.UNAVAILABLE: "the server is stopping",
+    Status.RESOURCE_EXHAUSTED: "too much is held for this caller already: let calls end before there are more",
 }
 
 

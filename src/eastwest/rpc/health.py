@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from eastwest.api.grpc.health.v1 import health_pb2 as pb
-from eastwest.rpc.service import SMALL_MESSAGE, Call, Service
+from eastwest.rpc.service import TINY_MESSAGE, Call, Service
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Health"]
 
@@ -18,7 +18,7 @@ class HealthService:
 
     def service(self) -> Service:
         """The gRPC service."""
-        return Service(_SERVICE, {"Check": self._check}, limit=SMALL_MESSAGE)
+        return Service(_SERVICE, {"Check": self._check}, limit=TINY_MESSAGE)
 
     async def _check(self, _request: pb.HealthCheckRequest, _call: Call) -> pb.HealthCheckResponse:
         status = pb.HealthCheckResponse.NOT_SERVING if self._problems() else pb.HealthCheckResponse.SERVING

@@ -64,6 +64,7 @@ class Connection(Incoming):
         self._place = place
         self._all = all_connections
         self._proven = False
+        self._begun = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._receive_window = limits.CONNECTION_WINDOW
         self._owed = 0
@@ -77,11 +78,9 @@ class Connection(Incoming):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        tls = transport.get_extra_info("ssl_object")
         # On a unix socket the kernel has said who it is.
-        self._proven = tls is None or tls.getpeercert(binary_form=True) is not None
-        if self._proven:
-            self._place.prove()
+        self._proven = transport.get_extra_info("ssl_object") is None
+        self._place.ending = self.abort
         self._all.add(self)
         self._timer = self._loop.call_later(limits.GREETING_SECONDS, self._not_greeted)
         self.write(_SETTINGS)
@@ -116,15 +115,34 @@ class Connection(Incoming):
     def _look_whether_idle(self) -> None:
         if self._proven and self._last_id:
             return  # an agent's connection stays open between its calls
+        now = self._loop.time()
         left = limits.IDLE_SECONDS
         if not self._exchanges:
-            left -= self._loop.time() - self._quiet_since
+            left -= now - self._quiet_since
             if left <= 0:
                 self.fail(frames.NO_ERROR, "nothing is called on this connection")
+                return
+        if not self._proven:
+            left = min(left, self._begun + limits.UNPROVEN_SECONDS - now)
+            if left <= 0:
+                self.fail(frames.NO_ERROR, "the caller has proved nothing, and its time is up")
                 return
         self._timer = self._loop.call_later(left, self._look_whether_idle)
 
     # For calls.
+
+    def prove(self, caller: str) -> None:
+        """A gate knows the caller by this name."""
+        self._proven = True
+        self._place.prove(caller)
+
+    def hold(self, size: int) -> bool:
+        """Whether ``size`` bytes more may be held for the caller; if so they count."""
+        return self._place.hold(size)
+
+    def let_go(self, size: int) -> None:
+        """What was held is held no more."""
+        self._place.let_go(size)
 
     def write_data(self, stream_id: int, part: bytes | memoryview) -> None:
         if len(part) >= 512:
@@ -218,14 +236,13 @@ class Connection(Incoming):
                 exchange.half_close()
             return
         if stream_id <= self._last_id:
-            self.spend()
+            self.spend(limits.RESET_COST)  # trailers of a call that has ended; a caller has few
             return
         self._last_id = stream_id
         if self._leaving:
             return
         if len(self._exchanges) >= limits.MAX_STREAMS:
-            self.spend(limits.RESET_COST)
-            self.write(frames.rst_stream(stream_id, frames.REFUSED_STREAM))
+            self._refuse(stream_id)
             return
         self._open(stream_id, fields, ended=ended)
 
@@ -248,8 +265,12 @@ class Connection(Incoming):
             if not ended:
                 self.write(frames.rst_stream(stream_id, frames.NO_ERROR))
             return
+        cost = limits.CALL_COST + asked.size
+        if not self.hold(cost):
+            self._refuse(stream_id)
+            return
         exchange = HttpExchange(
-            self, stream_id, method, asked, send_window=self._initial_window, window=limits.STREAM_WINDOW
+            self, stream_id, method, asked, send_window=self._initial_window, window=limits.STREAM_WINDOW, cost=cost
         )
         exchange.ended = ended
         self._exchanges[stream_id] = exchange
@@ -335,6 +356,11 @@ class Connection(Incoming):
             self._receive_window += self._owed
             self.write(frames.window_update(0, self._owed))
             self._owed = 0
+
+    def _refuse(self, stream_id: int) -> None:
+        """No call begins; the caller may try again."""
+        self.spend(limits.RESET_COST)
+        self.write(frames.rst_stream(stream_id, frames.REFUSED_STREAM))
 
     def _reset(self, exchange: HttpExchange, code: int) -> None:
         """The peer broke a rule of one stream."""

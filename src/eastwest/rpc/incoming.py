@@ -170,6 +170,8 @@ class Incoming(Outgoing):
         self.spend()  # it says that no more calls come; those that run go on
 
     def _read_block(self, flags: int, stream_id: int, block: bytes) -> None:
+        if len(block) >= limits.HEADERS_FREE:
+            self.spend(len(block) // limits.HEADERS_PER_FRAME)
         try:
             fields = cast("request.Fields", self._decoder.decode(block, raw=True))
         except hpack.OversizedHeaderListError:

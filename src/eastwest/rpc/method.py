@@ -36,6 +36,10 @@ class Exchange(Protocol):
         """Send a message; waits while the caller takes nothing."""
         ...
 
+    def prove(self, caller: str) -> None:
+        """Whoever serves knows the caller, by this name: its connection may stay and need not call all the time."""
+        ...
+
 
 class Transport(Protocol):
     """What is asked of asyncio's transports here."""
@@ -47,7 +51,8 @@ class Transport(Protocol):
 class Method:
     """``serve`` runs once for each call and raises ``GRPCError`` for a status other than OK.
 
-    ``bounds`` gives the bytes that one incoming message may have, and the seconds that a large one may take.
+    ``bounds`` gives the bytes that one incoming message may have, and the seconds that a large one may take; a small
+    one, and the whole request where only one message is taken, has ``eastwest.rpc.limits.REQUEST_SECONDS``.
     """
 
     serve: Callable[[Exchange], Awaitable[None]]
@@ -59,10 +64,21 @@ class Method:
 
 
 class Place(Protocol):
-    """What a connection that was admitted holds."""
+    """What a connection that was admitted holds. ``ending`` is to end it at once, when its place is needed."""
 
-    def prove(self) -> None:
-        """Its caller has shown a certificate that TLS verified."""
+    ending: Callable[[], object] | None
+    unproven: bool
+
+    def prove(self, caller: str) -> None:
+        """Its caller is known by this name."""
+        ...
+
+    def hold(self, size: int) -> bool:
+        """Whether ``size`` bytes more may be held for it; if so they count."""
+        ...
+
+    def let_go(self, size: int) -> None:
+        """What was held is held no more."""
         ...
 
     def release(self) -> None:

@@ -23,13 +23,14 @@ from google.protobuf.message import DecodeError, Message
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
+from eastwest.rpc import limits
 from eastwest.rpc.joined import JoinedProtocol
 from eastwest.rpc.method import Admission, Method, Place, Transport
 
 CLIENT_BOUNDS = (16 * 1024 * 1024, 60.0)
 """Bytes of one reply, and seconds for a large one."""
 AT_ONCE = 64 * 1024
-"""Bytes of a message from which on its arrival is timed."""
+"""Bytes of a message from which on it has the time of a large one."""
 
 
 class GrpclibServer:
@@ -81,10 +82,14 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         await self._stream.send_message(message)
 
+    def prove(self, caller: str) -> None:
+        self._stream._stream.connection.place.prove(caller)
+
 
 def _handler(method: Method) -> Handler:
     async def serve(stream: Any) -> None:
         stream._stream.bounds = method.bounds
+        stream._stream.takes_stream = method.takes_stream
         await method.serve(_Exchange(stream))
 
     kind = cardinality(method.takes_stream, method.gives_stream)
@@ -114,6 +119,7 @@ class _Protocol(JoinedProtocol):
 
     admit: Admission
     _place: Place | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -121,12 +127,20 @@ class _Protocol(JoinedProtocol):
         if self._place is None:
             transport.abort()
             return
-        tls = transport.get_extra_info("ssl_object")
-        if tls is not None and tls.getpeercert(binary_form=True) is not None:
-            self._place.prove()
+        self._place.ending = transport.abort
+        cast("Any", self.processor.connection).place = self._place
+        if transport.get_extra_info("ssl_object") is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(limits.UNPROVEN_SECONDS, self._look_whether_proven, transport)
+
+    def _look_whether_proven(self, transport: Any) -> None:
+        if self._place is not None and self._place.unproven:
+            transport.abort()
 
     def connection_lost(self, error: BaseException | None) -> None:
         super().connection_lost(error)
+        if self._timer is not None:
+            self._timer.cancel()
         if self._place is not None:
             self._place.release()
             self._place = None
@@ -147,25 +161,26 @@ _UNIMPLEMENTED = Handler(_unimplemented, Cardinality.STREAM_STREAM, Empty, Empty
 
 
 async def _receive_bounded(stream: Any, codec: Any, message_type: Any) -> Any:
-    """Grpclib's ``recv_message`` with a bound, checked before the body is read."""
-    head = await stream.recv_data(5)
+    """Grpclib's ``recv_message`` with a bound, checked before the body is read, and with bounds of time at servers."""
+    serving = hasattr(stream, "bounds")
+    try:
+        async with asyncio.timeout(limits.REQUEST_SECONDS if serving and not stream.takes_stream else None):
+            head = await stream.recv_data(5)
+    except TimeoutError:
+        raise GRPCError(Status.DEADLINE_EXCEEDED, "the request did not come") from None
     if not head:
         return None
     if head[0]:
         raise GRPCError(Status.UNIMPLEMENTED, "compressed messages are not accepted")
     length = int.from_bytes(head[1:])
-    bounds = getattr(stream, "bounds", None)
-    limit, seconds = CLIENT_BOUNDS if bounds is None else bounds()
+    limit, seconds = stream.bounds() if serving else CLIENT_BOUNDS
     if length > limit:
         raise GRPCError(Status.RESOURCE_EXHAUSTED, f"the message has {length} bytes; at most {limit} are accepted")
-    if length <= AT_ONCE:
-        body = await stream.recv_data(length)
-    else:
-        try:
-            async with asyncio.timeout(seconds):
-                body = await stream.recv_data(length)
-        except TimeoutError:
-            raise GRPCError(Status.DEADLINE_EXCEEDED, "the rest of the message did not come") from None
+    try:
+        async with asyncio.timeout(seconds if length > AT_ONCE or not serving else limits.REQUEST_SECONDS):
+            body = await stream.recv_data(length)
+    except TimeoutError:
+        raise GRPCError(Status.DEADLINE_EXCEEDED, "the rest of the message did not come") from None
     if len(body) != length:
         raise GRPCError(Status.INVALID_ARGUMENT, "the message ended early")
     try:

@@ -34,13 +34,15 @@ class NotServed(Exception):
 class Request:
     """What a call's first header block says."""
 
-    __slots__ = ("_fields", "path", "timeout")
+    __slots__ = ("_fields", "path", "size", "timeout")
 
     def __init__(self, fields: Fields) -> None:
         """Raises ``Malformed`` and ``NotServed``."""
         pseudo: dict[bytes, bytes] = {}
         named: dict[bytes, bytes] = {}
+        size = 32 * len(fields)
         for name, value in fields:
+            size += len(name) + len(value)
             if name[:1] == b":":
                 if named or name in pseudo or name not in _PSEUDO:
                     raise Malformed
@@ -62,6 +64,7 @@ class Request:
                 200, Status.UNIMPLEMENTED, "compressed messages are not accepted; grpc-encoding is identity"
             )
         self.path = pseudo[b":path"]
+        self.size = size  # of the header list, as RFC 7541 counts it
         self.timeout = _timeout(named.get(b"grpc-timeout"))
         self._fields = fields
 

@@ -30,7 +30,9 @@ from eastwest.rpc.status import to_grpc
 MAX_MESSAGE = 16 * 1024 * 1024
 """Bytes that one incoming message may have; a batch of 500 CSRs has about 250 KB."""
 SMALL_MESSAGE = 64 * 1024
-"""A bound for services whose requests are a few fields, above all those that anybody may call."""
+"""A bound for services whose requests are a few fields."""
+TINY_MESSAGE = 1024
+"""A bound for what anybody may ask without a certificate, and says in a few bytes."""
 MESSAGE_SECONDS = 60.0
 """How long the rest of a message may take once its length is known: memory is held for it meanwhile."""
 BACKLOG = 4096
@@ -74,6 +76,10 @@ class Call:
         address = self._exchange.transport.get_extra_info("peername")
         return f"{address[0]}:{address[1]}" if isinstance(address, tuple) and len(address) >= 2 else ""
 
+    def prove(self, caller: str) -> None:
+        """The caller is known here by this name. For gates: before it a connection over TCP is a stranger's."""
+        self._exchange.prove(caller)
+
     async def receive(self) -> Any:
         """The next request message of a client stream, or None at its end."""
         return await self._exchange.receive()
@@ -97,7 +103,7 @@ class Service:
     A unary method's handler takes (request, call) and returns the reply; one that streams replies takes the
     same and uses ``call.send``; one that takes a client stream gets None for the request and reads the call.
     ``guard`` runs before each call and may raise. ``limit`` bounds the bytes of one incoming message
-    (``MAX_MESSAGE`` unless told).
+    (``MAX_MESSAGE`` unless told), ``limits`` those of some methods by name.
     """
 
     def __init__(
@@ -107,14 +113,16 @@ class Service:
         *,
         guard: Callable[[Call], Awaitable[None]] | None = None,
         limit: int | None = None,
+        limits: Mapping[str, int] | None = None,
     ) -> None:
-        unknown = handlers.keys() - descriptor.methods_by_name.keys()
+        unknown = {*handlers, *(limits or ())} - set(descriptor.methods_by_name)
         if unknown:
             raise errors.Internal(f"{descriptor.full_name} has no method {sorted(unknown)}")
         self._descriptor = descriptor
         self._handlers = handlers
         self._guard = guard
         self._limit = limit
+        self._limits = limits or {}
 
     def methods(self) -> dict[str, Method]:
         """What to serve, by path."""
@@ -125,7 +133,7 @@ class Service:
 
     def _bind(self, method: MethodDescriptor, handler: UnaryHandler | StreamHandler) -> Method:
         name = f"/{self._descriptor.full_name}/{method.name}"
-        guard, limit = self._guard, self._limit
+        guard, limit = self._guard, self._limits.get(method.name, self._limit)
         takes_stream, gives_stream = method.client_streaming, method.server_streaming
 
         async def serve(exchange: Exchange) -> None:

@@ -30,6 +30,15 @@ def server_context(chain_pem: bytes, key_pem: bytes, roots: Sequence[bytes]) -> 
     return context
 
 
+def mutual_context(chain_pem: bytes, key_pem: bytes, roots: Sequence[bytes]) -> ssl.SSLContext:
+    """For HTTPS, by HTTP/2 or 1.1, to callers that prove who they are: TLS 1.3, and a client certificate or nothing."""
+    context = server_context(chain_pem, key_pem, roots)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    return context
+
+
 def web_context(chain_pem: bytes, key_pem: bytes, *, where: str = "") -> ssl.SSLContext:
     """For HTTPS to callers that prove nothing: no client certificate is asked for.
 

@@ -38,7 +38,7 @@ def control_service(
 
     async def subscribe(_request: None, call: Call) -> None:
         agent = await gate.agent(call)
-        await hub.serve(agent.id, call, agent.not_after)
+        await hub.serve(agent.id, call, agent.not_after, lambda: gate.confirm(call))
 
     async def report(request: pb.ReportDecisionsRequest, call: Call) -> pb.ReportDecisionsResponse:
         agent = await gate.agent(call)

@@ -1,7 +1,8 @@
 """Who is calling, and what they may call.
 
 Two gates, one for each listener: on the agents' port a caller is what its client certificate proves; on the admin
-socket it is a process of this machine. Where a call comes from over a network never counts. Which method asks for
+socket it is a process of this machine. Only whom a gate knows has proved something to the port (``Call.prove``): every
+workload has a certificate. Where a call comes from over a network never counts. Which method asks for
 which right is in ``eastwest.server.registration.rights``; limits to parts of the estate are asked by the methods
 themselves, of the ``Administrator`` that the gate gives them.
 """
@@ -63,6 +64,10 @@ class Gate(Protocol):
         """The calling agent, or a refusal with SPIRE's reason."""
         ...
 
+    def confirm(self, call: Call) -> None:
+        """Refuse, in the midst of a call, whose certificate has come to prove nothing: its CA was revoked."""
+        ...
+
     async def administrator(self, call: Call) -> Administrator:
         """The calling administrator, who has a right to the method, perhaps for a part of the estate only."""
         ...
@@ -80,9 +85,10 @@ class PortGate:
     """The gate of the agents' TLS port.
 
     Only certificates that this server signed itself count, and only until the CA that signed them is revoked: that is
-    asked at each call, so that a connection which is open outlives no revocation. Agents are known by their serial
-    number. Anybody else of the trust domain is an administrator if the estate says so of its SPIFFE ID, or if its very
-    certificate was issued under an entry with ``admin``: another entry that gives the same ID gives no rights.
+    asked at each call, and of subscriptions at each change, so that nothing which is open outlives a revocation. Agents
+    are known by their serial number. Anybody else of the trust domain is an administrator if the estate says so of its
+    SPIFFE ID, or if its very certificate was issued under an entry with ``admin``: another entry that gives the same ID
+    gives no rights.
     """
 
     def __init__(
@@ -119,8 +125,12 @@ class PortGate:
             raise refusal(verdict.standing, shown.id)
         if verdict.promote:
             await self._registry.nodes.promote(shown.id, shown.serial)
+        call.prove(str(shown.id))
         await self._registry.nodes.note_seen(shown.id, self._clock.now())
         return AgentCaller(shown.id, shown.serial, shown.not_after)
+
+    def confirm(self, call: Call) -> None:
+        self._shown(call)
 
     async def administrator(self, call: Call) -> Administrator:
         shown = self._shown(call)
@@ -133,6 +143,7 @@ class PortGate:
                 f"{shown.id} is no administrator of this server",
                 fix="name it in administrators of estate.yaml, or call with an SVID of an entry with admin",
             )
+        call.prove(str(shown.id))
         return _checked(found, call)
 
     async def admin(self, call: Call) -> str:
@@ -145,6 +156,7 @@ class PortGate:
             raise PermissionDenied(
                 f"{shown.id} is no downstream server", fix="register it with downstream, and renew its certificate"
             )
+        call.prove(str(shown.id))
         return entry
 
     def _entry(self, shown: Presented) -> Entry | None:
@@ -189,6 +201,9 @@ class SocketGate:
             await self.administrator(call)
 
     async def agent(self, call: Call) -> AgentCaller:
+        raise PermissionDenied(f"{call.method} is served to agents on the TLS port only")
+
+    def confirm(self, call: Call) -> None:
         raise PermissionDenied(f"{call.method} is served to agents on the TLS port only")
 
     async def administrator(self, call: Call) -> Administrator:

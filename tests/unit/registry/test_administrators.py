@@ -58,6 +58,14 @@ def test_a_domain_limits_what_is_registered():
         ({"nodes": ("group:prod-nodes",)}, entry(), entry(parent="others")),
         ({"selectors": ("k8s:*",)}, entry(), entry("/prod/commerce/x", "unix:uid:0")),
         ({"with_selectors": ("k8s:ns:shop",)}, entry(), entry("/prod/commerce/x", "k8s:sa:x")),
+        ({"domains": ("commerce",)}, entry(), entry(dns_names=("payments.prod.internal",))),
+        ({"dns": ("*.shop.internal",)}, entry(dns_names=("x.shop.internal",)), entry(dns_names=("shop.internal",))),
+        (
+            {"domains": ("commerce",), "dns": ("x.shop.internal", "y.shop.internal")},
+            entry(dns_names=("y.shop.internal", "x.shop.internal")),
+            entry(dns_names=("x.shop.internal", "payments.prod.internal")),
+        ),
+        ({"domains": ("commerce",), "dns": ("*",)}, entry(dns_names=("a.b",)), entry("/prod/platform/x")),
     ],
 )
 def test_each_limit_holds(limits, inside, outside):
@@ -68,6 +76,16 @@ def test_each_limit_holds(limits, inside, outside):
     assert refusal(admin, inside, before=outside)
     assert refusal(admin, outside, before=inside)
     assert refusal(admin, None, before=outside)
+
+
+def test_dns_names_are_free_without_any_limit_and_told_in_a_refusal():
+    administrator({}).writer(RULES).check(None, entry(dns_names=("payments.prod.internal",)))
+    named = entry(dns_names=("payments.prod.internal",))
+    # Of two rows one must give all of it.
+    admin = administrator({"domains": ("commerce",)}, {"domains": ("platform",), "dns": ("*.internal",)})
+    told = refusal(admin, named)
+    assert "/prod/commerce/x as payments.prod.internal on" in told
+    assert "of domain platform, with DNS names like *.internal" in told
 
 
 def test_limits_of_one_row_hold_together_and_rows_add_up():

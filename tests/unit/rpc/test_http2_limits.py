@@ -1,8 +1,10 @@
 """Bounds of the HTTP/2 server that show only from within, or after a while."""
 
 import asyncio
+import contextlib
 import socket
 
+import hpack
 import pytest
 from http2_client import RawClient
 
@@ -78,6 +80,27 @@ async def test_a_reset_costs_as_much_as_ten_frames(path):
         client.send(client.headers(stream))
         client.send(frames.rst_stream(stream, frames.CANCEL))
     assert await client.gone() == frames.ENHANCE_YOUR_CALM
+    await client.close()
+
+
+async def test_large_header_blocks_are_paid_for_before_they_are_read(path, monkeypatch):
+    """Huffman's code costs hundreds of times its bytes to read, on a stream that has long ended too."""
+    client = await RawClient.connect(path)
+    client.send(client.call(3))
+    await client.ended(3)
+    decoded, decode = [], hpack.Decoder.decode
+    monkeypatch.setattr(
+        hpack.Decoder, "decode", lambda self, block, **how: decoded.append(1) or decode(self, block, **how)
+    )
+    block = hpack.Encoder().encode([(f"a{number}", "a0" * 2500) for number in range(3)], huffman=True)
+    assert len(block) > 9000
+    most = limits.ALLOWANCE // (len(block) // limits.HEADERS_PER_FRAME)
+    with contextlib.suppress(ConnectionError):
+        for _ in range(3 * most):
+            client.send(frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, block))
+            await client.writer.drain()
+    assert await client.gone() in {frames.ENHANCE_YOUR_CALM, None}
+    assert most // 2 < len(decoded) < 2 * most
     await client.close()
 
 

@@ -103,11 +103,11 @@ async def test_an_answer_counts_though_the_rest_of_the_request_is_refused(tmp_pa
         connection = H2Connection(H2Configuration(client_side=False))
         connection.initiate_connection()
         writer.write(connection.data_to_send())
-        answered = False
+        answered = set()
         while data := await reader.read(65536):
             for event in connection.receive_data(data):
-                if isinstance(event, DataReceived) and not answered:
-                    answered = True
+                if isinstance(event, DataReceived) and event.stream_id not in answered:
+                    answered.add(event.stream_id)
                     reply = agent_pb2.AttestAgentResponse(challenge=b"the answer").SerializeToString()
                     number = event.stream_id
                     head = [(":status", "200"), ("content-type", "application/grpc+proto")]
@@ -127,6 +127,13 @@ async def test_an_answer_counts_though_the_rest_of_the_request_is_refused(tmp_pa
         async with channel.stream(method(agent, "AttestAgent"), deadline=10) as stream:
             await stream.send_message(agent_pb2.AttestAgentRequest())
             got = await stream.recv_message()
+    # Whatever is done with a stream that the other side has closed, the failure is one of ours.
+    with pytest.raises(errors.Unavailable, match="does not answer"):
+        async with channel.stream(method(agent, "AttestAgent"), deadline=10) as stream:
+            await stream.send_message(agent_pb2.AttestAgentRequest())
+            while await stream.recv_message() is not None:
+                pass
+            await stream.end()
     channel.close()
     await left.wait()
     server.close()
