@@ -15,6 +15,7 @@ from typing import Any
 import cedarpy
 from cedarpy import pst
 
+from eastwest.policy.cedar import ANY_TENANT
 from eastwest.policy.estate import Policy
 from eastwest.policy.schema import ACTION, DOMAIN, ENVIRONMENT, SERVICE, WORKLOAD
 
@@ -32,8 +33,6 @@ _UNIQUE = {("approval", "id"), ("transaction", "id")}
 _RELATIONS = frozenset(
     {"eq", "neq", "less", "less_eq", "greater", "greater_eq", "contains", "contains_all", "contains_any"}
 )
-ANY_TENANT = "any"
-"""The value of ``@tenants`` with which a policy says that it permits calls across tenants."""
 _PARSERS = frozenset({"datetime", "decimal", "duration", "ip"})
 
 
@@ -67,6 +66,7 @@ class Analysis:
     principal: Scope
     action: Scope
     resource: Scope
+    is_bound: bool  # silent about tenants, and so to the caller's own
     uses_tenant: bool
     uses_method: bool
     uses_step_up: bool
@@ -79,6 +79,7 @@ class Analysis:
     names_services: bool  # in a condition
     reads_others: bool  # reads an attribute of an entity that it names
     names_entities: bool  # workloads, services or actions, in a condition
+    of_service: frozenset[str]  # which of environment, domain and owner of the service a condition may depend on
     texts: frozenset[str]  # string literals
     callers: frozenset[str]  # workloads that it names, scope included
     refusals: tuple[Refusal, ...]
@@ -92,7 +93,8 @@ class Analysis:
 @lru_cache(maxsize=4096)
 def analyse(policy: Policy) -> Analysis:
     """Read a policy that has been validated."""
-    tree = within_tenants(next(iter(cedarpy.policies_to_pst(policy.text).static_policies.values())))
+    written = next(iter(cedarpy.policies_to_pst(policy.text).static_policies.values()))
+    tree = within_tenants(written)
     nodes = [node for clause in tree.clauses for node in _walk(clause.expr)]
     paths = {_context_path(n) for n in nodes} - {()}
     action_variable = any(n == pst.Var("action") for n in nodes)
@@ -105,6 +107,7 @@ def analyse(policy: Policy) -> Analysis:
         principal=_scope(tree.principal, WORKLOAD),
         action=_action_scope(tree.action),
         resource=_scope(tree.resource, SERVICE),
+        is_bound=tree is not written,
         uses_tenant=any(p[0] == "tenant" for p in paths),
         uses_method=any(p[0] == "method" for p in paths),
         uses_step_up=any(p[0] == "step_up" for p in paths),
@@ -116,6 +119,7 @@ def analyse(policy: Policy) -> Analysis:
         uses_action=action_variable,
         names_services=whole_resource or any(str(u.type) == SERVICE for u in named),
         reads_others=any(isinstance(n, pst.GetAttr | pst.HasAttr) and not isinstance(_root(n), pst.Var) for n in nodes),
+        of_service=_of_service(nodes),
         names_entities=any(str(u.type) not in {DOMAIN, ENVIRONMENT} for u in named),
         texts=frozenset(n.value for n in nodes if isinstance(n, pst.StringLit)),
         callers=frozenset(u.id for u in pst.entity_uids(tree) if str(u.type) == WORKLOAD),
@@ -173,6 +177,14 @@ def _context_path(node: Any) -> tuple[str, ...]:
     return tuple(names) if node == pst.Var("context") else ()
 
 
+def _of_service(nodes: list[Any]) -> frozenset[str]:
+    everything = frozenset({"environment", "domain", "owner"})
+    read = [n.attr for n in nodes if isinstance(n, pst.GetAttr) and _is_variable(n.base, "resource")]
+    # Whatever else is done with the service, such as asking for its groups, may depend on all of them.
+    others = sum(_is_variable(n, "resource") for n in nodes) - len(read)
+    return everything if others else everything & set(read)
+
+
 def _compares(node: Any, variable: str) -> bool:
     """Whether the variable itself, not an attribute of it, is an operand."""
     if isinstance(node, pst.GetAttr | pst.HasAttr | pst.Is):
@@ -213,7 +225,7 @@ def _refusals(tree: pst.Template) -> Iterator[Refusal]:
                 yield Refusal(
                     f"context.{'.'.join(path)} is different for every call and cannot be compiled",
                     f"test `context has {path[0]}`, or compare what lasts, such as the approver or the origin",
-                    path[-1:],
+                    (".", path[-1]),
                 )
             elif isinstance(node, pst.Like) and (touched := _variables(node.base)):
                 yield Refusal(

@@ -7,9 +7,11 @@ it: it bounds what Cedar is given, cuts the file into policies, and finds the to
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cedarpy
 from cedarpy import pst
@@ -23,6 +25,8 @@ MAX_BRACKETS = 20
 MAX_OPERATORS = 90
 MAX_CONDITIONALS = 20
 REQUIRED = ("id", "owner", "reason")
+ANY_TENANT = "any"
+"""The value of ``@tenants`` with which a policy says that it permits calls across tenants."""
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+|//[^\n]*)
@@ -34,6 +38,8 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _OPERATORS = {"&&", "||", "+", "-", "*", ".", "==", "!=", "<", "<=", ">", ">=", "!", "in", "has", "like", "is"}
+_OPERATION = re.compile(r'action (?P<name>"(?:[^"\\]|\\.)*")(?P<kind>.* appliesTo .*)')
+"""An operation's line of a generated schema; groups of operations apply to nothing by themselves."""
 _OPEN = {"(": ")", "[": "]", "{": "}"}
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _OWNER = re.compile(r"[a-z]+:\S+")
@@ -79,6 +85,8 @@ class ParsedPolicy:
     policy: Policy
     tree: pst.Template
     source: PolicyText
+    names: tuple[tuple[str, str], ...]
+    """The entities that it names, by type and id, sorted."""
 
 
 def read_policies(file: str, text: str, findings: Findings) -> list[ParsedPolicy]:
@@ -96,25 +104,51 @@ def read_policies(file: str, text: str, findings: Findings) -> list[ParsedPolicy
 
 def validate(policies: Iterable[ParsedPolicy], schema: str, known: dict[str, set[str]], findings: Findings) -> None:
     """Strict validation against the schema, and a finding for every entity that nobody has declared."""
-    by_name = {f"policy{i}": p for i, p in enumerate(policies)}
-    unknown = {name for name, policy in by_name.items() if _unknown_entities(policy, known, findings)}
-    told: set[tuple[str, str]] = set()
-    result = cedarpy.validate_policies("\n".join(p.source.text for p in by_name.values()), schema)
-    for error in result.errors:
-        bad = by_name.get(error.policy_id)
-        if bad is None:
-            raise AssertionError(f"each policy parsed alone, together: {error.error}")
-        message = error.error.removeprefix(f"for policy `{error.policy_id}`, ")
-        # The same complaint comes once for each operation that the policy could be about.
-        kind = (error.policy_id, message.partition(" for Action::")[0])
-        if error.policy_id in unknown or kind in told:
-            continue
-        told.add(kind)
-        if "unable to find an applicable action" in message:
-            _never_applies(bad, findings)
-            continue
-        where, fix = _validation_hint(bad, message)
-        findings.error(where, f"policy {bad.policy.id!r}: {_plain(message)}", fix)
+    part = _SchemaParts(schema)
+    for policy in policies:
+        unknown = _unknown_entities(policy, known, findings)
+        told: set[str] = set()
+        for message in _complaints(policy.source.text, part.for_policy(policy)):
+            # The same complaint comes once for each operation that the policy could be about.
+            kind = message.partition(" for Action::")[0]
+            if unknown or kind in told:
+                continue
+            told.add(kind)
+            if "unable to find an applicable action" in message:
+                _never_applies(policy, findings)
+                continue
+            where, fix = _validation_hint(policy, message)
+            findings.error(where, f"policy {policy.policy.id!r}: {_plain(message)}", fix)
+
+
+class _SchemaParts:
+    """A schema cut down to what one policy can tell apart.
+
+    Cedar checks a policy once for each action that its head admits. To a policy that does not name them, actions of
+    the same groups, principals, resources and context are one; so one of each kind is kept, and those that it names.
+    """
+
+    def __init__(self, schema: str) -> None:
+        self._whole = "\n".join(line for line in schema.splitlines() if not _OPERATION.match(line))
+        self._operations: dict[str, str] = {}
+        kinds: dict[str, str] = {}
+        for found in filter(None, map(_OPERATION.match, schema.splitlines())):
+            self._operations[found["name"]] = found.string
+            kinds.setdefault(found["kind"], found.string)
+        self._kinds = frozenset(kinds.values())
+
+    def for_policy(self, policy: ParsedPolicy) -> str:
+        """The schema for one policy."""
+        named = {json.dumps(name) for kind, name in policy.names if kind == "Action"}
+        kept = self._kinds.union(self._operations[name] for name in named if name in self._operations)
+        return "\n".join((self._whole, *sorted(kept)))
+
+
+@lru_cache(maxsize=MAX_POLICIES_PER_FILE)
+def _complaints(text: str, schema: str) -> tuple[str, ...]:
+    """Cedar's complaints about one policy: from one version of an estate to the next most stay the same."""
+    result = cedarpy.validate_policies(text, schema)
+    return tuple(error.error.removeprefix(f"for policy `{error.policy_id}`, ") for error in result.errors)
 
 
 def locate(start: Position, text: str, *tokens: str) -> Position:
@@ -176,6 +210,14 @@ def _read_policy(source: PolicyText, findings: Findings) -> ParsedPolicy | None:
         where = source.find("@", "owner")
         findings.error(where, f"{owner[:80]!r} is not an owner", "write kind:name, such as group:commerce")
         return None
+    tenants = tree.annotations.get("tenants")
+    if tenants is not None and (tenants != ANY_TENANT or tree.effect != "permit"):
+        findings.error(
+            source.find("@", "tenants"),
+            f"@tenants({tenants[:80]!r}) says nothing here",
+            'a permit may say @tenants("any"); else leave it out, and look at context.tenant',
+        )
+        return None
     policy = Policy(
         id=name,
         owner=owner,
@@ -184,7 +226,8 @@ def _read_policy(source: PolicyText, findings: Findings) -> ParsedPolicy | None:
         text=source.text,
         canonical=canonical,
     )
-    return ParsedPolicy(policy, tree, source)
+    names = sorted((str(entity.type), entity.id) for entity in pst.entity_uids(tree))
+    return ParsedPolicy(policy, tree, source, tuple(names))
 
 
 def _bounded(source: PolicyText, findings: Findings) -> bool:
@@ -298,8 +341,7 @@ def _locate(source: PolicyText, word: str, otherwise: Position) -> Position:
 
 def _unknown_entities(policy: ParsedPolicy, known: dict[str, set[str]], findings: Findings) -> bool:
     found = False
-    for entity in sorted(pst.entity_uids(policy.tree), key=str):
-        kind, name = str(entity.type), entity.id
+    for kind, name in policy.names:
         if kind not in known:
             message, fix = f"policy {policy.policy.id!r} names an entity of type {kind!r}", suggest(kind, known)
         elif name not in known[kind]:

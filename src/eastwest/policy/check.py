@@ -22,7 +22,7 @@ from eastwest.policy.estate import (
 from eastwest.policy.forms import duration
 from eastwest.policy.naming import RULE as NAMING_RULE
 from eastwest.policy.naming import Naming
-from eastwest.policy.operations import can_be_tenant, matcher, tenant_source, wire_form
+from eastwest.policy.operations import OWN_SERVICE, can_be_tenant, matcher, tenant_source, wire_form
 from eastwest.policy.parts import Parts
 from eastwest.policy.problems import Findings, Position, suggest
 from eastwest.policy.schema import RESERVED_ATTRIBUTES
@@ -33,17 +33,18 @@ from eastwest.spiffe.selector_schema import WELL_KNOWN, ImpossibleSelector
 BUILT_IN_PROFILES = frozenset({"agent", "server"})
 _OURS = frozenset({"unix", "systemd"})
 """Types of selectors that our agent's attestors make."""
+LIMITS = ("domains", "environments", "spiffe_ids", "nodes", "selectors", "with_selectors", "dns")
 _LIMITABLE = {
     # Right → the limits that can hold for it.
     Right.READ: frozenset[str](),
-    Right.WORKLOADS: frozenset({"domains", "environments", "spiffe_ids", "nodes", "selectors", "with_selectors"}),
+    Right.WORKLOADS: frozenset(LIMITS),
     Right.SERVICES: frozenset({"domains"}),
     Right.POLICIES: frozenset({"domains"}),
     Right.WAIVERS: frozenset({"domains"}),
+    Right.APPROVALS: frozenset({"domains"}),
     Right.TOKENS: frozenset({"environments"}),
-    Right.MINT: frozenset({"domains", "environments", "spiffe_ids"}),
+    Right.MINT: frozenset({"domains", "environments", "spiffe_ids", "dns"}),
 }
-LIMITS = ("domains", "environments", "spiffe_ids", "nodes", "selectors", "with_selectors")
 _ATTRIBUTE = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _CEDAR_WORDS = frozenset({"true", "false", "if", "then", "else", "in", "is", "like", "has"})
 
@@ -203,6 +204,8 @@ class _Checker:
 
     def service(self, name: str) -> None:
         service, at = self._services.items[name], self._services.at
+        if name == OWN_SERVICE:
+            self._findings.error(at(name, "service"), f"{name!r} is the server's own service", "choose another name")
         if service.domain not in self._domains:
             self.unknown("domain", service.domain, self._domains, at(name, "domain"))
         if self._workloads.lacks(service.workload):

@@ -9,6 +9,7 @@ from typing import Any
 from eastwest.policy.check import check_attributes
 from eastwest.policy.decode import Path
 from eastwest.policy.estate import Federation, Settings, Workload
+from eastwest.policy.operations import OWN_SERVICE
 from eastwest.policy.parts import Parts
 from eastwest.policy.problems import Findings, Position, suggest
 from eastwest.spiffe.id import SpiffeId
@@ -87,6 +88,10 @@ class _Checker:
             self._foreign_id(service.workload, one.trust_domain, at("workload"))
             self._once("service", service.service, at("service"))
             self._known("environment", service.environment, environments, at("environment"))
+            if service.service == OWN_SERVICE:
+                self._findings.error(
+                    at("service"), f"{OWN_SERVICE!r} is the server's own service", "name the foreign one otherwise"
+                )
             if service.service in own:
                 self._findings.error(
                     at("service"), f"{service.service!r} is a service of this estate", "name the foreign one otherwise"

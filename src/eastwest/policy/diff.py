@@ -161,11 +161,14 @@ class _Version:
         self.services: dict[str, Inbound] = {}
         self.workloads: dict[str, str] = {}
         self.endpoints: dict[str, tuple[str, ...]] = {}
+        seen: set[int] = set()  # most workloads of an environment reach the same services
         for sidecar in compiled.sidecars.values():
             for inbound in sidecar.inbound:
                 self.services[inbound.service] = inbound
                 self.workloads[inbound.service] = sidecar.spiffe_id
-            for outbound in sidecar.outbound:
+            reached = () if id(sidecar.outbound) in seen else sidecar.outbound
+            seen.add(id(sidecar.outbound))
+            for outbound in reached:
                 self.endpoints[outbound.service] = outbound.endpoints
         self.operations: dict[str, OperationRules] = {
             o.name: o for inbound in self.services.values() for o in inbound.operations

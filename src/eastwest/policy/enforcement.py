@@ -165,11 +165,11 @@ class Outbound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Sidecar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Everything the sidecars of one workload enforce. ``version`` is the policy version's content hash (hex)."""
+    """Everything the sidecars of one workload enforce. ``version`` is a hash (hex) of all the rest."""
 
     spiffe_id: str
     version: str
-    known_callers: tuple[str, ...]  # SPIFFE IDs of all registered workloads, sorted
+    known_callers: tuple[str, ...]  # SPIFFE IDs of all registered workloads, sorted; none where nothing is served
     inbound: tuple[Inbound, ...] = ()
     outbound: tuple[Outbound, ...] = ()
     federated_callers: tuple[str, ...] = ()  # foreign trust domains some of whose workloads a policy admits here

@@ -122,8 +122,9 @@ class Administrator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """A row of ``administrators``: who may do what, and where. Several rows for one ``who`` add up.
 
     Limits that are empty limit nothing; all that are not must hold. ``selectors`` are patterns (``*`` stands for any
-    text) one of which each selector must fit; ``with_selectors`` must all be there. What a ``controller`` registers
-    is kept in its name, and it touches nothing else.
+    text) one of which each selector must fit; ``with_selectors`` must all be there. A row with any limit gives no DNS
+    names but those that ``dns`` covers. What a ``controller`` registers is kept in its name, and it touches nothing
+    else.
     """
 
     who: AdministratorText
@@ -134,6 +135,7 @@ class Administrator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     nodes: tuple[NodeText, ...] = ()
     selectors: tuple[SelectorText, ...] = ()
     with_selectors: tuple[SelectorText, ...] = ()
+    dns: tuple[DnsPatternText, ...] = ()
     controller: NameText | None = None
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,7 +25,7 @@ from eastwest.policy.estate import (
     WorkloadsFile,
 )
 from eastwest.policy.parts import Parts
-from eastwest.policy.problems import Findings, Position, Severity, suggest
+from eastwest.policy.problems import Findings, Position, Problem, Severity, suggest
 from eastwest.policy.schema import cedar_schema, known_ids
 from eastwest.policy.yamltree import Mapping as YamlMapping
 from eastwest.policy.yamltree import Node, Scalar, Sequence, read_text, read_yaml
@@ -33,6 +36,7 @@ MAX_FILES = 20_000
 MAX_FILE = 8 << 20  # bytes
 MAX_TOTAL = 128 << 20  # bytes
 MAX_NAME = 512
+REMEMBERED = 32 << 20  # bytes of files of which it is remembered what they say
 
 _FOLDERS: dict[str, tuple[type[msgspec.Struct], str]] = {
     "profiles": (Profile, "profile"),
@@ -43,6 +47,7 @@ _FOLDERS: dict[str, tuple[type[msgspec.Struct], str]] = {
 KINDS = ("estate", *_FOLDERS)
 """What ``json_schema`` knows."""
 
+_NAMED_BY = {"workloads": "spiffe_id"}
 _BUNDLES = "federation"
 """The folder of bundles to begin with; their content is checked by who puts them in force."""
 _IGNORED = ("README.md", "schema.cedarschema", "schema.json", "LICENSE")
@@ -96,6 +101,93 @@ def json_schema(kind: str | None = None) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Thing:
+    """Something that a file declares; ``value`` None when a finding says why not."""
+
+    name: str
+    where: Position
+    value: msgspec.Struct | None
+    places: dict[Path, Position]
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What one file says by itself. ``complete`` is false when not even all names could be read."""
+
+    problems: tuple[Problem, ...] = ()
+    things: tuple[_Thing, ...] = ()
+    complete: bool = True
+    settings: Settings | None = None
+    places: dict[Path, Position] = field(default_factory=dict)
+    policies: tuple[cedar.ParsedPolicy, ...] = ()
+
+
+class _Files:
+    """What files said, by name and content: from one plan to the next most files stay the same."""
+
+    def __init__(self, limit: int) -> None:
+        """``limit``: bytes of files of which it is remembered what they say."""
+        self._limit = limit
+        self._size = 0
+        self._known: OrderedDict[tuple[str, bytes], _File] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, name: str, data: bytes) -> _File:
+        key = name, data
+        with self._lock:
+            found = self._known.get(key)
+            if found is not None:
+                self._known.move_to_end(key)
+                return found
+        found = _read_file(name, data)
+        with self._lock:
+            if key not in self._known and len(data) <= self._limit:
+                self._known[key] = found
+                self._size += len(data)
+            while self._size > self._limit:
+                (_, oldest), _ = self._known.popitem(last=False)
+                self._size -= len(oldest)
+        return found
+
+
+_files = _Files(REMEMBERED)
+
+
+def _read_file(name: str, data: bytes) -> _File:
+    findings = Findings()
+    folder = name.partition("/")[0]
+    if folder == "policies":
+        text = read_text(name, data, findings)
+        policies = () if text is None else tuple(cedar.read_policies(name, text, findings))
+        return _File(findings.all(), policies=policies)
+    node = read_yaml(name, data, findings)
+    if folder == "estate.yaml":
+        settings, places = (None, {}) if node is None else decode(node, Settings, findings)
+        return _File(findings.all(), settings=settings, places=places)
+    kind, key = _FOLDERS[folder]
+    rows: Iterable[Node] = () if node is None else (node,)
+    complete = node is not None
+    if kind is WorkloadsFile:
+        kind, key = Workload, "spiffe_id"
+        listed = node.get("workloads") if isinstance(node, YamlMapping) and len(node.entries) == 1 else None
+        if isinstance(listed, Sequence):
+            rows = listed.items
+        else:
+            rows, complete = (), False
+            if node is not None:
+                decode(node, WorkloadsFile, findings)  # writes what is wrong
+    things = []
+    for row in rows:
+        value, places = decode(row, kind, findings)
+        named = row.get(key) if isinstance(row, YamlMapping) else None
+        if isinstance(named, Scalar):
+            things.append(_Thing(named.text, named.where, value, places))
+        else:
+            complete = False
+    return _File(findings.all(), tuple(things), complete)
+
+
 class _Read:
     """What the files said, before it is held against each other."""
 
@@ -114,60 +206,36 @@ class _Read:
         if not is_estate_file(name):
             return
         folder, _, rest = name.partition("/")
+        flat = "/" not in rest
         if name == "estate.yaml":
-            node = read_yaml(name, data, self.findings)
-            if node is not None:
-                self.settings, self.settings_places = decode(node, Settings, self.findings)
-        elif folder == "policies" and rest.endswith(".cedar") and "/" not in rest:
-            text = read_text(name, data, self.findings)
-            if text is not None:
-                self.policies += cedar.read_policies(name, text, self.findings)
-        elif folder == _BUNDLES and rest.endswith(".json") and "/" not in rest:
+            read = self._said(name, data)
+            self.settings, self.settings_places = read.settings, read.places
+        elif folder == "policies" and rest.endswith(".cedar") and flat:
+            self.policies += self._said(name, data).policies
+        elif folder == _BUNDLES and rest.endswith(".json") and flat:
             self.bundles[name] = data
-        elif folder in _FOLDERS and rest.endswith(".yaml") and "/" not in rest:
-            self._things(folder, read_yaml(name, data, self.findings))
+        elif folder in _FOLDERS and rest.endswith(".yaml") and flat:
+            self._things(_FOLDERS[folder][1], self._said(name, data), getattr(self, folder))
         else:
             self._misplaced(name, folder, rest)
 
-    def _things(self, folder: str, node: Node | None) -> None:
-        if folder == "workloads":
-            self._workloads(node)
-        elif folder == "profiles":
-            self._one(node, Profile, "profile", self.profiles)
-        elif folder == "services":
-            self._one(node, Service, "service", self.services)
-        else:
-            self._one(node, Waiver, "waiver", self.waivers)
+    def _said(self, name: str, data: bytes) -> _File:
+        read = _files.read(name, data)
+        self.findings.take(read.problems)
+        return read
 
-    def _workloads(self, node: Node | None) -> None:
-        rows = node.get("workloads") if isinstance(node, YamlMapping) else None
-        if isinstance(node, YamlMapping) and isinstance(rows, Sequence) and len(node.entries) == 1:
-            for row in rows.items:
-                self._one(row, Workload, "spiffe_id", self.workloads)
-            return
-        self.workloads.complete = False
-        if node is not None:
-            decode(node, WorkloadsFile, self.findings)  # writes what is wrong
-
-    def _one(self, node: Node | None, kind: type[T], key: str, parts: Parts[T]) -> None:
-        if node is None:
-            parts.complete = False
-            return
-        value, places = decode(node, kind, self.findings)
-        named = node.get(key) if isinstance(node, YamlMapping) else None
-        if not isinstance(named, Scalar):
-            parts.complete = False
-            return
-        name = named.text
-        if name in parts.named:
-            self.findings.error(
-                named.where, f"{key} {name!r} is declared twice", f"the first is at {parts.named[name]}; keep one"
-            )
-            return
-        parts.named[name] = named.where
-        if value is not None:
-            parts.items[name] = value
-            parts.places[name] = places
+    def _things(self, key: str, read: _File, parts: Parts[Any]) -> None:
+        parts.complete = parts.complete and read.complete
+        for thing in read.things:
+            first = parts.named.get(thing.name)
+            if first is not None:
+                message = f"{_NAMED_BY.get(key, key)} {thing.name!r} is declared twice"
+                self.findings.error(thing.where, message, f"the first is at {first}; keep one")
+                continue
+            parts.named[thing.name] = thing.where
+            if thing.value is not None:
+                parts.items[thing.name] = thing.value
+                parts.places[thing.name] = thing.places
 
     def _misplaced(self, name: str, folder: str, rest: str) -> None:
         where = Position(name)

@@ -8,6 +8,8 @@ from eastwest.policy.enforcement import GrpcMatch, HttpMatch, TcpMatch, TenantSo
 from eastwest.policy.estate import Operation, Sensitivity, Service
 from eastwest.policy.paths import Template, is_parameter_value
 
+OWN_SERVICE = "eastwest"
+"""The name by which applications reach the server itself through their sidecars; no estate may use it."""
 _ONE_VALUE = re.compile(r"[!-+\--~]+")  # visible ASCII without the comma
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from eastwest.policy.analysis import analyse
+from eastwest.policy.cells import caller_texts
 from eastwest.policy.enforcement import (
     Cell,
     DecisionCode,
@@ -31,7 +32,8 @@ from eastwest.policy.judge import (
     fresh_text,
 )
 from eastwest.policy.operations import can_be_tenant, matcher, method_of, tenant_source, wire_form
-from eastwest.policy.table import caller_texts, in_order
+from eastwest.policy.schema import cedar_entities
+from eastwest.policy.table import in_order
 from eastwest.policy.transaction import NoToken, Presented, Token, misuse, outcome
 
 Decision = tuple[Verdict, DecisionCode, str, str]

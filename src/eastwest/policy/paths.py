@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 PARAMETER_VALUE = re.compile(r"[A-Za-z0-9._~-]+")
 _PARAMETER = re.compile(r"\{([A-Za-z][A-Za-z0-9_-]*)\}")
@@ -23,6 +24,7 @@ class Template:
     segments: tuple[tuple[str, str], ...]  # (literal, parameter)
 
     @classmethod
+    @lru_cache(maxsize=4096)
     def parse(cls, text: str) -> Template:
         """The template of a checked text."""
         segments: list[tuple[str, str]] = []

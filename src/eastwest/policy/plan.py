@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 
+from eastwest.policy.analysis import analyse
+from eastwest.policy.cells import Memory
 from eastwest.policy.diff import Difference, compare, compare_registrations
-from eastwest.policy.enforcement import MtlsMode
+from eastwest.policy.enforcement import MtlsMode, Verdict
 from eastwest.policy.estate import EnvironmentKind, Estate
 from eastwest.policy.load import load_estate
 from eastwest.policy.naming import RULE as NAMING_RULE
@@ -79,20 +81,24 @@ class Plan:
 
 
 def plan_files(
-    files: Mapping[str, bytes], today: dt.date, previous: Mapping[str, bytes] | CompiledPolicy | None = None
+    files: Mapping[str, bytes],
+    today: dt.date,
+    previous: Mapping[str, bytes] | CompiledPolicy | None = None,
+    memory: Memory | None = None,
 ) -> Plan:
     """Plan the estate in ``files`` (relative path to content) against what is applied now, if anything is.
 
     Never raises for a mistake in the files: mistakes are the plan's problems. ``previous`` are the applied
-    estate's files, or its compiled policy.
+    estate's files, or its compiled policy. ``memory`` of earlier plans makes this one quicker and no different.
     """
+    memory = memory or Memory()
     try:
         estate = load_estate(files)
-        compiled = compile_estate(estate)
+        compiled = compile_estate(estate, memory)
     except EstateInvalid as error:
         return Plan(problems=error.problems)
     problems = [*estate.notes, *compiled.problems, *not_enforced_yet(estate), *_unclassified(estate)]
-    problems += _dates(estate, today)
+    problems += [*_dates(estate, today), *_unbound(estate, compiled)]
     before: CompiledPolicy | None = None
     applied: Estate | None = None
     if isinstance(previous, CompiledPolicy):
@@ -100,7 +106,7 @@ def plan_files(
     elif previous is not None:
         try:
             applied = load_estate(previous)
-            before = compile_estate(applied)
+            before = compile_estate(applied, memory)
         except EstateInvalid as error:
             problems.append(
                 Problem(
@@ -175,6 +181,33 @@ def _unclassified(estate: Estate) -> Iterator[Problem]:
             f"{operation.name} has no sensitivity, so it is refused to everybody (UNCLASSIFIED_OPERATION)",
             "say sensitivity: open, read, restricted-read, mutate or control",
         )
+
+
+def _unbound(estate: Estate, compiled: CompiledPolicy) -> Iterator[Problem]:
+    """Callers without tenants that a policy silent about tenants admits to everybody's: rarely what was meant."""
+    unbound = {caller.spiffe_id for caller in estate.callers if "tenants" not in caller.attributes}
+    silent = {policy.id for policy in estate.policies if analyse(policy).is_bound}
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    operations = (o for s in compiled.sidecars.values() for i in s.inbound for o in i.operations)
+    for operation, cell in ((o, c) for o in operations for c in o.cells if c.tenants is not None):
+        rule = cell.tenants.otherwise if cell.tenants is not None else operation.otherwise
+        callers = unbound.intersection(cell.callers)
+        if rule.verdict is Verdict.ALLOW and rule.policy in silent and callers:
+            names, at = found.setdefault(rule.policy, (set(), set()))
+            names.update(callers)
+            at.add(operation.name)
+    for policy, (names, at) in sorted(found.items()):
+        yield Problem(
+            Severity.NOTE,
+            estate.position("policy", policy),
+            f"policy {policy!r} lets {_some(names)} do {_some(at)} for every tenant: they have no tenants of their own",
+            'give them tenants, look at context.tenant, or say @tenants("any")',
+        )
+
+
+def _some(names: set[str]) -> str:
+    first, *others = sorted(names)
+    return first if not others else f"{first} and {len(others)} more"
 
 
 def _dates(estate: Estate, today: dt.date) -> Iterator[Problem]:

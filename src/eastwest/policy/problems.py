@@ -72,6 +72,10 @@ class Findings:
     def note(self, where: Position, message: str, fix: str = "") -> None:
         self._problems.append(Problem(Severity.NOTE, where, message, fix))
 
+    def take(self, problems: Iterable[Problem]) -> None:
+        """Add what was found elsewhere."""
+        self._problems.extend(problems)
+
     @property
     def failed(self) -> bool:
         """Whether an error was found so far."""

@@ -14,7 +14,17 @@ import msgspec
 from eastwest.policy.analysis import Analysis, analyse
 from eastwest.policy.cedar import locate
 from eastwest.policy.cells import Cells, Memory
-from eastwest.policy.enforcement import Cell, DecisionCode, Inbound, OperationRules, Outbound, Rule, Sidecar, Verdict
+from eastwest.policy.enforcement import (
+    Cell,
+    DecisionCode,
+    Inbound,
+    OperationRules,
+    Outbound,
+    Rule,
+    Sidecar,
+    Verdict,
+    encode_sidecar,
+)
 from eastwest.policy.estate import Estate, Operation, Service, content
 from eastwest.policy.judge import ATTAINABLE
 from eastwest.policy.operations import matcher, wire_form
@@ -99,18 +109,24 @@ def _sidecars(estate: Estate, rules: Rules, memory: Memory) -> dict[str, Sidecar
     for service in estate.services:
         listener = _inbound(service, rules[service.service], post_quantum=service.workload in quantum_safe)
         inbound.setdefault(service.workload, []).append(listener)
-    version = hashlib.sha256(COMPILER.encode() + b"\0" + content(estate)).hexdigest()
     return {
-        name: Sidecar(
-            spiffe_id=name,
-            version=version,
-            known_callers=known,
-            inbound=tuple(inbound.get(name, ())),
-            outbound=reachable[name],
-            federated_callers=_admitted(inbound.get(name, ()), estate),
+        name: memory.sidecar(
+            Sidecar(
+                spiffe_id=name,
+                version="",
+                known_callers=known if name in inbound else (),
+                inbound=tuple(inbound.get(name, ())),
+                outbound=outbound,
+                federated_callers=_admitted(inbound[name], estate) if name in inbound else (),
+            ),
+            _sidecar_version,
         )
-        for name in reachable
+        for name, outbound in reachable.items()
     }
+
+
+def _sidecar_version(sidecar: Sidecar) -> str:
+    return hashlib.sha256(COMPILER.encode() + b"\0" + encode_sidecar(sidecar)).hexdigest()
 
 
 def _summary(estate: Estate, rules: Rules, cells: Cells) -> Summary:
@@ -142,7 +158,8 @@ def _failing(estate: Estate, rules: Rules) -> Iterator[Problem]:
         if id(operation.cells) in seen:
             continue
         seen.add(id(operation.cells))
-        for rule in (inner for cell in operation.cells for rule in _rules(cell) for inner in every_rule(rule)):
+        rules_of = (rule for cell in operation.cells for rule in _rules(cell))
+        for rule in (inner for outer in rules_of for inner in every_rule(outer)):
             if rule.code is DecisionCode.POLICY_ERROR:
                 found.setdefault(rule.policy, operation.name)
     for policy, name in found.items():
@@ -210,6 +227,8 @@ def _reachable(estate: Estate, rules: Mapping[str, Sequence[OperationRules]]) ->
     quantum_safe = _quantum_safe(estate)
     by_environment: dict[str, dict[str, Outbound]] = {}
     by_caller: dict[str, dict[str, Outbound]] = {}
+    allowing: dict[int, bool] = {}
+    strangers: dict[tuple[int, str], list[str]] = {}
     for service in estate.services:
         listen = service.listen
         default = f"[{listen.address}]:{listen.port}" if ":" in listen.address else f"{listen.address}:{listen.port}"
@@ -220,11 +239,19 @@ def _reachable(estate: Estate, rules: Mapping[str, Sequence[OperationRules]]) ->
             protocol=listen.protocol,
             post_quantum=service.workload in quantum_safe,
         )
-        by_environment.setdefault(environments[service.workload], {})[service.service] = outbound
-        for cell in (c for o in rules[service.service] for c in o.cells if _allows(c)):
-            for caller in cell.callers:
-                if environments.get(caller, environments[service.workload]) != environments[service.workload]:
-                    by_caller.setdefault(caller, {})[service.service] = outbound
+        here = environments[service.workload]
+        by_environment.setdefault(here, {})[service.service] = outbound
+        # Operations share their cells, by the thousand callers each: what a cell says of an environment is found once.
+        for cell in (c for o in rules[service.service] for c in o.cells):
+            if id(cell) not in allowing:
+                allowing[id(cell)] = _allows(cell)
+            if not allowing[id(cell)]:
+                continue
+            key = id(cell), here
+            if key not in strangers:
+                strangers[key] = [caller for caller in cell.callers if environments.get(caller, here) != here]
+            for caller in strangers[key]:
+                by_caller.setdefault(caller, {})[service.service] = outbound
     for foreign in (service for one in estate.settings.federation for service in one.services):
         by_environment.setdefault(foreign.environment, {})[foreign.service] = Outbound(
             service=foreign.service,
@@ -232,14 +259,19 @@ def _reachable(estate: Estate, rules: Mapping[str, Sequence[OperationRules]]) ->
             endpoints=foreign.endpoints,
             protocol=foreign.protocol,
         )
-    return {
-        name: tuple(
-            outbound
-            for _, outbound in sorted({**by_environment.get(here, {}), **by_caller.get(name, {})}.items())
-            if outbound.spiffe_id != name
-        )
-        for name, here in environments.items()
-    }
+    shared = {name: _in_order(found) for name, found in by_environment.items()}
+    called = {outbound.spiffe_id for found in shared.values() for outbound in found}
+    reachable: dict[str, tuple[Outbound, ...]] = {}
+    for name, here in environments.items():
+        others = shared.get(here, ())
+        if name in by_caller:
+            others = _in_order({**by_environment.get(here, {}), **by_caller[name]})
+        reachable[name] = tuple(o for o in others if o.spiffe_id != name) if name in called else others
+    return reachable
+
+
+def _in_order(found: Mapping[str, Outbound]) -> tuple[Outbound, ...]:
+    return tuple(outbound for _, outbound in sorted(found.items()))
 
 
 def _admitted(inbound: Iterable[Inbound], estate: Estate) -> tuple[str, ...]:
@@ -248,6 +280,8 @@ def _admitted(inbound: Iterable[Inbound], estate: Estate) -> tuple[str, ...]:
     The bundles of no others are trusted at the door.
     """
     cells = [c for i in inbound for o in i.operations for c in o.cells]
+    if not estate.settings.federation:
+        return ()
     callers = {caller for cell in cells if any(r.code in ATTAINABLE for r in _rules(cell)) for caller in cell.callers}
     return tuple(
         sorted(

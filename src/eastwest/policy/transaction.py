@@ -31,8 +31,7 @@ MAX_TOKEN = 4096
 class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The claims of a token whose signature, issuer, audience and times have been found good.
 
-    ``tenant`` "" for operations that are not per tenant; ``approver`` "" without an approval. ``prefix`` is the part
-    of the path that ends with the tenant, where a path parameter names it.
+    ``tenant`` "" for operations that are not per tenant; ``approver`` "" without an approval.
     """
 
     id: str  # jti
@@ -44,7 +43,6 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     origin: str  # SPIFFE ID of the workload that began the transaction
     expires: int  # Unix seconds
     tenant: str = ""
-    prefix: str = ""
     approval: str = ""
     approver: str = ""
     chain: tuple[str, ...] = ()  # the callers of the transaction so far, the origin first, this one last
@@ -71,7 +69,7 @@ def claims(token: Token, issuer: str, issued: int) -> dict[str, Any]:
         "chain": list(token.chain),
         "certificate": token.certificate,
     }
-    for name in ("tenant", "prefix", "approval", "approver"):
+    for name in ("tenant", "approval", "approver"):
         if value := getattr(token, name):
             context[name] = value
     return {
@@ -106,7 +104,6 @@ def from_claims(said: Mapping[str, Any]) -> Token | None:
         resource=context.resource,
         origin=context.origin,
         tenant=context.tenant,
-        prefix=context.prefix,
         approval=context.approval,
         approver=context.approver,
         chain=context.chain,
@@ -153,7 +150,6 @@ class _Context(msgspec.Struct, frozen=True):
     origin: str
     certificate: str
     tenant: str = ""
-    prefix: str = ""
     approval: str = ""
     approver: str = ""
     chain: tuple[str, ...] = ()

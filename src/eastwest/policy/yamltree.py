@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -27,7 +26,6 @@ from eastwest.policy.problems import Findings, Position, Problem, Severity
 
 MAX_DEPTH = 20
 MAX_NODES = 1_000_000
-_REMEMBERED_LENGTH = 32_768  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def read_yaml(file: str, data: bytes, findings: Findings) -> Node | None:
     text = read_text(file, data, findings)
     if text is None:
         return None
-    found = _remembered(file, text) if len(text) <= _REMEMBERED_LENGTH else _parse(file, text)
+    found = _parse(file, text)
     if isinstance(found, Problem):
         findings.error(found.where, found.message, found.fix)
         return None
@@ -103,10 +101,6 @@ def _parse(file: str, text: str) -> Node | Problem:
     except YAMLError as error:
         where, message = _syntax_error(file, text, error)
         return Problem(Severity.ERROR, where, message, _syntax_fix(message))
-
-
-# Parsing is most of what reading an estate costs, and from one plan to the next most files stay the same.
-_remembered = lru_cache(maxsize=1024)(_parse)
 
 
 class _Builder:

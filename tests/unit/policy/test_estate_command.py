@@ -34,7 +34,7 @@ def copy(tmp_path):
 def test_plan_of_a_good_estate() -> None:
     result = run("plan", EXAMPLE)
     assert result.exit_code == 0
-    assert "6 workloads, 5 services, 15 operations, 8 policies" in result.output
+    assert "6 workloads, 5 services, 17 operations, 10 policies" in result.output
     assert "nothing to compare with" in result.output
 
 

@@ -185,6 +185,7 @@ ERRORS = [
         "service: admin\n",
         "service 'admin' is declared twice (the first is at services/adm",
     ),
+    ("services/admin.yaml", "service: admin", "service: eastwest", "'eastwest' is the server's own service"),
     ("services/x.yml", None, "a: 1", "services/ holds .yaml files only"),
     ("services/team/x.yaml", None, "a: 1", "folders within folders are not read (move it to services/)"),
     ("service/x.yaml", None, "a: 1", "this folder is not read (did you mean 'services'?)"),

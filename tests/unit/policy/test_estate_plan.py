@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import json
 
+import pytest
+
 from eastwest.policy.diff import Access, ModeChange, compare
 from eastwest.policy.enforcement import DecisionCode, MtlsMode
 from eastwest.policy.load import load_estate
@@ -87,6 +89,7 @@ def test_a_policy_is_withdrawn(example, edited) -> None:
         STOREFRONT,
         REPORTING,
         f"{BASE}/commerce/billing",
+        CONSOLE,
     }
     denied = difference(example, after).newly_denied
     assert {a.tenant for a in denied if a.caller == STOREFRONT} == {"acme", "globex"}
@@ -158,7 +161,7 @@ def test_json(example, edited) -> None:
         "brings": "",
     }
     assert {"severity", "file", "line", "column", "message", "fix"} == set(data["problems"][0])
-    assert data["summary"]["operations"] == 15
+    assert data["summary"]["operations"] == 17
 
 
 def test_what_a_call_must_bring_is_told(example) -> None:
@@ -188,3 +191,23 @@ def test_an_operation_that_nobody_classified_is_refused_and_told(example, edited
     assert warning.severity is Severity.WARNING
     lost = difference(example, after).newly_denied
     assert {a.code for a in lost} == {DecisionCode.UNCLASSIFIED_OPERATION}
+
+
+def test_a_permit_silent_about_tenants_and_callers_without_any(example) -> None:
+    body = (
+        b'@id("x") @owner("a:b") @reason("r") permit (principal, action == Action::"billing:contacts:read", resource);'
+    )
+    notes = [p.message for p in plan_files({**example, "policies/x.cedar": body}, TODAY).problems]
+    assert f"policy 'x' lets {BASE}/commerce/billing and 2 more do billing:contacts:read for every tenant" in "\n".join(
+        notes
+    )
+    meant = {**example, "policies/x.cedar": body.replace(b"permit", b'@tenants("any") permit')}
+    assert not [p for p in plan_files(meant, TODAY).problems if "policy 'x'" in p.message]
+
+
+@pytest.mark.parametrize("said", ['@tenants("all") permit', '@tenants("any") forbid'])
+def test_what_tenants_does_not_say(example, said) -> None:
+    body = f'@id("x") @owner("a:b") @reason("r") {said} (principal, action, resource);'
+    (error,) = plan_files({**example, "policies/x.cedar": body.encode()}, TODAY).errors
+    assert "says nothing here" in error.message
+    assert (error.where.line, error.where.column) == (1, 37)

@@ -1,0 +1,366 @@
+"""What our Envoy hands on of a raw request, so that those who decide without one decide about the same request.
+
+A mirror of the connection manager that ``eastwest.mesh.http`` configures (Envoy 1.40: ``normalize_path``,
+``merge_slashes``, escaped slashes and headers with underscores refused, headers stripped early) and of what its HTTP/1
+codec refuses before. ``tests/integration/test_normalise_like_envoy.py`` compares the two on thousands of requests.
+
+All texts are bytes read as Latin-1, as WSGI and HTTP/1 parsers have them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+STRIPPED = frozenset(
+    {
+        "x-forwarded-client-cert",
+        "forwarded",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-prefix",
+        "x-forwarded-proto",
+        "x-forwarded-scheme",
+        "x-forwarded-uri",
+        "x-original-url",
+        "x-original-uri",
+        "x-original-method",
+        "x-original-host",
+        "x-original-forwarded-for",
+        "x-real-ip",
+        "x-rewrite-url",
+        "x-http-method",
+        "x-http-method-override",
+        "x-method-override",
+        "client-cert",
+        "client-cert-chain",
+        "x-client-cert",
+        "x-forwarded-server",
+        "x-forwarded-ssl",
+        "x-forwarded",
+        "forwarded-for",
+        "front-end-https",
+        "true-client-ip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-host",
+        "x-http-host-override",
+        "x-override-url",
+        "x-url-scheme",
+        "proxy",
+        # Those that steer or describe an Envoy; they are not taken from peers outside.
+        "x-envoy-decorator-operation",
+        "x-envoy-downstream-service-cluster",
+        "x-envoy-downstream-service-node",
+        "x-envoy-expected-rq-timeout-ms",
+        "x-envoy-external-address",
+        "x-envoy-force-trace",
+        "x-envoy-hedge-on-per-try-timeout",
+        "x-envoy-internal",
+        "x-envoy-ip-tags",
+        "x-envoy-max-retries",
+        "x-envoy-original-host",
+        "x-envoy-original-path",
+        "x-envoy-retriable-header-names",
+        "x-envoy-retriable-status-codes",
+        "x-envoy-retry-grpc-on",
+        "x-envoy-retry-on",
+        "x-envoy-upstream-alt-stat-name",
+        "x-envoy-upstream-rq-per-try-timeout-ms",
+        "x-envoy-upstream-rq-timeout-alt-response",
+        "x-envoy-upstream-rq-timeout-ms",
+        "x-envoy-upstream-stream-duration-ms",
+    }
+)
+"""Names of headers (lower case) that no application is handed in its caller's version."""
+STRIPPED_PREFIXES = ("x-eastwest-", "x-ssl-", "ssl-client-")
+MAX_TARGET = 60 * 1024
+"""Bytes of a request target; Envoy bounds all headers together at 60 KiB."""
+MAX_HEADERS = 100
+_METHODS = (
+    "ACL BIND CHECKOUT CONNECT COPY DELETE GET HEAD LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL MOVE MSEARCH NOTIFY "
+    "OPTIONS PATCH POST PROPFIND PROPPATCH PURGE PUT REBIND REPORT SEARCH SOURCE SUBSCRIBE TRACE UNBIND UNLINK UNLOCK "
+    "UNSUBSCRIBE"
+)
+METHODS = frozenset(_METHODS.split())
+"""Methods that Envoy's HTTP/1 parser knows."""
+Headers = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as filters and the application see it. ``query`` has its question mark, "" without one.
+
+    ``headers``: names in lower case, in order, repeated ones kept apart, stripped ones gone.
+    """
+
+    method: str
+    path: str
+    query: str
+    authority: str
+    headers: tuple[tuple[str, str], ...]
+
+    @property
+    def target(self) -> str:
+        """Path and query."""
+        return self.path + self.query
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a request is not in a form that is accepted (``REQUEST_REFUSED``)."""
+
+    reason: str
+
+
+class _Refusal(Exception):
+    pass
+
+
+def normalise(
+    method: str, target: str, headers: Headers, *, http_version: str = "1.1", tls: bool = True
+) -> Request | Refused:
+    """What is handed on of a request: ``target`` as it stood on the request line, headers as they came.
+
+    HTTP/2 requests are given with ``:path`` as target and ``:authority`` as the header ``host``.
+    """
+    try:
+        _check_method(method, http_version)
+        fields = _fields(headers, http_version)
+        path, query, authority = _target(method, target, tls=tls)
+        host = _joined([value for name, value in fields if name == "host"])
+        if authority is None and host is None:
+            raise _Refusal("it names no host")
+        authority = authority if authority is not None else host or ""
+        if not _AUTHORITY.fullmatch(authority):
+            raise _Refusal("the host has a character that hosts do not have")
+        kept = tuple((name, value) for name, value in fields if not is_stripped(name) and name != "host")
+        return Request(method, path, query, authority, kept)
+    except _Refusal as refusal:
+        return Refused(str(refusal))
+
+
+def normalise_path(path: str) -> str | None:
+    """The path (without query) as it is matched and handed on; None where it is refused."""
+    if _ESCAPED_SLASH.search(path):
+        return None
+    found = _canonical(_DOTS_WITH_PARAMETERS.sub(r"\1", path))
+    return None if found is None else _merge_slashes(found)
+
+
+def is_stripped(name: str) -> bool:
+    """Whether a header (name in lower case) is removed before anything looks at it."""
+    return name in STRIPPED or name.startswith(STRIPPED_PREFIXES)
+
+
+def _check_method(method: str, http_version: str) -> None:
+    if http_version in {"0.9", "1.0"}:
+        raise _Refusal("HTTP/1.1 is the oldest version that is taken")
+    if method not in METHODS:
+        raise _Refusal("the method is not known")
+    if method == "CONNECT":
+        raise _Refusal("this is no proxy")
+
+
+def _target(method: str, target: str, *, tls: bool) -> tuple[str, str, str | None]:
+    """Path, query, and the authority where the target names one (RFC 9112, section 3.2)."""
+    if len(target) > MAX_TARGET:
+        raise _Refusal("the target is too long")
+    target = target.strip("\t")
+    if not _VISIBLE.fullmatch(target):
+        raise _Refusal("the target has a character that targets do not have")
+    if "#" in target:
+        raise _Refusal("the target has a fragment")
+    if target == "*" and method == "OPTIONS":
+        return "*", "", None
+    authority: str | None = None
+    if not target.startswith("/"):
+        absolute = _ABSOLUTE.fullmatch(target)
+        if absolute is None or not _is_address(absolute):
+            raise _Refusal("the target is neither a path nor a whole http URL")
+        if absolute["scheme"].lower() == "https" and not tls:
+            raise _Refusal("the target says https on a connection without TLS")
+        authority, target = absolute["authority"], absolute["rest"] or "/"
+    raw, mark, query = target.partition("?")
+    # A URL may have no path and yet a query; that is handed on, and no operation matches it.
+    path = normalise_path(raw) if raw else ""
+    if path is None:
+        raise _Refusal("the path has an escaped slash, backslash or NUL")
+    return path, mark + query, authority
+
+
+def _is_address(absolute: re.Match[str]) -> bool:
+    if absolute["ip"] is not None:
+        try:
+            ip_address(absolute["ip"])
+        except ValueError:
+            return False
+    return int(absolute["port"] or 0) < 1 << 16
+
+
+def _fields(headers: Headers, http_version: str) -> list[tuple[str, str]]:
+    if len(headers) > MAX_HEADERS:
+        raise _Refusal("there are too many headers")
+    fields = [(name.lower(), value.strip(" \t")) for name, value in headers]
+    for name, value in fields:
+        if not _NAME.fullmatch(name):
+            raise _Refusal("a header's name has a character that names do not have")
+        if "_" in name:
+            raise _Refusal("a header's name has an underscore")
+        if _CONTROL.search(value):
+            raise _Refusal("a header's value has a control character")
+    _check_framing(fields)
+    return _without_hop_by_hop(fields, http_version)
+
+
+def _check_framing(fields: Headers) -> None:
+    """Where the body ends must be said once: two readings of it make two requests out of one."""
+    lengths = [value for name, value in fields if name == "content-length"]
+    codings = [value.lower() for name, value in fields if name == "transfer-encoding"]
+    if len(lengths) > 1 or not all(_LENGTH.fullmatch(value) for value in lengths):
+        raise _Refusal("the content length is not one number")
+    if codings and (codings != ["chunked"] or lengths):
+        raise _Refusal("the body's length is said in a way that can be read differently")
+
+
+def _without_hop_by_hop(fields: Headers, http_version: str) -> list[tuple[str, str]]:
+    """Without what is meant for the next hop only (RFC 9110, section 7.6.1), as we are that hop."""
+    connection = [value for name, value in fields if name == "connection"]
+    if connection and not http_version.startswith("1"):
+        raise _Refusal("there is a connection header, which this version of HTTP does not have")
+    options = [option.strip(" \t").lower() for option in ",".join(connection).split(",")]
+    nominated = {option for option in options if option}
+    if "upgrade" in nominated and any(n == "upgrade" and v.lower() != "h2c" for n, v in fields):
+        raise _Refusal("the protocol is not to be changed")
+    if not nominated.isdisjoint(_NEVER_NOMINATED) or any(option.startswith(":") for option in nominated):
+        raise _Refusal("the connection header names a header that is not the connection's")
+    if len([option for option in options if option]) >= _MAX_NOMINATED:
+        raise _Refusal("the connection header names too many headers")
+    changing = "upgrade" in nominated and any(name == "upgrade" for name, _ in fields)
+    gone = _HOP_BY_HOP | (nominated - _NOT_NAMES) | ({"http2-settings"} if changing else set())
+    kept = [(name, value) for name, value in fields if name not in gone]
+    codings = _joined([value for name, value in fields if name == "te"])
+    if codings is not None:
+        if "trailers" in [coding.strip(" \t").lower() for coding in codings.split(",")]:
+            kept.append(("te", "trailers"))
+        elif not codings and "te" not in nominated:
+            kept.append(("te", ""))
+    return kept
+
+
+def _joined(values: Sequence[str]) -> str | None:
+    """Repeated values of a header that is kept once; None where it did not come at all."""
+    return ",".join(value for value in values if value) if values else None
+
+
+def _canonical(path: str) -> str | None:
+    """Dot segments resolved, backslashes turned, unreserved characters unescaped and others escaped.
+
+    As Chromium's URL library does it, which Envoy carries.
+    """
+    written: list[str] = ["/"] if not path.startswith(("/", "\\")) else []
+    stray = -1  # where the last "%" stands in ``written`` that begins no escape sequence
+    at, end = 0, len(path)
+    while at < end:
+        character = path[at]
+        dot = _dot_length(path, at)
+        if dot:
+            step, kind = _after_dot(path, at + dot) if written and written[-1] == "/" else (0, _NAME_PART)
+            if kind == _NAME_PART:
+                written.append(".")
+                step = 0
+            elif kind == _PARENT:
+                _to_parent(written)
+                stray = -1 if stray >= len(written) else stray
+            at += dot + step
+        elif character == "%":
+            escape = _ESCAPE.match(path, at)
+            if escape is None:
+                stray = len(written)
+                written.append("%")
+                at += 1
+                continue
+            value = chr(int(escape[1], 16))
+            if value == "\0":
+                return None
+            at += 3
+            if value not in _UNRESERVED:
+                written.extend(escape[0])
+            else:
+                written.append(value)
+                if stray >= 0 and stray + 3 >= len(written):
+                    _escape_stray(written, stray, path[at : at + 1])
+        else:
+            written.extend(_ESCAPED.get(character, character))
+            at += 1
+    return "".join(written)
+
+
+def _escape_stray(written: list[str], stray: int, following: str) -> None:
+    """Keep an unescaped character from completing an escape sequence: ``%%32f`` must not become ``%2f``."""
+    one_short = stray == len(written) - 2
+    candidate = "".join(written[stray:]) + (following if one_short else "")
+    if _ESCAPE.fullmatch(candidate):
+        written[stray + 1 : stray + 1] = "25"
+
+
+def _dot_length(path: str, at: int) -> int:
+    if path.startswith(".", at):
+        return 1
+    return 3 if path[at : at + 3].lower() == "%2e" else 0
+
+
+def _after_dot(path: str, at: int) -> tuple[int, int]:
+    """How much belongs to the dot segment whose first dot ended before ``at``, and what it is."""
+    if at == len(path) or path[at] in "/\\":
+        return (1 if at < len(path) else 0), _SELF
+    second = _dot_length(path, at)
+    if second:
+        after = at + second
+        if after == len(path) or path[after] in "/\\":
+            return second + (1 if after < len(path) else 0), _PARENT
+    return 0, _NAME_PART
+
+
+def _to_parent(written: list[str]) -> None:
+    if len(written) > 1:
+        written.pop()
+        while len(written) > 1 and written[-1] != "/":
+            written.pop()
+
+
+def _merge_slashes(path: str) -> str:
+    if "//" not in path:
+        return path
+    segments = [segment for segment in path.split("/") if segment]
+    # A path of slashes alone stays two of them, as Envoy has it.
+    return "/" + "/".join(segments) + ("/" if path.endswith("/") else "")
+
+
+def _escapes(characters: Iterable[str]) -> dict[str, str]:
+    return {character: f"%{ord(character):02X}" for character in characters}
+
+
+_NAME_PART, _SELF, _PARENT = range(3)
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_ESCAPED = {**_escapes('"<>^`{|}'), "\\": "/"}
+_ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
+_ESCAPED_SLASH = re.compile("%(?:2[Ff]|5[Cc])")
+_DOTS_WITH_PARAMETERS = re.compile(r"(?<=/)(\.\.?);[^/]*")
+_VISIBLE = re.compile("[!-~]+")
+_ABSOLUTE = re.compile(
+    r"(?P<scheme>https?)://(?:[a-z0-9!$%&'()*+,.:;=\[\]_~-]*@)?(?P<authority>(?:[a-z0-9.-]+|\[(?P<ip>[0-9a-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?)"
+    r"(?P<rest>[/?].*)?",
+    re.IGNORECASE,
+)
+_AUTHORITY = re.compile(r"[A-Za-z0-9!$%&'()*+,.:;=@\[\]_~-]*")
+_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_LENGTH = re.compile("[0-9]{1,18}")
+_MAX_NOMINATED = 10
+_NEVER_NOMINATED = frozenset({"x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"})
+_NOT_NAMES = frozenset({"close", "http2-settings", "keep-alive", "upgrade"})  # options of the connection itself
+_HOP_BY_HOP = frozenset({"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te"})
