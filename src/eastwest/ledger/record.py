@@ -35,6 +35,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reference: str = ""  # the request id that the caller was given too; "" in counted rows
     cause: str = ""  # for refusals without a policy: why, such as `expired`
     source: str = ""  # peer address of a refusal, without the port
+    transaction: str = ""  # of the caller's token, where the decision looked at one
+    approver: str = ""  # who approved, where the decision counted that
 
     @property
     def kind(self) -> Literal["request", "connection"]:

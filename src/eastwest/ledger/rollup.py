@@ -47,7 +47,15 @@ class Rollup:
             # What a peer may choose freely is left out, or every refusal would be a row again.
             caller = "" if decision.claimed else decision.caller
             key = msgspec.structs.replace(
-                decision, time=minute, caller=caller, tenant="", method="", reference="", count=1
+                decision,
+                time=minute,
+                caller=caller,
+                tenant="",
+                method="",
+                reference="",
+                transaction="",
+                approver="",
+                count=1,
             )
         if key not in self._open and len(self._open) >= self._max_open:
             oldest = next(iter(self._open))

@@ -1,7 +1,8 @@
 """The name of a matcher's action: how a decision travels from the tree through Envoy into the access log.
 
-``CODE|policy|operation|version``: always four fields, empty ones allowed, ``%`` and ``|`` percent-encoded.
-The version is that of one service's rules, so a change elsewhere does not touch this service's config.
+``CODE|policy|operation|version``: four fields, empty ones allowed, ``%`` and ``|`` percent-encoded; a fifth, ``once``,
+where the call goes on only if its token was not used before. The version is that of one service's rules, so a change
+elsewhere does not touch this service's config.
 """
 
 from __future__ import annotations
@@ -10,10 +11,15 @@ import hashlib
 from dataclasses import dataclass
 
 import msgspec
+from envoy.config.rbac.v3 import rbac_pb2
 
-from eastwest.policy.enforcement import DecisionCode, Inbound, MtlsMode
+from eastwest.mesh import matching
+from eastwest.policy.enforcement import DecisionCode, Inbound, MtlsMode, Rule, Verdict
 
 VERSION_LENGTH = 12
+_ONCE = "once"
+ONCE_SUFFIX = f"|{_ONCE}"
+"""Ends the names of those actions, and of no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +30,30 @@ class ActionName:
     policy: str = ""
     operation: str = ""
     version: str = ""
+    once: bool = False
 
     def encode(self) -> str:
         """The text form; at most one line, no control characters of its own making."""
-        return "|".join((self.code, _escape(self.policy), _escape(self.operation), self.version))
+        fields = (self.code, _escape(self.policy), _escape(self.operation), self.version)
+        return "|".join((*fields, _ONCE) if self.once else fields)
 
     @classmethod
     def parse(cls, text: str) -> ActionName | None:
         """The inverse of ``encode``; None for a name that is not ours."""
         fields = text.split("|")
-        if len(fields) != 4:
+        once = fields[4:] == [_ONCE]
+        if len(fields) != (5 if once else 4) or fields[0] not in DecisionCode.__members__:
             return None
-        code, policy, operation, version = fields
-        if code not in DecisionCode.__members__:
-            return None
-        return cls(DecisionCode(code), _unescape(policy), _unescape(operation), version)
+        code, policy, operation, version = fields[:4]
+        return cls(DecisionCode(code), _unescape(policy), _unescape(operation), version, once)
+
+
+def outcome(rule: Rule, operation: str, version: str, *, once: bool = False) -> matching.OnMatch:
+    """The end of a tree's branch: Envoy's allow or deny, under a name that carries the decision."""
+    name = ActionName(rule.code, rule.policy, operation, version, once).encode()
+    verdict = rbac_pb2.RBAC.ALLOW if rule.verdict == Verdict.ALLOW else rbac_pb2.RBAC.DENY
+    action = matching.typed("envoy.filters.rbac.action", rbac_pb2.Action(name=name, action=verdict))
+    return matching.ending(action)
 
 
 def inbound_version(inbound: Inbound) -> str:

@@ -10,8 +10,8 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
 from eastwest.errors import InvalidInput
 from eastwest.mesh import names, transport
+from eastwest.mesh.matching import pack
 from eastwest.mesh.settings import Settings
-from eastwest.mesh.tree import pack
 from eastwest.policy.enforcement import Outbound
 from eastwest.spiffe.id import SpiffeId
 

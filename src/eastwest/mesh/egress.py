@@ -14,9 +14,9 @@ from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 
 from eastwest.mesh import clusters, http, names, replies
+from eastwest.mesh.matching import pack
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource
-from eastwest.mesh.tree import pack
 from eastwest.policy.enforcement import Outbound
 from eastwest.spiffe.id import SpiffeId
 

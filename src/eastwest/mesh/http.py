@@ -15,22 +15,40 @@ from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
 from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2
 
-from eastwest.mesh import names, rbac
+from eastwest.mesh import names, rbac, single_use, tokens
+from eastwest.mesh.matching import pack
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.transport import from_agent
-from eastwest.mesh.tree import pack
 
 CALLER_HEADER = "x-eastwest-caller"
-_STRIPPED_PREFIX = "x-eastwest-"
+_STRIPPED_PREFIXES = ("x-eastwest-", "x-ssl-", "ssl-client-")
 STRIPPED = (
+    # Whose certificate it was: only this proxy knows (RFC 9440 and what came before it).
     "x-forwarded-client-cert",
+    "client-cert",
+    "client-cert-chain",
+    "x-client-cert",
+    # Where the request came from, and where it was meant to go.
     "forwarded",
     "x-forwarded-for",
     "x-forwarded-host",
     "x-forwarded-port",
     "x-forwarded-prefix",
     "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-forwarded-ssl",
     "x-forwarded-uri",
+    "x-forwarded",
+    "forwarded-for",
+    "front-end-https",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-host",
+    "x-http-host-override",
+    "x-override-url",
+    "x-url-scheme",
+    "proxy",
     "x-original-url",
     "x-original-uri",
     "x-original-method",
@@ -104,15 +122,26 @@ def connection_manager(
     )
 
 
-def discovered(name: str, type_url: str) -> Any:
-    """An HTTP filter that arrives by ECDS. Without it the listener does not open: it fails closed."""
-    return hcm_pb2.HttpFilter(name=name, config_discovery={"config_source": from_agent(), "type_urls": [type_url]})
+def discovered(name: str, type_url: str, *, disabled: bool = False) -> Any:
+    """An HTTP filter that arrives by ECDS. Without it the listener does not open: it fails closed.
+
+    ``disabled``: it costs nothing and does nothing, unless the routes enable it.
+    """
+    discovery = {"config_source": from_agent(), "type_urls": [type_url]}
+    return hcm_pb2.HttpFilter(name=name, config_discovery=discovery, disabled=disabled)
 
 
 def decision_filters(service: str) -> list[Any]:
-    """The filters of a chain whose callers have certificates."""
-    filters = (names.callers_filter(service), names.operations_filter(service))
-    return [discovered(name, rbac.HTTP_RBAC) for name in filters]
+    """The filters of a chain whose callers have certificates: what they bring, and what they may.
+
+    Those about tokens are enabled by the routes of services that look at some (``eastwest.mesh.inbound``).
+    """
+    return [
+        discovered(names.tokens_filter(service), tokens.TOKENS, disabled=True),
+        discovered(names.tenants_filter(service), tokens.PATH_TENANTS, disabled=True),
+        discovered(names.operations_filter(service), rbac.HTTP_RBAC),
+        single_use.check(),
+    ]
 
 
 def router() -> Any:
@@ -127,7 +156,8 @@ def _strip() -> Any:
     mutation = header_mutation_pb2.HeaderMutation()
     for name in STRIPPED:
         mutation.mutations.add(remove=name)
-    mutation.mutations.add(remove_on_match={"key_matcher": {"prefix": _STRIPPED_PREFIX, "ignore_case": True}})
+    for prefix in _STRIPPED_PREFIXES:
+        mutation.mutations.add(remove_on_match={"key_matcher": {"prefix": prefix, "ignore_case": True}})
     return extension_pb2.TypedExtensionConfig(
         name="envoy.http.early_header_mutation.header_mutation", typed_config=pack(mutation)
     )

@@ -14,11 +14,11 @@ from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 
-from eastwest.mesh import clusters, http, logs, names, rbac, replies, transport
+from eastwest.mesh import clusters, http, logs, names, rbac, replies, single_use, tokens, transport
+from eastwest.mesh.matching import pack
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource
-from eastwest.mesh.tree import pack
-from eastwest.policy.enforcement import Inbound
+from eastwest.policy.enforcement import Inbound, uses_tokens
 
 _TLS, _PLAINTEXT = "tls", "plaintext"
 
@@ -37,9 +37,10 @@ def inbound_resources(inbound: Inbound, spiffe_id: str, settings: Settings) -> l
     else:
         chains = [_http_chain(inbound, kind, settings) for kind in (_TLS, _PLAINTEXT)]
         locals_ = [clusters.local(service, inbound.upstream, settings, grpc=grpc) for grpc in (False, True)]
-        routes = [_routes(service, kind) for kind in (_TLS, _PLAINTEXT)]
+        routes = [_routes(inbound, kind) for kind in (_TLS, _PLAINTEXT)]
         needs = [
-            (names.EXTENSION, names.callers_filter(service)),
+            (names.EXTENSION, names.tokens_filter(service)),
+            (names.EXTENSION, names.tenants_filter(service)),
             (names.EXTENSION, names.operations_filter(service)),
             (names.EXTENSION, names.plaintext_filter(service)),
             *((names.ROUTES, route.name) for route in routes),
@@ -133,23 +134,31 @@ def _route_name(service: str, kind: str) -> str:
     return f"{names.inbound_listener(service)}/{kind}"
 
 
-def _routes(service: str, kind: str) -> Any:
+def _routes(inbound: Inbound, kind: str) -> Any:
     """Everything that was decided to pass goes to the application; the proved caller goes with it."""
+    service, secure = inbound.service, kind == _TLS
+    enabled = _enabled(inbound) if secure else ()
+    name = tokens.CHECKED_ROUTE if single_use.NAME in enabled else ""
     forward = {"timeout": {"seconds": 0}}
     host = route_components_pb2.VirtualHost(
         name=service,
         domains=["*"],
         routes=[
             {
+                "name": name,
                 "match": {"prefix": "/", "grpc": {}},
                 "route": {"cluster": names.local_cluster(service, grpc=True), **forward},
             },
-            {"match": {"prefix": "/"}, "route": {"cluster": names.local_cluster(service), **forward}},
+            {"name": name, "match": {"prefix": "/"}, "route": {"cluster": names.local_cluster(service), **forward}},
         ],
     )
-    host.request_headers_to_remove.append("x-envoy-external-address")
+    for filter_name in enabled:
+        host.typed_per_filter_config[filter_name].CopyFrom(pack(route_components_pb2.FilterConfig(config={})))
+    # What was verified stays here: a claim says nothing about a call that did not need the token.
+    claims = (tokens.claim_header(name) for name in sorted(tokens.CLAIMS))
+    host.request_headers_to_remove.extend(["x-envoy-external-address", *(claims if secure else ())])
     host.response_headers_to_remove.append(replies.CODE_HEADER)  # only the proxy speaks for the policy
-    if kind == _TLS:
+    if secure:
         host.request_headers_to_add.add(
             header={"key": http.CALLER_HEADER, "value": "%DOWNSTREAM_PEER_URI_SAN%"},
             append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
@@ -157,3 +166,12 @@ def _routes(service: str, kind: str) -> Any:
     return route_pb2.RouteConfiguration(
         name=_route_name(service, kind), virtual_hosts=[host], validate_clusters={"value": False}
     )
+
+
+def _enabled(inbound: Inbound) -> tuple[str, ...]:
+    """The filters about tokens that the service needs."""
+    if not uses_tokens(inbound):
+        return ()
+    service = inbound.service
+    found = (names.tokens_filter(service), names.tenants_filter(service))
+    return (*found, single_use.NAME) if tokens.count_once(inbound) else found

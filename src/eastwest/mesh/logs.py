@@ -10,8 +10,8 @@ from envoy.config.core.v3 import config_source_pb2
 from envoy.extensions.access_loggers.grpc.v3 import als_pb2
 
 from eastwest.mesh import names
+from eastwest.mesh.matching import pack
 from eastwest.mesh.settings import Settings
-from eastwest.mesh.tree import pack
 
 # Flushed by time. What a proxy decides while its agent is away it keeps in part only: it counts as sent what went
 # into a stream that never opened.

@@ -27,14 +27,19 @@ def post_quantum_bundle(trust_domain: str) -> str:
     return f"eastwest:post-quantum:{trust_domain}"
 
 
-def callers_filter(service: str) -> str:
-    """The filter that asks whether the caller is registered at all."""
-    return f"eastwest.callers/{service}"
-
-
 def operations_filter(service: str) -> str:
-    """The filter that asks whether the caller may do this operation."""
+    """The filter that asks whether the caller is registered, and may do this operation."""
     return f"eastwest.operations/{service}"
+
+
+def tokens_filter(service: str) -> str:
+    """The filter that verifies transaction tokens and says what they claim."""
+    return f"eastwest.tokens/{service}"
+
+
+def tenants_filter(service: str) -> str:
+    """The filter that reads tenants out of paths, where tokens must agree with them."""
+    return f"eastwest.tenants/{service}"
 
 
 def plaintext_filter(service: str) -> str:

@@ -74,6 +74,16 @@ class Template:
         ]
         return "/" + "/".join(parts) + _QUERY
 
+    def shape_until(self, parameter: str) -> str:
+        """What begins the paths up to the value of ``parameter``, whatever parameters are called."""
+        return "".join("/{}" if segment.is_parameter else f"/{segment.text}" for segment in self._until(parameter))
+
+    def capture(self, parameter: str) -> str:
+        """An RE2 expression for whole ``:path`` values of that shape, which captures the value of ``parameter``."""
+        *before, _ = self._until(parameter)
+        parts = (PARAMETER_ALPHABET + "+" if s.is_parameter else re.escape(s.text) for s in before)
+        return "^" + "".join(f"/{part}" for part in parts) + f"/({PARAMETER_ALPHABET}+)(?:[/?].*)?$"
+
     def match(self, path: str) -> dict[str, str] | None:
         """The parameters in ``path`` (a query is ignored), or None where it does not match."""
         segments = path.partition("?")[0].split("/")
@@ -89,6 +99,10 @@ class Template:
             else:
                 found[segment.text] = text
         return found
+
+    def _until(self, parameter: str) -> tuple[Segment, ...]:
+        names = [segment.text if segment.is_parameter else "" for segment in self.segments]
+        return self.segments[: names.index(parameter) + 1]
 
     def can_start_with(self, prefix: str) -> bool:
         """Whether some path that matches begins with ``prefix``."""

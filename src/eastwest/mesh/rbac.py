@@ -1,7 +1,8 @@
-"""The filters that decide, each a resource of its own (ECDS): a change swaps a filter under live connections.
+"""The filters of a service, each a resource of its own (ECDS): a change swaps a filter under live connections.
 
-Strict: the tree is enforced. Permissive: the same tree is the shadow form, so a report says what enforcement
-would do. Both forms are the same resource under the same name, so that a mode switch touches nothing else.
+Some decide; others find out what is decided by. Strict: the tree is enforced. Permissive: the same tree is the shadow
+form, so a report says what enforcement would do. Both forms are the same resource under the same name, so that a mode
+switch touches nothing else.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from typing import Any
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac
 from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac
 
-from eastwest.mesh import names, tree
+from eastwest.mesh import names, tokens, tree
 from eastwest.mesh.action import inbound_version
 from eastwest.policy.enforcement import Inbound, MtlsMode
 
-CALLERS = "callers_"
 OPERATIONS = "operations_"
 PLAINTEXT = "plaintext_"
 
@@ -29,8 +29,13 @@ HTTP_RBAC = names.PREFIX + http_rbac.RBAC.DESCRIPTOR.full_name
 NETWORK_RBAC = names.PREFIX + network_rbac.RBAC.DESCRIPTOR.full_name
 
 
-def filters(inbound: Inbound, known_callers: Iterable[str]) -> dict[str, Any]:
-    """All filter resources of one service: name → filter config message."""
+def filters(
+    inbound: Inbound, known_callers: Iterable[str], trust_domain: str, token_keys: bytes = b""
+) -> dict[str, Any]:
+    """All filter resources of one service: name → filter config message.
+
+    ``token_keys``: the JWK set by which transaction tokens of ``trust_domain`` (``spiffe://...``) are verified.
+    """
     version = inbound_version(inbound)
     strict = inbound.mode != MtlsMode.PERMISSIVE  # whatever is not plainly permissive is enforced
     plaintext = tree.always(tree.MTLS_REQUIRED, version)
@@ -41,9 +46,10 @@ def filters(inbound: Inbound, known_callers: Iterable[str]) -> dict[str, Any]:
             names.operations_filter(service): _network(callers, OPERATIONS, strict=strict),
             names.plaintext_filter(service): _network(plaintext, PLAINTEXT, strict=strict),
         }
-    operations = tree.http_operations(inbound.operations, version)
+    operations = tree.http_operations(service, inbound.operations, known_callers, version)
     return {
-        names.callers_filter(service): _http(tree.known_callers(known_callers, version), CALLERS, strict=strict),
+        names.tokens_filter(service): tokens.verification(inbound, token_keys, trust_domain),
+        names.tenants_filter(service): tokens.path_tenants(inbound),
         names.operations_filter(service): _http(operations, OPERATIONS, strict=strict),
         names.plaintext_filter(service): _http(plaintext, PLAINTEXT, strict=strict),
     }

@@ -13,7 +13,8 @@ from envoy.config.core.v3 import base_pb2
 from envoy.extensions.access_loggers.filters.cel.v3 import cel_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
 
-from eastwest.mesh.tree import pack
+from eastwest.mesh import single_use
+from eastwest.mesh.matching import pack
 from eastwest.policy.enforcement import DecisionCode
 
 CODE_HEADER = "x-eastwest-code"
@@ -32,15 +33,31 @@ _MESSAGES = {
     DecisionCode.STEP_UP_REQUIRED: "this operation needs a step-up token",
     DecisionCode.APPROVAL_REQUIRED: "this operation needs an approval",
     DecisionCode.POLICY_ERROR: "the policy could not be evaluated",
+    DecisionCode.UNCLASSIFIED_OPERATION: "this operation is not classified yet, so nobody may do it",
+    DecisionCode.TOKEN_INVALID: "the transaction token is not valid here",
+    DecisionCode.TOKEN_EXPIRED: "the transaction token has expired",
+    DecisionCode.TOKEN_WRONG_ACTION: "the transaction token was made for another operation",
+    DecisionCode.TOKEN_WRONG_RESOURCE: "the transaction token was made for another service",
+    DecisionCode.TOKEN_WRONG_CALLER: "the transaction token was made for another caller",
+    DecisionCode.TOKEN_WRONG_KEY: "the transaction token was made for another certificate of the caller",
+    DecisionCode.TOKEN_WRONG_TENANT: "the transaction token was made for another tenant",
+    DecisionCode.CHECK_UNAVAILABLE: "whether the transaction token was used before cannot be found out now",
 }
+_AFTER_THE_TREE = (
+    (single_use.USED, DecisionCode.TOKEN_USED, "the transaction token counts once, and was used or withdrawn"),
+    (single_use.UNAVAILABLE, DecisionCode.CHECK_UNAVAILABLE, _MESSAGES[DecisionCode.CHECK_UNAVAILABLE]),
+)
+_MALFORMED = "the request is not in a form that is accepted"
 _DETAILS = "rbac_access_denied_matched_policy"
 
 
 def inbound_replies() -> Any:
     """For a service's listener."""
     mappers = [_mapper(_refused_with(code), code, message) for code, message in _MESSAGES.items()]
+    mappers += [_mapper(_details(f"== '{details}'"), code, message) for details, code, message in _AFTER_THE_TREE]
+    mappers.append(_mapper(_status(501), REQUEST_REFUSED, _MALFORMED))  # how its body is delimited, say
     mappers.append(_mapper(_status_at_least(500), UPSTREAM_UNAVAILABLE, "the service does not answer"))
-    mappers.append(_mapper(_status_at_least(400), REQUEST_REFUSED, "the request is not in a form that is accepted"))
+    mappers.append(_mapper(_status_at_least(400), REQUEST_REFUSED, _MALFORMED))
     return hcm_pb2.LocalReplyConfig(mappers=mappers)
 
 
@@ -48,6 +65,7 @@ def egress_replies() -> Any:
     """For the application's way out; it may see why a connection failed, as the failure is its own side's."""
     mappers = [
         _mapper(_status(404), UNKNOWN_SERVICE, "no service of this name can be reached from here"),
+        _mapper(_status(501), REQUEST_REFUSED, _MALFORMED),
         _mapper(
             _status_at_least(500),
             UPSTREAM_UNAVAILABLE,
@@ -55,9 +73,17 @@ def egress_replies() -> Any:
             flags="%RESPONSE_FLAGS%",
             cause="%UPSTREAM_TRANSPORT_FAILURE_REASON%",
         ),
-        _mapper(_status_at_least(400), REQUEST_REFUSED, "the request is not in a form that is accepted"),
+        _mapper(_status_at_least(400), REQUEST_REFUSED, _MALFORMED),
     ]
     return hcm_pb2.LocalReplyConfig(mappers=mappers)
+
+
+def sentence(code: str) -> str:
+    """What a caller is told with ``code``, in the same words wherever its call is refused."""
+    known: dict[str, str] = {told: words for _, told, words in _AFTER_THE_TREE}
+    known.update((told.value, words) for told, words in _MESSAGES.items())
+    known[REQUEST_REFUSED] = _MALFORMED
+    return known.get(code, "the call is refused")
 
 
 def _mapper(when: Any, code: str, message: str, **more: str) -> Any:
@@ -79,8 +105,11 @@ def _refused_with(code: str) -> Any:
 
     The filter's metadata comes too late for this: it is written after the reply is made. The details are there.
     """
-    expression = f"response.code == 403 && response.code_details.startsWith('{_DETAILS}[{code}|')"
-    by_details = cel_pb2.ExpressionFilter(expression=expression)
+    return _details(f".startsWith('{_DETAILS}[{code}|')")
+
+
+def _details(condition: str) -> Any:
+    by_details = cel_pb2.ExpressionFilter(expression=f"response.code == 403 && response.code_details{condition}")
     return accesslog_pb2.AccessLogFilter(
         extension_filter={"name": "envoy.access_loggers.extension_filters.cel", "typed_config": pack(by_details)}
     )

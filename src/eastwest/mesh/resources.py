@@ -11,21 +11,21 @@ from eastwest.mesh import names, rbac
 from eastwest.mesh.action import InForce, inbound_version
 from eastwest.mesh.egress import egress_resources
 from eastwest.mesh.inbound import inbound_resources
+from eastwest.mesh.matching import pack
 from eastwest.mesh.secrets import Identity, SecretSet, trust_domains_of
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource, Snapshot
-from eastwest.mesh.tree import pack
 from eastwest.policy.enforcement import Inbound, Outbound, Sidecar
 from eastwest.spiffe.id import SpiffeId
 
 
-def sidecar_snapshot(sidecar: Sidecar, settings: Settings, secrets: SecretSet) -> Snapshot:
+def sidecar_snapshot(sidecar: Sidecar, settings: Settings, secrets: SecretSet, token_keys: bytes = b"") -> Snapshot:
     """The complete, checked snapshot of one workload.
 
     Raises ``DanglingReference`` where a secret is missing (a server's trust domain without a bundle),
     ``UnsupportedRules`` or ``MalformedTemplate`` where the table cannot be expressed.
     """
-    snapshot = Snapshot.of(sidecar.version, [*config_resources(sidecar, settings), *secrets.resources()])
+    snapshot = Snapshot.of(sidecar.version, [*config_resources(sidecar, settings, token_keys), *secrets.resources()])
     snapshot.check()
     return snapshot
 
@@ -53,20 +53,29 @@ def verifiable(
     return msgspec.structs.replace(sidecar, outbound=outbound), lost
 
 
-def config_resources(sidecar: Sidecar, settings: Settings) -> list[Resource]:
-    """Everything but secrets. The result depends on nothing else, so it may be kept while secrets rotate."""
+def config_resources(sidecar: Sidecar, settings: Settings, token_keys: bytes = b"") -> list[Resource]:
+    """Everything but secrets. The result depends on nothing else, so it may be kept while secrets rotate.
+
+    ``token_keys``: the JWK set by which transaction tokens are verified; without any, no token counts.
+    """
+    own = SpiffeId.parse(sidecar.spiffe_id).trust_domain
     found = egress_resources(sidecar.outbound, sidecar.spiffe_id, settings)
     for inbound in sidecar.inbound:
         found += inbound_resources(inbound, sidecar.spiffe_id, settings)
-        found += filter_resources(inbound, sidecar.known_callers)
+        found += filter_resources(inbound, sidecar.known_callers, own.uri, token_keys)
     return found
 
 
-def filter_resources(inbound: Inbound, known_callers: Sequence[str]) -> list[Resource]:
-    """The deciding filters of one service: all that a policy or mode change replaces."""
+def filter_resources(
+    inbound: Inbound, known_callers: Sequence[str], trust_domain: str, token_keys: bytes = b""
+) -> list[Resource]:
+    """The filters of one service: all that a change of policy, mode or keys of tokens replaces.
+
+    ``trust_domain`` (``spiffe://...``) is the one that makes tokens.
+    """
     return [
         Resource.of(name, names.EXTENSION, extension_pb2.TypedExtensionConfig(name=name, typed_config=pack(config)))
-        for name, config in rbac.filters(inbound, known_callers).items()
+        for name, config in rbac.filters(inbound, known_callers, trust_domain, token_keys).items()
     ]
 
 
@@ -94,10 +103,13 @@ def sidecar_secrets(
     )
 
 
-def versions_in_force(sidecar: Sidecar) -> dict[str, InForce]:
-    """What each service's version (as decisions carry it) stands for."""
+def versions_in_force(sidecar: Sidecar, policy_version: str = "") -> dict[str, InForce]:
+    """What each service's version (as decisions carry it) stands for.
+
+    ``policy_version`` is the one in force, of which the sidecar is a part; without it, the sidecar's own is told.
+    """
     found: dict[str, InForce] = {}
     for inbound in sidecar.inbound:
         version = inbound_version(inbound)
-        found[version] = InForce(inbound.service, version, sidecar.version, inbound.mode, inbound)
+        found[version] = InForce(inbound.service, version, policy_version or sidecar.version, inbound.mode, inbound)
     return found

@@ -15,8 +15,8 @@ from typing import Any
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_spiffe_validator_config_pb2
 
 from eastwest.mesh import names
+from eastwest.mesh.matching import pack
 from eastwest.mesh.snapshot import Resource, Snapshot
-from eastwest.mesh.tree import pack
 from eastwest.spiffe.id import SCHEME, SpiffeId, TrustDomain
 
 DEFAULT = "default"

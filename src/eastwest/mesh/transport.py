@@ -12,7 +12,7 @@ from typing import Any
 from envoy.config.core.v3 import base_pb2, config_source_pb2
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_pb2
 
-from eastwest.mesh.tree import pack
+from eastwest.mesh.matching import pack
 
 _GROUPS = ("X25519MLKEM768", "X25519", "P-256")
 """Key exchange, best first: hybrid with everybody who can, so that what is recorded today stays secret."""

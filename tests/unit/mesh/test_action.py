@@ -2,18 +2,27 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eastwest.mesh.action import ActionName, inbound_version
+from eastwest.mesh.action import ONCE_SUFFIX, ActionName, inbound_version
 from eastwest.policy.enforcement import DecisionCode, Inbound, MtlsMode
 
 
-@given(st.sampled_from(DecisionCode), st.text(), st.text())
-def test_a_name_comes_back_as_it_was(code, policy, operation):
-    name = ActionName(code, policy, operation, "0123456789ab")
+@given(st.sampled_from(DecisionCode), st.text(), st.text(), st.booleans())
+def test_a_name_comes_back_as_it_was(code, policy, operation, once):
+    name = ActionName(code, policy, operation, "0123456789ab", once)
     assert ActionName.parse(name.encode()) == name
+    assert name.encode().endswith(ONCE_SUFFIX) is once
 
 
 def test_foreign_names_are_nobodys():
-    for text in ("", "default", "ALLOWED", "ALLOWED|a|b", "ALLOWED|a|b|c|d", "allowed|a|b|c"):
+    for text in (
+        "",
+        "default",
+        "ALLOWED",
+        "ALLOWED|a|b",
+        "ALLOWED|a|b|c|d",
+        "ALLOWED|a|b|c|once|once",
+        "allowed|a|b|c",
+    ):
         assert ActionName.parse(text) is None
 
 

@@ -30,12 +30,14 @@ from eastwest.policy.enforcement import (
     Inbound,
     MtlsMode,
     OperationRules,
+    OriginRules,
     Outbound,
     Rule,
     Sidecar,
     TcpMatch,
     TenantRules,
     TenantSource,
+    TokenRules,
     Verdict,
 )
 
@@ -44,6 +46,16 @@ A, B, FAR = "spiffe://td.test/a", "spiffe://td.test/b", "spiffe://far.test/c"
 ALLOW = Rule(verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED, policy="p")
 DENY = Rule(verdict=Verdict.DENY, code=DecisionCode.TENANT_NOT_PERMITTED)
 TENANTS = TenantRules(by_tenant={"acme": ALLOW, "globex": ALLOW}, otherwise=DENY)
+STEP_UP = Rule(
+    verdict=Verdict.DENY,
+    code=DecisionCode.STEP_UP_REQUIRED,
+    token=TokenRules(
+        unapproved=OriginRules(otherwise=Rule(verdict=Verdict.DENY, code=DecisionCode.APPROVAL_REQUIRED)),
+        approved_by={"unix:uid:0": OriginRules(by_origin={FAR: DENY}, otherwise=ALLOW)},
+        approved=OriginRules(otherwise=ALLOW),
+    ),
+)
+TOKEN_KEYS = b'{"keys":[]}'
 SETTINGS = Settings(egress_socket="/run/a/egress.sock", tcp_egress_directory="/run/a")
 WEB = Inbound(
     service="web",
@@ -64,6 +76,13 @@ WEB = Inbound(
             match=GrpcMatch(method="web.v1.Notes/Send"),
             tenant=TenantSource(header="x-tenant"),
             cells=(Cell(callers=(B,), tenants=TENANTS),),
+        ),
+        OperationRules(
+            name="web:items:delete",
+            match=HttpMatch(method="DELETE", path="/t/{tenant}/items/{item}"),
+            tenant=TenantSource(path="tenant"),
+            single_use=True,
+            cells=(Cell(callers=(B,), tenants=TenantRules(by_tenant={"acme": STEP_UP}, otherwise=DENY)),),
         ),
     ),
 )
@@ -95,7 +114,8 @@ def rendered(resource) -> object:
 
 
 def test_golden():
-    found = {f"{r.type_url.rpartition('.')[2]} {r.name}": rendered(r) for r in config_resources(SIDECAR, SETTINGS)}
+    made = config_resources(SIDECAR, SETTINGS, TOKEN_KEYS)
+    found = {f"{r.type_url.rpartition('.')[2]} {r.name}": rendered(r) for r in made}
     text = json.dumps(found, indent=1, sort_keys=True) + "\n"
     file = GOLDEN / "sidecar.json"
     if os.environ.get("EASTWEST_WRITE_GOLDEN"):
@@ -106,7 +126,8 @@ def test_golden():
 def test_a_policy_or_mode_change_touches_filters_only():
     secrets = sidecar_secrets(SIDECAR, Identity(A, b"chain", b"key"), BUNDLES)
     before = sidecar_snapshot(SIDECAR, SETTINGS, secrets)
-    operations = tuple(msgspec.structs.replace(o, cells=()) for o in WEB.operations)
+    *others, asking = WEB.operations
+    operations = (*(msgspec.structs.replace(o, cells=()) for o in others), asking)
     for change in ({"mode": MtlsMode.PERMISSIVE}, {"operations": operations}):
         inbound = (msgspec.structs.replace(WEB, **change), DB)
         after = sidecar_snapshot(msgspec.structs.replace(SIDECAR, inbound=inbound), SETTINGS, secrets)
