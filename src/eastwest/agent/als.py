@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
@@ -18,10 +18,10 @@ from eastwest.agent.xds import Identify, Principal
 from eastwest.errors import InvalidInput
 from eastwest.ledger.handshake import cause_of
 from eastwest.ledger.record import Decision
-from eastwest.mesh import names, rbac
+from eastwest.mesh import names, rbac, single_use, tokens
 from eastwest.mesh.action import ActionName, InForce
 from eastwest.mesh.tree import http_match
-from eastwest.policy.enforcement import DecisionCode, MtlsMode, TcpMatch, Verdict
+from eastwest.policy.enforcement import DecisionCode, MtlsMode, OperationRules, TcpMatch, Verdict
 from eastwest.rpc.service import Call, Service
 from eastwest.spiffe.id import MalformedSpiffeId, SpiffeId
 
@@ -30,7 +30,8 @@ MAX_ENTRIES = 20_000
 """Entries of one message; Envoy sends what fits into a megabyte."""
 _MAX_TEXT = 256
 _YIELD_EVERY = 200  # decisions taken before others get a turn
-_REFUSED_AS_MALFORMED = 400
+_REFUSED_AS_MALFORMED = frozenset({400, 501})
+_OF_THE_CHECK = {single_use.USED: DecisionCode.TOKEN_USED, single_use.UNAVAILABLE: DecisionCode.CHECK_UNAVAILABLE}
 
 
 class Rules(Protocol):
@@ -141,7 +142,7 @@ def decided(entry: Any, current: InForce, version: Callable[[str], InForce | Non
     cause = ""
     if found is not None:
         action, enforced = found
-    elif is_http and entry.response.response_code.value == _REFUSED_AS_MALFORMED:
+    elif is_http and entry.response.response_code.value in _REFUSED_AS_MALFORMED:
         # Refused before any filter: a path or header that could be read two ways.
         bare = not _caller(common)[0] and current.mode != MtlsMode.PERMISSIVE
         code = DecisionCode.MTLS_REQUIRED if bare else DecisionCode.UNLISTED_OPERATION
@@ -149,11 +150,15 @@ def decided(entry: Any, current: InForce, version: Callable[[str], InForce | Non
         cause = entry.response.response_code_details[:_MAX_TEXT]
     else:
         return None
+    if is_http and enforced and action.once:
+        action = _checked(action, entry.response.response_code_details)
     rules = version(action.version) or current
     if not is_http:  # the network filter names its policy in the shadow form only, which it has in both modes
         enforced = rules.mode != MtlsMode.PERMISSIVE
     caller, single = _caller(common)
     verdict = Verdict.ALLOW if action.code is DecisionCode.ALLOWED else Verdict.DENY
+    operation = next((o for o in rules.inbound.operations if is_http and o.name == action.operation), None)
+    token = _token(common.metadata.filter_metadata, operation, caller)
     return Decision(
         time=_time(common),
         service=current.service,
@@ -164,7 +169,7 @@ def decided(entry: Any, current: InForce, version: Callable[[str], InForce | Non
         caller=caller[:_MAX_TEXT],
         claimed=bool(caller) and not single,
         operation=action.operation,
-        tenant=_tenant(entry, action.operation, rules)[:_MAX_TEXT] if is_http else "",
+        tenant=_tenant(entry, operation, token)[:_MAX_TEXT],
         method=_METHODS.get(entry.request.request_method, "") if is_http else "",
         policy=action.policy,
         policy_version=rules.policy_version,
@@ -173,6 +178,8 @@ def decided(entry: Any, current: InForce, version: Callable[[str], InForce | Non
         reference=(entry.request.request_id if is_http else common.stream_id)[:_MAX_TEXT],
         cause=cause,
         source=_source(common) if verdict is Verdict.DENY else "",
+        transaction=token.transaction[:_MAX_TEXT] if token else "",
+        approver=token.approver[:_MAX_TEXT] if token and not action.code.startswith("TOKEN_") else "",
     )
 
 
@@ -190,7 +197,7 @@ def _action(metadata: Any, *, is_http: bool) -> tuple[ActionName, bool] | None:
         return None
     fields = metadata[namespace].fields
     told: list[tuple[ActionName, bool]] = []
-    for prefix in (rbac.PLAINTEXT, rbac.CALLERS, rbac.OPERATIONS):
+    for prefix in (rbac.PLAINTEXT, rbac.OPERATIONS):
         # A call that comes while a mode is switched may meet one filter in its new form and the next in its old one.
         for enforced, key in ((True, rbac.ENFORCED_POLICY), (False, rbac.SHADOW_POLICY)):
             action = ActionName.parse(fields[prefix + key].string_value) if prefix + key in fields else None
@@ -203,15 +210,43 @@ def _action(metadata: Any, *, is_http: bool) -> tuple[ActionName, bool] | None:
     return chosen[0] if chosen else None
 
 
-def _tenant(entry: Any, operation: str, rules: InForce) -> str:
-    for candidate in rules.inbound.operations:
-        if candidate.name != operation or candidate.tenant is None or isinstance(candidate.match, TcpMatch):
-            continue
-        if candidate.tenant.header:
-            return str(entry.request.request_headers.get(candidate.tenant.header, ""))
-        found = http_match(candidate)[1].match(entry.request.path) or {}
-        return found.get(candidate.tenant.path, "")
-    return ""
+def _checked(action: ActionName, details: str) -> ActionName:
+    """The action that the agent's answer about the token made of an ``action`` that allowed."""
+    code = _OF_THE_CHECK.get(details)
+    return action if code is None else ActionName(code, "", action.operation, action.version)
+
+
+class _Brought(NamedTuple):
+    """What a row says of a verified token."""
+
+    transaction: str
+    tenant: str
+    approver: str
+
+
+def _token(metadata: Any, operation: OperationRules | None, caller: str) -> _Brought | None:
+    """The verified token of a request, where it is the caller's own and the decision looked at it."""
+    if operation is None or tokens.METADATA not in metadata:
+        return None
+    said = metadata[tokens.METADATA].fields[tokens.PAYLOAD].struct_value.fields
+    if said["sub"].string_value != caller:
+        return None
+    cell = next((cell for cell in operation.cells if caller in cell.callers), None)
+    if cell is None or not tokens.looks_at_tokens(cell, operation.tenant):
+        return None
+    context = said["tctx"].struct_value.fields
+    return _Brought(said["txn"].string_value, context["tenant"].string_value, context["approver"].string_value)
+
+
+def _tenant(entry: Any, operation: OperationRules | None, token: _Brought | None) -> str:
+    if operation is None or operation.tenant is None or isinstance(operation.match, TcpMatch):
+        return ""
+    if operation.tenant.claim:
+        return token.tenant if token is not None else ""
+    if operation.tenant.header:
+        return str(entry.request.request_headers.get(operation.tenant.header, ""))
+    found = http_match(operation)[1].match(entry.request.path) or {}
+    return found.get(operation.tenant.path, "")
 
 
 def _caller(common: Any) -> tuple[str, bool]:

@@ -21,6 +21,7 @@ import structlog
 from eastwest import errors
 from eastwest.agent.als import AccessLogs
 from eastwest.agent.attestation import Attestation, load_prover
+from eastwest.agent.authorization import Authorization
 from eastwest.agent.bootstrap import Bootstrap, explain, read_bundle
 from eastwest.agent.cache import Cache
 from eastwest.agent.callers import ProcessAttestor, identify
@@ -28,6 +29,7 @@ from eastwest.agent.config import Settings
 from eastwest.agent.connection import Dismissed, ServerConnection
 from eastwest.agent.control import ControlClient
 from eastwest.agent.decisions import Decisions
+from eastwest.agent.enforcement import Enforcement
 from eastwest.agent.envoys import Envoys
 from eastwest.agent.explaining import ADMIN_SOCKET_MODE, explain_service
 from eastwest.agent.health import HealthServer
@@ -220,6 +222,8 @@ class _Agent:
                 WorkloadApi(knowledge, identities, jwts, attestor.attest, clock).service(),
                 *ConfigStreams(sidecars, identified, sidecars.report, sidecars.taken, sidecars.envoys.ended).services(),
                 *AccessLogs(identified, sidecars, decisions.record).services(),
+                *Authorization(identified, sidecars, connection.use_token).services(),
+                Enforcement(knowledge, attestor.attest, clock, connection.use_token, decisions.record).service(),
                 HealthService(problems).service(),
             ],
             implementation=settings.http2,

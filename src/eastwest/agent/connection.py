@@ -148,6 +148,18 @@ class ServerConnection:
             method(_CONTROL, "ReportDecisions"), control.ReportDecisionsRequest(decisions=decisions, lost=lost)
         )
 
+    async def use_token(self, token_id: str, expires_at: int, approval: str, operation: str) -> bool:
+        """Whether a transaction token that counts once may be used now; true only once, and durably so.
+
+        ``token_id`` and ``expires_at`` (Unix seconds) are the token's ``jti`` and ``exp``, ``approval`` the id that it
+        names or "". Raises ``Unavailable`` and the like when nobody can say: then it may not.
+        """
+        request = control.UseTokenRequest(
+            token_id=token_id, expires_at=expires_at, approval_id=approval, operation=operation
+        )
+        reply = await self._unary(method(_CONTROL, "UseToken"), request)
+        return not reply.used
+
     @asynccontextmanager
     async def subscription(self) -> AsyncIterator[Any]:
         """The control stream, open and bare."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import structlog
+from h2.exceptions import StreamClosedError
 
 import eastwest
 from eastwest import errors
@@ -126,8 +128,9 @@ class ControlClient:
         while True:
             update = await stream.recv_message()
             if update is None:
-                # The server has ended the call; its reason is in the trailers.
-                await stream.end()
+                # The server has ended the call; its reason is in the trailers. Mostly it has closed our half as well.
+                with suppress(StreamClosedError):
+                    await stream.end()
                 await stream.recv_trailing_metadata()
                 raise errors.Unavailable("the server ended the subscription")
             self._apply(update, resumed=resumed)

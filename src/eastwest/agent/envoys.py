@@ -13,9 +13,14 @@ import msgspec
 
 from eastwest.agent.changes import Changes
 from eastwest.clock import Clock
+from eastwest.errors import Exhausted
 
-MAX_ENVOYS = 1_000
-"""Envoys of one node that are remembered; a server takes a report of no more."""
+MAX_ENVOYS = 900
+"""Sidecars of one node that are known, and as many streams of secrets alone; a server takes a report of 1000 in all."""
+MAX_OF_PROCESS = 8
+"""Sidecars that one process may be; an Envoy is one."""
+MAX_STREAMS_OF_PROCESS = 100
+"""Streams of secrets alone of one process; an Envoy has one for each secret."""
 LOOK_EVERY = 1.0
 """Seconds between two looks for processes that have ended, while there are any without a stream."""
 SECRETS_ABSENT = 60.0
@@ -59,6 +64,9 @@ class Envoys:
     """``changes`` counts what the server should hear; ``kept`` what should be on disk.
 
     ``started(pid)`` is when that process started, 0 where there is none.
+
+    Whoever would be forgotten for another's sake would no longer be waited for. So where there is no room a newcomer is
+    refused; a process has little, and no SPIFFE ID gets more than it leaves free.
     """
 
     def __init__(self, clock: Clock, changes: Changes, started: Callable[[int], int]) -> None:
@@ -67,6 +75,7 @@ class Envoys:
         self._changes = changes
         self._started = started
         self._sidecars: dict[tuple[str, int], _Known] = {}
+        self._open: dict[tuple[str, int], str] = {}  # the SPIFFE ID of each sidecar that has a stream now
         self._streams: dict[object, _Known] = {}  # of secrets alone; the key is the stream, also after its end
         self._on_disk: frozenset[tuple[str, int]] = frozenset()
 
@@ -83,6 +92,17 @@ class Envoys:
                 self._streams[object()] = known
         self.saved(self.everything())
         self._tell()
+
+    def admit(self, node_id: str, pid: int, spiffe_id: str) -> None:
+        """A sidecar has a stream open. Raises ``Exhausted`` where there is no room for one more."""
+        key = (node_id, pid)
+        if key not in self._open and key not in self._sidecars:
+            self._make_room(pid, spiffe_id)
+        self._open[key] = spiffe_id
+
+    def is_open(self, node_id: str, pid: int) -> bool:
+        """Whether a sidecar was admitted and has not left."""
+        return (node_id, pid) in self._open
 
     def told(self, node_id: str, pid: int, spiffe_id: str, given: object) -> bool:
         """A sidecar with an open stream stands at ``given`` (None: it has said nothing there yet). Whether that is new.
@@ -101,19 +121,19 @@ class Envoys:
         if known == before:
             return False
         self._sidecars[key] = known
-        self._bound()
         self._tell()
         return True
 
     def left(self, node_id: str, pid: int) -> None:
         """The stream of a sidecar has ended."""
+        self._open.pop((node_id, pid), None)
         known = self._sidecars.get((node_id, pid))
         if known is not None and known.absent_since is None:
             self._sidecars[node_id, pid] = replace(known, absent_since=self._clock.monotonic())
             self._tell()
 
     def taken(self, stream: object, pid: int, spiffe_id: str, given: object) -> None:
-        """A stream of secrets alone stands at ``given``."""
+        """A stream of secrets alone stands at ``given``. Raises ``Exhausted`` where there is no room for one more."""
         if not isinstance(given, Given):
             return
         before = self._streams.get(stream)
@@ -124,8 +144,10 @@ class Envoys:
             # It stands for one of those that this process had before.
             away = (s for s, k in self._streams.items() if k.absent_since is not None and k.envoy.pid == pid)
             self._streams.pop(next(away, None), None)
+            of_process = sum(k.envoy.pid == pid for k in self._streams.values())
+            of_id = sum(k.envoy.spiffe_id == spiffe_id for k in self._streams.values())
+            _ensure_room(len(self._streams), of_process, of_id, MAX_STREAMS_OF_PROCESS, f"{spiffe_id} (pid {pid})")
         self._streams[stream] = _Known(envoy)
-        self._bound()
         self._tell()
 
     def ended(self, stream: object) -> None:
@@ -194,8 +216,23 @@ class Envoys:
         self.kept.bump()
         self._changes.bump()
 
-    def _bound(self) -> None:
-        while len(self._sidecars) > MAX_ENVOYS:
-            del self._sidecars[next(iter(self._sidecars))]
-        while len(self._streams) > MAX_ENVOYS:
-            del self._streams[next(iter(self._streams))]
+    def _make_room(self, pid: int, spiffe_id: str) -> None:
+        everyone = {key: known.envoy.spiffe_id for key, known in self._sidecars.items()} | self._open
+        of_process = [key for key in everyone if key[1] == pid]
+        if len(of_process) >= MAX_OF_PROCESS:
+            # A process that goes on under another name has nothing more to say under the one before.
+            away = next((key for key in of_process if key not in self._open), None)
+            if away is not None:
+                del self._sidecars[away], everyone[away]
+                of_process.remove(away)
+                self._tell()
+        of_id = sum(other == spiffe_id for other in everyone.values())
+        _ensure_room(len(everyone), len(of_process), of_id, MAX_OF_PROCESS, f"{spiffe_id} (pid {pid})")
+
+
+def _ensure_room(everyone: int, of_process: int, of_id: int, most_of_process: int, who: str) -> None:
+    free = MAX_ENVOYS - everyone
+    if of_process >= most_of_process:
+        raise Exhausted(f"{who} has {of_process} streams of this kind, and may have no more")
+    if free <= 0 or of_id >= max(free, most_of_process):
+        raise Exhausted(f"there is no room for one more Envoy of {who} on this node")

@@ -50,11 +50,10 @@ class Holdings:
 
     def ack(self, number: int) -> control.Ack:
         """The whole report, with ``number`` as the update that is applied."""
-        streams = self._sidecars.streams_sequence
-        sequence = self._kept if streams is None else min(self._kept, streams)
-        return control.Ack(
-            number=number, sidecars=self.statuses(), bundle_sequence=sequence, tainted_svids=self._tainted()
-        )
+        # Those that take secrets alone are named while they are behind: people must see whom a change waits for.
+        behind, sequence = self._sidecars.behind(self._kept)
+        sidecars = [*self.statuses(), *behind]
+        return control.Ack(number=number, sidecars=sidecars, bundle_sequence=sequence, tainted_svids=self._tainted())
 
     async def run(self) -> None:
         """Watch for what was let go, for ever."""

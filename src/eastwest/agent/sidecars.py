@@ -34,20 +34,22 @@ from eastwest.mesh.resources import config_resources, sidecar_secrets, verifiabl
 from eastwest.mesh.secrets import Identity, SecretSet
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource, Snapshot
-from eastwest.policy.enforcement import Sidecar
+from eastwest.policy.enforcement import Sidecar, uses_tokens
 from eastwest.registry.entry import Entry
 from eastwest.rpc.peer import started_at
 from eastwest.spiffe.bundle import Bundle
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 
 MAX_VERSIONS = 10_000
-MAX_SIDECARS = 1_000
-"""Sidecars of one node that are remembered; a server takes a report of no more."""
+MAX_SIDECARS = 900
+"""Sidecars of one node in a report."""
+MAX_BEHIND = 100
+"""Processes with streams of secrets alone that a report names because they are behind; a server takes 1000 in all."""
 MAX_NODE_ID = 256
 MAX_ERROR = 512
-"""Characters of them in a report, of which a server keeps as many."""
+"""Bytes of them in a report, of which a server keeps as many characters."""
 T = TypeVar("T")
-_MadeOf = tuple[Sidecar, Held, Mapping[TrustDomain, Bundle]]
+_MadeOf = tuple[Sidecar, Held, Mapping[TrustDomain, Bundle], bytes]
 _log = structlog.get_logger()
 
 
@@ -68,9 +70,9 @@ class Sidecars:
         self._identities = identities
         self._settings = settings
         self._clock = clock
-        self._config: OrderedDict[tuple[str, str], tuple[Sidecar, list[Resource]]] = OrderedDict()
+        self._config: OrderedDict[tuple[str, str], tuple[Sidecar, bytes, list[Resource]]] = OrderedDict()
         self._snapshots: OrderedDict[tuple[str, str], tuple[_MadeOf, Snapshot]] = OrderedDict()
-        self._noted: dict[SpiffeId, Sidecar] = {}
+        self._noted: dict[SpiffeId, tuple[Sidecar, str]] = {}
         self._pem: dict[str, tuple[Held, Identity]] = {}
         self._roots: dict[str, tuple[Bundle, bytes]] = {}
         self._quantum_safe: dict[str, tuple[Bundle, bytes]] = {}
@@ -81,13 +83,13 @@ class Sidecars:
 
     def on_state(self) -> None:
         """Remember what each service's rules stand for, before any Envoy can report by them."""
-        sidecars = self._knowledge.state.sidecars
-        for spiffe_id, sidecar in sidecars.items():
-            if self._noted.get(spiffe_id) is not sidecar:
-                for version, rules in versions_in_force(sidecar).items():
+        state = self._knowledge.state
+        for spiffe_id, sidecar in state.sidecars.items():
+            if (sidecar, state.policy_version) != self._noted.get(spiffe_id):
+                for version, rules in versions_in_force(sidecar, state.policy_version).items():
                     self._in_force[version] = rules
                     self._in_force.move_to_end(version)
-        self._noted = dict(sidecars)
+        self._noted = {spiffe_id: (sidecar, state.policy_version) for spiffe_id, sidecar in state.sidecars.items()}
         while len(self._in_force) > MAX_VERSIONS:
             self._in_force.popitem(last=False)
 
@@ -120,13 +122,17 @@ class Sidecars:
         return self._in_force.get(version)
 
     def report(self, status: SidecarStatus) -> None:
-        """Take how far one sidecar has come."""
+        """Take how far one sidecar has come. Raises ``Exhausted`` where there is no room for one more."""
         session = status.session
         key = (session.node_id, status.principal.pid)
         if not session.node_id:
             return
         sidecar = next(self._sidecars(status.principal.spiffe_ids), None)
         spiffe_id = sidecar.spiffe_id if sidecar is not None else status.principal.spiffe_ids[0]
+        if status.connected:
+            self.envoys.admit(*key, spiffe_id)
+        elif not self.envoys.is_open(*key):
+            return  # refused, or another stream of the same Envoy was the last
         refusal = session.refusals[-1] if session.refusals else None
         now = self._clock.now()
         connected_at = self._connected_at.setdefault(key, now)
@@ -149,36 +155,51 @@ class Sidecars:
                 del self._statuses[other]
         self._statuses[key] = told
         self._statuses.move_to_end(key)
-        _bound(self._statuses)
+        while len(self._statuses) > MAX_SIDECARS:
+            # Never one that has a stream: of these there are no more.
+            del self._statuses[next(k for k, s in self._statuses.items() if not s.connected)]
         self.changes.bump()
 
     def statuses(self) -> Sequence[control.SidecarStatus]:
         """What the server is told of the sidecars of this node, those included that are away and still run."""
         intended = {str(spiffe_id): s.version for spiffe_id, s in self._knowledge.state.sidecars.items()}
         told: list[control.SidecarStatus] = []
+        others: list[control.SidecarStatus] = []  # that have left and said nothing which counts
         for key, kept in {**self._remembered(), **self._statuses}.items():
             status = control.SidecarStatus()
             status.CopyFrom(kept)
-            status.node_id = kept.node_id[:MAX_NODE_ID]
+            status.node_id = _cut(kept.node_id, MAX_NODE_ID)
             status.intended_version = intended.get(kept.spiffe_id, "")
-            status.error = (kept.error or self._problems.get(kept.spiffe_id, ""))[:MAX_ERROR]
+            status.error = _cut(kept.error or self._problems.get(kept.spiffe_id, ""), MAX_ERROR)
             given = self.envoys.given(*key)
             if given is not None and (kept.connected or self._is_registered(kept.spiffe_id)):
                 status.bundle_sequence = given.sequence if self.envoys.counts(*key) else 0
                 status.tainted = self._is_tainted(given)
-            told.append(status)
-        return told[-MAX_SIDECARS:]
+            (told if kept.connected or given is not None else others).append(status)
+        return (told + others)[:MAX_SIDECARS]
+
+    def behind(self, sequence: int) -> tuple[Sequence[control.SidecarStatus], int]:
+        """Processes with streams of secrets alone that stand at an older bundle, those furthest behind first.
+
+        And the oldest that any stands at which is not among them; ``sequence`` where there is none.
+        """
+        standing: dict[tuple[str, int], int] = {}
+        for envoy in self.envoys.secrets_alone():
+            if self._is_registered(envoy.spiffe_id):
+                at = envoy.sequence if self.envoys.counts(envoy.node_id, envoy.pid) else 0
+                standing[envoy.spiffe_id, envoy.pid] = min(at, standing.get((envoy.spiffe_id, envoy.pid), at))
+        old = sorted((at, spiffe_id, pid) for (spiffe_id, pid), at in standing.items() if at < sequence)
+        named = [
+            control.SidecarStatus(
+                node_id=f"pid {pid}, secrets alone", spiffe_id=spiffe_id, connected=True, bundle_sequence=at
+            )
+            for at, spiffe_id, pid in old[:MAX_BEHIND]
+        ]
+        return named, min((at for at, _, _ in old[MAX_BEHIND:]), default=sequence)
 
     def taken(self, stream: object, principal: Principal, marker: object) -> None:
         """Take how far a stream of secrets alone has come."""
         self.envoys.taken(stream, principal.pid, principal.spiffe_ids[0], marker)
-
-    @property
-    def streams_sequence(self) -> int | None:
-        """The oldest bundle that a stream of secrets alone stands at, of those that acknowledge; None without any."""
-        alone = [envoy for envoy in self.envoys.secrets_alone() if self._is_registered(envoy.spiffe_id)]
-        counted = (envoy.sequence if self.envoys.counts(envoy.node_id, envoy.pid) else 0 for envoy in alone)
-        return min(counted, default=None)
 
     @property
     def tainted(self) -> int:
@@ -230,16 +251,17 @@ class Sidecars:
             held = self._identities.held(entry)
             if held is None:
                 return None
-            made_of = (sidecar, held, state.bundles)
+            token_keys = state.token_keys if any(map(uses_tokens, sidecar.inbound)) else b""
+            made_of = (sidecar, held, state.bundles, token_keys)
             key = (sidecar.spiffe_id, settings.egress_socket)
             kept = self._snapshots.get(key)
-            if kept is not None and all(now is then for now, then in zip(made_of, kept[0], strict=True)):
+            if kept is not None and _is_same(made_of, kept[0]):
                 return kept[1]
             try:
                 bundles, quantum_safe = self._bundles(), self._post_quantum()
                 usable, lost = verifiable(sidecar, bundles, quantum_safe)
                 secrets = sidecar_secrets(usable, self._identity(held), bundles, quantum_safe)
-                resources = [*self._resources(usable, settings), *secrets.resources()]
+                resources = [*self._resources(usable, settings, token_keys), *secrets.resources()]
                 given = Given(state.bundle.sequence, (held.svid.chain,))
                 snapshot = Snapshot.of(sidecar.version, resources, given)
                 snapshot.check()
@@ -284,14 +306,14 @@ class Sidecars:
             if sidecar is not None:
                 yield sidecar
 
-    def _resources(self, sidecar: Sidecar, settings: Settings) -> list[Resource]:
+    def _resources(self, sidecar: Sidecar, settings: Settings, token_keys: bytes) -> list[Resource]:
         key = (sidecar.spiffe_id, settings.egress_socket)
         kept = self._config.get(key)
-        if kept is None or kept[0] is not sidecar:
-            kept = (sidecar, config_resources(sidecar, settings))
+        if kept is None or kept[0] is not sidecar or kept[1] != token_keys:
+            kept = (sidecar, token_keys, config_resources(sidecar, settings, token_keys))
             self._config[key] = kept
             _bound(self._config)
-        return kept[1]
+        return kept[2]
 
     def _identity(self, held: Held) -> Identity:
         kept = self._pem.get(held.entry_id)
@@ -325,11 +347,20 @@ class Sidecars:
         return found
 
 
+def _is_same(now: _MadeOf, then: _MadeOf) -> bool:
+    return now[3] == then[3] and all(one is other for one, other in zip(now[:3], then[:3], strict=True))
+
+
 def _is_post_quantum(root: bytes) -> bool:
     try:
         return isinstance(x509.load_der_x509_certificate(root).public_key(), mldsa.MLDSA65PublicKey)
     except (ValueError, UnsupportedAlgorithm):
         return False  # of a kind that others may know
+
+
+def _cut(text: str, size: int) -> str:
+    """As much of a text as ``size`` bytes hold: characters may have four, and a report is bounded in bytes."""
+    return text if len(text) * 4 <= size else text.encode()[:size].decode(errors="ignore")
 
 
 def _bound(kept: OrderedDict[Any, Any]) -> None:

@@ -29,10 +29,15 @@ from eastwest.spiffe.selector import Selector
 
 MAX_REMEMBERED = 10_000
 """Kinds of callers (sets of selectors) whose entries are remembered until the next state."""
+MAX_POLICY_VERSION = 128
+MAX_TOKEN_KEYS = 16 * 1024
+"""Bytes of the key set of transaction tokens; a key has some two hundred, and few live at a time."""
 _ENTRY = control.ResourceName.KIND_ENTRY
 _BUNDLE = control.ResourceName.KIND_BUNDLE
 _SIDECAR = control.ResourceName.KIND_SIDECAR
 _TAINTED = control.ResourceName.KIND_TAINTED
+_TOKEN_KEYS = control.ResourceName.KIND_TOKEN_KEYS
+_POLICY_VERSION = control.ResourceName.KIND_POLICY_VERSION
 _ALGORITHMS = {algorithm.value: algorithm for algorithm in KeyAlgorithm}
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -57,6 +62,10 @@ class State:
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By entry id, the key types that its profile certifies, best first; entries of which the server says nothing are
     missing."""
+    token_keys: bytes = b""
+    """JWK set of the keys that sign transaction tokens; empty where the trust domain has none."""
+    policy_version: str = ""
+    """The policy version in force, which the sidecars' decisions are recorded under."""
 
     @property
     def bundle(self) -> Bundle:
@@ -74,7 +83,7 @@ class State:
             follows = update.number > self.number if resumed else update.number == self.number + 1
             if update.epoch != self.epoch or not follows:
                 raise BadUpdate(f"update {update.number} does not follow {self.number}")
-        entries, bundles, sidecars, tainted = _parse(update, self.trust_domain)
+        entries, bundles, sidecars, tainted, token_keys = _parse(update, self.trust_domain)
         keys = {r.entry.id: tuple(r.keys) for r in update.upserts if r.WhichOneof("body") == "entry" and r.keys}
         held = State(self.trust_domain) if update.full else self
         after = replace(
@@ -87,6 +96,8 @@ class State:
             tainted=_merged_tainted(held.tainted, tainted, _removed(update, _TAINTED)),
             # What came without them has none any more.
             keys=_merge(held.keys, keys, _removed(update, _ENTRY) | (entries.keys() - keys.keys())),
+            token_keys=_merged_keys(held.token_keys, token_keys, _removed(update, _TOKEN_KEYS)),
+            policy_version=_merged_version(held.policy_version, update),
         )
         if not after.bundle.x509_authorities:
             raise BadUpdate(f"the update leaves no root of {self.trust_domain}")
@@ -135,6 +146,12 @@ class State:
         if self.tainted:
             name = control.ResourceName(kind=_TAINTED, name=self.trust_domain.name)
             update.upserts.add(name=name, tainted=control.Tainted(subject_key_ids=sorted(self.tainted)))
+        if self.token_keys:
+            name = control.ResourceName(kind=_TOKEN_KEYS, name=self.trust_domain.name)
+            update.upserts.add(name=name, token_keys=self.token_keys)
+        if self.policy_version:
+            name = control.ResourceName(kind=_POLICY_VERSION, name=self.trust_domain.name)
+            update.upserts.add(name=name, policy_version=self.policy_version)
         return update
 
     @cached_property
@@ -158,7 +175,15 @@ class State:
         return {}
 
 
-_Parsed = tuple[dict[str, Entry], dict[TrustDomain, Bundle], dict[SpiffeId, Sidecar], frozenset[bytes] | None]
+_Parsed = tuple[
+    dict[str, Entry], dict[TrustDomain, Bundle], dict[SpiffeId, Sidecar], frozenset[bytes] | None, bytes | None
+]
+
+
+class _KeySet(msgspec.Struct, frozen=True):
+    """What is looked at here of a JWK set; whoever verifies by it reads the keys."""
+
+    keys: tuple[dict[str, str | tuple[str, ...]], ...]
 
 
 def _parse(update: control.Update, trust_domain: TrustDomain) -> _Parsed:
@@ -166,6 +191,7 @@ def _parse(update: control.Update, trust_domain: TrustDomain) -> _Parsed:
     bundles: dict[TrustDomain, Bundle] = {}
     sidecars: dict[SpiffeId, Sidecar] = {}
     tainted: frozenset[bytes] | None = None
+    token_keys: bytes | None = None
     for resource in update.upserts:
         try:
             match resource.WhichOneof("body"):
@@ -181,11 +207,16 @@ def _parse(update: control.Update, trust_domain: TrustDomain) -> _Parsed:
                     sidecars[SpiffeId.parse(sidecar.spiffe_id)] = sidecar
                 case "tainted":
                     tainted = frozenset(resource.tainted.subject_key_ids)
+                case "token_keys":
+                    token_keys = _key_set(resource.token_keys)
+                case "policy_version":
+                    if len(resource.policy_version) > MAX_POLICY_VERSION:
+                        raise BadUpdate(f"the policy version has more than {MAX_POLICY_VERSION} characters")
                 case kind:
                     raise BadUpdate(f"resource {resource.name.name!r} has a body of an unknown kind ({kind})")
         except (errors.InvalidInput, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadUpdate(f"resource {resource.name.name!r} is malformed: {error}") from None
-    return entries, bundles, sidecars, tainted
+    return entries, bundles, sidecars, tainted, token_keys
 
 
 def _check_entry(entry: Entry, trust_domain: TrustDomain) -> None:
@@ -204,6 +235,13 @@ def _bundle(message: types.Bundle) -> Bundle:
     return spire.bundle_from_proto(message)
 
 
+def _key_set(document: bytes) -> bytes:
+    if len(document) > MAX_TOKEN_KEYS:
+        raise BadUpdate(f"the keys of transaction tokens are more than {MAX_TOKEN_KEYS} bytes")
+    msgspec.json.decode(document, type=_KeySet)
+    return document
+
+
 def _removed(update: control.Update, kind: int) -> set[str]:
     return {name.name for name in update.removals if name.kind == kind}
 
@@ -219,6 +257,19 @@ def _merged_tainted(held: frozenset[bytes], newer: frozenset[bytes] | None, remo
     if newer is not None:
         return newer
     return frozenset() if removed else held
+
+
+def _merged_keys(held: bytes, newer: bytes | None, removed: set[str]) -> bytes:
+    if newer is not None:
+        return newer
+    return b"" if removed else held
+
+
+def _merged_version(held: str, update: control.Update) -> str:
+    newer = [r.policy_version for r in update.upserts if r.WhichOneof("body") == "policy_version"]
+    if newer:
+        return newer[-1]
+    return "" if _removed(update, _POLICY_VERSION) else held
 
 
 def _merge(held: Mapping[_K, _V], upserts: Mapping[_K, _V], removals: set[_K]) -> Mapping[_K, _V]:

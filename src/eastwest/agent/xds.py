@@ -7,6 +7,7 @@ else. A stream is pushed each newer snapshot; one that lags skips to the newest.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -14,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from envoy.service.discovery.v3 import ads_pb2
 from envoy.service.secret.v3 import sds_pb2
 
-from eastwest.errors import PermissionDenied
+from eastwest.errors import PermissionDenied, Unavailable
 from eastwest.mesh.secrets import SecretSet
 from eastwest.mesh.snapshot import Snapshot
 from eastwest.mesh.subscription import (
@@ -29,6 +30,13 @@ from eastwest.mesh.subscription import (
 from eastwest.rpc.service import Call, Service
 
 T = TypeVar("T")
+
+MAX_REQUEST = 4 * 1024 * 1024
+"""Bytes of a request for config: one after a reconnect lists all that the Envoy has."""
+MAX_SECRETS_REQUEST = 1024 * 1024
+"""Bytes of a request for secrets; the first tells of each extension that the Envoy knows."""
+ACKNOWLEDGE_SECONDS = 300.0
+"""How long an Envoy may leave a push unanswered. Then its stream ends: it comes back, or is waited for no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,7 @@ class ConfigStreams:
 
     ``identify`` raises ``PermissionDenied`` for a process without an identity. ``report`` is called after
     every request and push of an ADS stream, ``taken`` after those of streams of secrets, ``ended`` after the last of
-    these; none may block.
+    these; none may block. What ``report`` and ``taken`` raise of ours ends the stream.
     """
 
     def __init__(
@@ -90,16 +98,18 @@ class ConfigStreams:
         ads = ads_pb2.DESCRIPTOR.services_by_name["AggregatedDiscoveryService"]
         sds = sds_pb2.DESCRIPTOR.services_by_name["SecretDiscoveryService"]
         return [
-            Service(ads, {"DeltaAggregatedResources": self._aggregated}),
+            Service(ads, {"DeltaAggregatedResources": self._aggregated}, limit=MAX_REQUEST),
             Service(
                 sds,
-                {
-                    "DeltaSecrets": self._delta_secrets,
-                    "StreamSecrets": self._stream_secrets,
-                    "FetchSecrets": self._fetch_secrets,
-                },
+                {"DeltaSecrets": self._delta_secrets, "StreamSecrets": self._stream_secrets},
+                limit=MAX_SECRETS_REQUEST,
             ),
+            # A stream is read after its caller is identified; here the request would be read before.
+            Service(sds, {"FetchSecrets": self._fetch_secrets}, guard=self._guard, limit=MAX_SECRETS_REQUEST),
         ]
+
+    async def _guard(self, call: Call) -> None:
+        await self._identify(call)
 
     async def _aggregated(self, _: None, call: Call) -> None:
         principal = await self._identify(call)
@@ -130,11 +140,15 @@ class ConfigStreams:
     async def _stream_secrets(self, _: None, call: Call) -> None:
         principal = await self._identify(call)
         session = SecretSession()
+        pushes = _Pushes()
         try:
-            async for update, request in _merged(call, self._source.secrets(principal)):
+            async for update, request in _merged(call, self._source.secrets(principal), pushes):
+                if request is not None:
+                    pushes.answered(request.response_nonce, and_before=True)
                 response = session.on_request(request) if update is None else session.on_secrets(update)
                 self._taken(call, principal, session.secrets_acked)
                 if response is not None:
+                    pushes.sent(response.nonce)
                     await call.send(response)
         finally:
             self._ended(call)
@@ -193,15 +207,45 @@ class Latest(Generic[T]):
 async def _serve_delta(
     call: Call, session: DeltaSession, updates: AsyncIterator[Resources], report: Callable[[], None]
 ) -> None:
-    async for update, request in _merged(call, updates):
+    pushes = _Pushes()
+    async for update, request in _merged(call, updates, pushes):
+        if request is not None:
+            pushes.answered(request.response_nonce)
         responses = session.on_request(request) if update is None else session.on_snapshot(update)
         report()
         for response in responses:
+            pushes.sent(response.nonce)
             await call.send(response)
 
 
-async def _merged(call: Call, updates: AsyncIterator[T]) -> AsyncIterator[tuple[T | None, Any]]:
-    """Requests as (None, request) and updates as (update, None), as they come; ends when the caller does."""
+class _Pushes:
+    """What was sent on a stream and is not answered yet, by nonce, and since when."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sent: OrderedDict[str, float] = OrderedDict()
+
+    def sent(self, nonce: str) -> None:
+        self._sent[nonce] = self._loop.time()
+
+    def answered(self, nonce: str, *, and_before: bool = False) -> None:
+        """Acknowledged or refused; ``and_before``: and with it all that was sent earlier."""
+        if nonce in self._sent:
+            while and_before and next(iter(self._sent)) != nonce:
+                self._sent.popitem(last=False)
+            del self._sent[nonce]
+
+    def seconds_left(self) -> float | None:
+        """Until the oldest has waited too long; None where none waits."""
+        oldest = next(iter(self._sent.values()), None)
+        return None if oldest is None else oldest + ACKNOWLEDGE_SECONDS - self._loop.time()
+
+
+async def _merged(call: Call, updates: AsyncIterator[T], pushes: _Pushes) -> AsyncIterator[tuple[T | None, Any]]:
+    """Requests as (None, request) and updates as (update, None), as they come; ends when the caller does.
+
+    Raises ``Unavailable`` when the caller does not answer what it was sent.
+    """
 
     async def update() -> T | None:
         return await anext(updates, None)
@@ -210,7 +254,12 @@ async def _merged(call: Call, updates: AsyncIterator[T]) -> AsyncIterator[tuple[
     updating = asyncio.ensure_future(update())
     try:
         while True:
-            await asyncio.wait({receiving, updating}, return_when=asyncio.FIRST_COMPLETED)
+            left = pushes.seconds_left()
+            if left is not None and left <= 0:
+                raise Unavailable(
+                    f"a push was not acknowledged in {ACKNOWLEDGE_SECONDS:.0f} s", fix="open the stream again"
+                )
+            await asyncio.wait({receiving, updating}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if receiving.done():
                 request = receiving.result()
                 if request is None:

@@ -173,7 +173,7 @@ class Profile:
             raise InvalidInput(f"there are {len(names)} DNS names; at most {MAX_DNS_NAMES} fit in a certificate")
         for name in names:
             check_dns_name(name)
-            if not any(_matches(pattern, name) for pattern in self.dns_patterns):
+            if not any(covers_dns_name(pattern, name) for pattern in self.dns_patterns):
                 allowed = ", ".join(self.dns_patterns) or "none"
                 raise ProfileViolation(
                     f"profile {self.name} does not allow the DNS name {name}", fix=f"allowed: {allowed}"
@@ -220,7 +220,8 @@ def check_dns_name(name: str) -> None:
         raise InvalidInput(f"{name[:80]!r} looks like an IP address, not a DNS name")
 
 
-def _matches(pattern: str, name: str) -> bool:
+def covers_dns_name(pattern: str, name: str) -> bool:
+    """Whether a DNS pattern (an exact name, ``*.suffix`` for any name below it, ``*`` for any) covers a name."""
     if pattern == "*":
         return True
     if pattern.startswith("*."):

@@ -77,6 +77,7 @@ from eastwest.server.spire.logger import logger_service
 from eastwest.server.spire.svid import SvidService
 from eastwest.server.spire.trustdomain import TrustDomainService
 from eastwest.server.telemetry import FederationMetrics, Metrics
+from eastwest.server.tokens.parts import Around, TokenService
 from eastwest.server.view import AgentView
 from eastwest.spiffe.bundle import Bundle, JwtAuthority
 from eastwest.spiffe.selector_schema import WELL_KNOWN, SelectorSchemas
@@ -194,6 +195,10 @@ class Server:
         limit = config.file.clock_skew_limit
         noted = self.registry.nodes.set_agent_version
         self.hub = ControlHub(self.view.of, self._clock, self._entropy, self.metrics, limit, noted)
+        around = Around(
+            config, database, opened.keys, self.estate, self.view, self.journal, self._clock, self._entropy, pool
+        )
+        self.tokens = await TokenService.open(around, self.hub.wake)
         self.confirmations = Confirmations(
             opened.store, self.registry, self._clock, lambda: self.bundle.sequence, self.hub.serves
         )
@@ -236,6 +241,8 @@ class Server:
         assert self.identity.tls is not None
         port_gate = PortGate(self.registry, self.administrators, self._clock, OwnIssuers(lambda: self.ca.state))
         socket_gate = SocketGate(self.administrators)
+        if self.tokens is not None:
+            self.tokens.listen(self.identity, stack, self._spawn)
         control = control_service(self.hub, self.ledger, self.metrics, port_gate, self.view.services)
         remote, admin = (
             AdminService(self.registry, self.estate, self.hub, self.ledger, self.log, self.journal, self._clock, gate)
@@ -310,6 +317,7 @@ class Server:
             TrustDomainService(self.federation, self.poller, gate).service(),
             federation_service(self.federation, gate),
             HealthService(self.problems).service(),
+            *(self.tokens.services(gate) if self.tokens is not None else ()),
         ]
 
     def warnings(self) -> list[str]:
@@ -318,7 +326,9 @@ class Server:
         pairs = ((name, files.complaint(now)) for name, files in self._pairs.items() if files is not None)
         broken = [f"the certificate of {name} is not fit for use: {told}" for name, told in pairs if told]
         waiting = self.ca.without_ca(self.ca.environments)
-        return sorted([*self.ca.problems.values(), *waiting, *self.federation.warnings(), *broken])
+        keys = [self.tokens.keys.problem] if self.tokens is not None and self.tokens.keys.problem else []
+        others = [*self.federation.warnings(), *broken, *keys, *self.estate.failing]
+        return sorted([*self.ca.problems.values(), *waiting, *others])
 
     async def _publish_jwt(self, key: JwtAuthority, actor: str) -> Bundle:
         """Make the JWT key of a server below this one known, here and above."""

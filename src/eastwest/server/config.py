@@ -17,6 +17,20 @@ from eastwest.spiffe.id import TrustDomain
 CONFIG_NAME = "server.toml"
 
 
+class TokenSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[tokens]``: transaction tokens are made, and this is how. Times are in seconds."""
+
+    address: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8082
+    advertise: str = ""
+    life: Annotated[int, msgspec.Meta(ge=10, le=300)] = 120
+    rate: Annotated[float, msgspec.Meta(ge=0.1, le=10_000)] = 100.0
+    approval_wait: Annotated[int, msgspec.Meta(ge=60, le=7 * 86_400)] = 3600
+    approval_life: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 900
+    key_life: Annotated[int, msgspec.Meta(ge=2, le=365 * 86_400)] = 7 * 86_400
+    key_publish: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 600
+
+
 class ServerFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``server.toml`` as written. Times are in seconds."""
 
@@ -65,6 +79,7 @@ class ServerFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ledger_max_rows: int = 1_000_000
     http2: Literal["own", "grpclib"] = "own"
     csr_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    tokens: TokenSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +143,11 @@ class ServerPaths:
     def bundle_endpoint_port(self) -> Path:
         """Holds the port of the SPIFFE bundle endpoint, while the server runs and offers it."""
         return self.home / "bundle-endpoint.port"
+
+    @property
+    def tokens_port(self) -> Path:
+        """Holds the port of the token endpoint, while the server runs and offers it."""
+        return self.home / "tokens.port"
 
     @property
     def health_port(self) -> Path:
@@ -197,6 +217,8 @@ class ServerConfig:
             raise InvalidInput("publish_wait must be 0 to 86400 seconds", where=where)
         _check_oidc(file, where)
         _check_revocation(file, where)
+        if file.tokens is not None:
+            _check_tokens(file.tokens, where)
         if bool(file.bundle_endpoint_certificate) != bool(file.bundle_endpoint_key):
             raise InvalidInput(
                 "bundle_endpoint_certificate and bundle_endpoint_key belong together",
@@ -275,6 +297,22 @@ def _check_revocation(file: ServerFile, where: str) -> None:
             )
     if not 1 <= file.crl_hours <= 24 * 30:
         raise InvalidInput("crl_hours must be 1 to 720", where=where)
+
+
+def _check_tokens(tokens: TokenSettings, where: str) -> None:
+    if 2 * tokens.key_publish > tokens.key_life:
+        raise InvalidInput(
+            "tokens.key_publish is more than half of tokens.key_life",
+            where=where,
+            fix="let keys sign for longer, or publish them for less time before that",
+        )
+    host, colon, port = tokens.advertise.rpartition(":")
+    if tokens.advertise and not (colon and host and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise InvalidInput(
+            f"tokens.advertise {tokens.advertise[:200]!r} is not host:port",
+            where=where,
+            fix='where sidecars reach the token endpoint, such as advertise = "10.0.0.5:8082"',
+        )
 
 
 def _toml(value: str | float) -> str:

@@ -19,14 +19,14 @@ import structlog
 from eastwest.api.eastwest.control.v1 import control_pb2 as pb
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy, random_hex
-from eastwest.errors import Error, FailedPrecondition, InvalidInput, Unavailable
+from eastwest.errors import FailedPrecondition, InvalidInput, Unavailable
 from eastwest.rpc.service import Call
 from eastwest.server.telemetry import Metrics
 from eastwest.spiffe.id import SpiffeId
 
 HISTORY = 8
 """States kept for each agent, so that one that reconnects gets a delta."""
-MAX_ACK = 2 * 1024 * 1024
+MAX_ACK = 4 * 1024 * 1024
 """Bytes of one message of an agent's stream; the report of a sidecar has some hundreds."""
 MAX_SIDECARS = 1_000
 """Sidecars in one acknowledgement, which is what an agent remembers."""
@@ -65,13 +65,21 @@ class AgentStream:
     session: object | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def next_update(self, current: Mapping[Key, Item], base: int | None) -> tuple[list[pb.Resource], list[Key]]:
-        """Number ``current`` as the newest state and return what changed since ``base`` (None: everything)."""
+    def next_update(
+        self, current: Mapping[Key, Item], base: int | None, *, first: bool = True
+    ) -> tuple[list[pb.Resource], list[Key]]:
+        """Number ``current`` as the newest state and return what changed since ``base`` (None: everything).
+
+        Without a change nothing is numbered, unless it is the ``first`` of a session: agents take no number that skips
+        one.
+        """
         before: Mapping[Key, Item] = {} if base is None else self.history[base]
         upserts = [
             item.resource for key, item in current.items() if key not in before or before[key].token != item.token
         ]
         removals = [key for key in before if key not in current]
+        if not (first or upserts or removals):
+            return [], []
         self.number += 1
         self.history[self.number] = current
         while len(self.history) > HISTORY:
@@ -136,33 +144,42 @@ class ControlHub:
         """How many agents have an open stream."""
         return sum(stream.session is not None for stream in self.streams.values())
 
-    async def serve(self, agent: SpiffeId, call: Call, until: datetime) -> None:
+    async def serve(
+        self, agent: SpiffeId, call: Call, until: datetime, confirm: Callable[[], object] = lambda: None
+    ) -> None:
         """One ``Control/Subscribe`` call, until the agent leaves or may no longer stay.
 
-        ``until``: the end of the certificate that opened it, which must prove nothing after that.
+        ``until``: the end of the certificate that opened it, which must prove nothing after that. ``confirm`` raises
+        when it proves nothing any more for another reason, and is asked before anything is sent.
         """
         try:
             async with asyncio.timeout(max(0.0, (until - self._clock.now()).total_seconds())):
-                await self._serve(agent, call)
+                await self._serve(agent, call, confirm)
         except TimeoutError:
             raise Unavailable("the certificate that opened this subscription has ended", fix="subscribe anew") from None
 
-    async def _serve(self, agent: SpiffeId, call: Call) -> None:
+    async def _serve(self, agent: SpiffeId, call: Call, confirm: Callable[[], object]) -> None:
         first = await call.receive()
         if first is None or first.WhichOneof("message") != "hello":
             raise InvalidInput("the first message of Subscribe is a hello")
         self._check_skew(first.hello.time_unix_ms)
         stream = self.streams.setdefault(agent, AgentStream(agent))
         session = stream.session = object()
+        stream.wake.set()  # the session before ends
         stream.version = first.hello.agent_version[:64]
         if self._on_hello is not None:
             await self._on_hello(agent, stream.version)
         self._metrics.agents_connected.set(self.connected)
         reader = asyncio.create_task(self._read(stream, session, call))
         try:
-            await self._write(stream, session, first.hello, call, reader)
-            if reader.done() and not reader.cancelled() and isinstance(refused := reader.exception(), Error):
-                raise refused
+            await self._write(stream, session, first.hello, call, reader, confirm)
+            if not reader.done():
+                raise Unavailable(
+                    f"another subscription of {agent} took the place of this one",
+                    fix="let one process use one agent's certificate",
+                )
+            if not reader.cancelled():
+                reader.result()  # raises what was wrong with the agent's last message
         finally:
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -175,15 +192,22 @@ class ControlHub:
             self._metrics.agents_connected.set(self.connected)
 
     async def _write(
-        self, stream: AgentStream, session: object, hello: pb.Hello, call: Call, reader: asyncio.Task[None]
+        self,
+        stream: AgentStream,
+        session: object,
+        hello: pb.Hello,
+        call: Call,
+        reader: asyncio.Task[None],
+        confirm: Callable[[], object],
     ) -> None:
         known = hello.epoch == self._epoch and hello.number in stream.history
         base = hello.number if known else None
         first = True
         while stream.session is session and self.streams.get(stream.agent) is stream and not reader.done():
             stream.wake.clear()
+            confirm()
             current = self._view(stream.agent)
-            upserts, removals = stream.next_update(current, base)
+            upserts, removals = stream.next_update(current, base, first=first)
             if upserts or removals or first:
                 update = pb.Update(
                     epoch=self._epoch,

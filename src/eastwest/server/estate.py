@@ -9,23 +9,25 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 import msgspec
+import structlog
 
 from eastwest.clock import Clock
 from eastwest.errors import Error, FailedPrecondition, InvalidInput, NotFound
 from eastwest.issuance.issuer import Issuer
 from eastwest.pki.profile import Profile, ProfileConfig
-from eastwest.policy.enforcement import encode_sidecar
+from eastwest.policy.cells import Memory
+from eastwest.policy.enforcement import Outbound, Sidecar, encode_sidecar
 from eastwest.policy.estate import Estate, ForeignWorkload, Workload
 from eastwest.policy.forms import duration
 from eastwest.policy.load import load_estate
 from eastwest.policy.naming import Naming
 from eastwest.policy.plan import Plan, plan_files
-from eastwest.policy.problems import EstateInvalid
+from eastwest.policy.problems import EstateInvalid, Severity
 from eastwest.policy.table import CompiledPolicy, compile_estate
 from eastwest.registry.administrators import Administrator, Administrators
 from eastwest.registry.entry import Entry, Origin
@@ -46,17 +48,34 @@ from eastwest.store.estate import AppliedEstate, SqliteEstates
 ANY_VERSION = "*"
 MAX_FILES = 5000
 MAX_BYTES = 16 * 1024 * 1024 - 64 * 1024
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class SidecarConfig:
-    """One workload's compiled rules as they travel, the hash that tells them apart, and the services in them."""
+    """One workload's compiled rules, the text that tells them apart, and the services in them."""
 
-    token: bytes
-    data: bytes
+    token: str
     services: tuple[str, ...]
-    trust_domains: tuple[TrustDomain, ...] = ()
+    trust_domains: tuple[TrustDomain, ...]
     """Foreign trust domains whose bundles the sidecar needs."""
+    compiled: Sidecar = field(compare=False, repr=False)
+    offered: Outbound | None = field(compare=False)
+
+    @classmethod
+    def of(cls, compiled: Sidecar, offered: Outbound | None) -> SidecarConfig:
+        """The rules, with one more service that the workload reaches."""
+        return cls(
+            f"{compiled.version} {offered}",
+            tuple(inbound.service for inbound in compiled.inbound),
+            foreign_domains(compiled),
+            compiled,
+            offered,
+        )
+
+    def encode(self) -> bytes:
+        """The rules as they travel. All workloads' together are large, so it is done for those that are sent."""
+        return encode_sidecar(_with(self.compiled, self.offered))
 
 
 class EstateKeeper:
@@ -85,7 +104,12 @@ class EstateKeeper:
         self._turn = asyncio.Lock()
         self._estate: Estate | None = None
         self._compiled: CompiledPolicy | None = None
+        self._memory = Memory()
+        self.failing: list[str] = []
+        """Policies that fail when they are asked: what they are about is refused."""
         self.applied: AppliedEstate | None = None
+        self._offered: Outbound | None = None
+        self.enforced: Mapping[str, Sidecar] = {}
         self.sidecars: Mapping[SpiffeId, SidecarConfig] = {}
         self.on_change: Callable[[], None] = lambda: None
         self.federation: Federation | None = None
@@ -97,12 +121,22 @@ class EstateKeeper:
         """The content hash of the policy in force, or "" before the first."""
         return self._compiled.version if self._compiled else ""
 
+    def domain_of(self, service: str) -> str:
+        """The domain of a service of the estate in force, or ``""``."""
+        services = self._estate.services if self._estate is not None else ()
+        return next((one.domain for one in services if one.service == service), "")
+
+    def offer(self, outbound: Outbound) -> None:
+        """Let every workload reach a service of this server by name, from now on."""
+        self._offered = outbound
+        self._tell_sidecars()
+
     async def load(self) -> None:
         """Bring back what was in force; call once at start."""
         applied = await self._store.current()
         if applied is None:
             return
-        estate, compiled = await asyncio.to_thread(_compile, applied.files)
+        estate, compiled = await asyncio.to_thread(_compile, applied.files, self._memory)
         await self._put_in_force(applied, estate, compiled)
 
     async def apply(self, files: dict[str, bytes], expected: str, administrator: Administrator) -> dict[str, Any]:
@@ -149,7 +183,7 @@ class EstateKeeper:
     async def _planned(self, files: dict[str, bytes], now: datetime) -> tuple[Plan, Estate, CompiledPolicy, EstatePlan]:
         if len(files) > MAX_FILES or sum(map(len, files.values())) > MAX_BYTES:
             raise InvalidInput(f"an estate has at most {MAX_FILES} files and {MAX_BYTES} bytes")
-        plan = await asyncio.to_thread(plan_files, files, now.date(), self._compiled)
+        plan = await asyncio.to_thread(plan_files, files, now.date(), self._compiled, self._memory)
         estate, compiled = plan.estate, plan.compiled
         if not plan.ok or estate is None or compiled is None:
             raise EstateInvalid(plan.errors)
@@ -221,16 +255,31 @@ class EstateKeeper:
         assert compiled is not None
         if self._registered:
             whole = msgspec.structs.replace(estate, registered=self._registered)
-            compiled = await asyncio.to_thread(compile_estate, whole)
+            compiled = await asyncio.to_thread(compile_estate, whole, self._memory)
+        self.enforced = compiled.sidecars
+        self._alarm(compiled)
+        self._tell_sidecars()
+
+    def _alarm(self, compiled: CompiledPolicy) -> None:
+        """A policy that fails when it is asked denies, and somebody must hear of it.
+
+        No estate with one is applied; callers that are registered by API bring facts that nobody has asked about yet.
+        """
+        errors = (problem for problem in compiled.problems if problem.severity is Severity.ERROR)
+        failing = [f"{problem.where}: {problem.message}" for problem in errors]
+        for problem in failing:
+            if problem not in self.failing:
+                _log.error("estate.failing", problem=problem, means="what it is about is refused: POLICY_ERROR")
+        self.failing = failing
+
+    def _tell_sidecars(self) -> None:
         sidecars = {}
-        for spiffe_id, sidecar in compiled.sidecars.items():
-            data = encode_sidecar(sidecar)
-            sidecars[SpiffeId.parse(spiffe_id)] = SidecarConfig(
-                hashlib.sha256(data).digest(),
-                data,
-                tuple(inbound.service for inbound in sidecar.inbound),
-                foreign_domains(sidecar),
-            )
+        for name, sidecar in self.enforced.items():
+            spiffe_id = SpiffeId.parse(name)
+            config = self.sidecars.get(spiffe_id)
+            if config is None or config.compiled is not sidecar or config.offered != self._offered:
+                config = SidecarConfig.of(sidecar, self._offered)
+            sidecars[spiffe_id] = config
         self.sidecars = sidecars
         self.on_change()
 
@@ -260,6 +309,15 @@ class EstateKeeper:
                 if callers != self._registered:
                     self._registered = callers
                     await self._compile_sidecars()
+
+
+def _with(sidecar: Sidecar, offered: Outbound | None) -> Sidecar:
+    """The sidecar with one more service that it reaches."""
+    if offered is None:
+        return sidecar
+    others = [one for one in sidecar.outbound if one.service != offered.service]
+    outbound = sorted((*others, offered), key=lambda one: one.service)
+    return msgspec.structs.replace(sidecar, outbound=tuple(outbound))
 
 
 def registrations(estate: Estate, trust_domain: TrustDomain) -> list[Entry]:
@@ -294,6 +352,6 @@ def _profile(profile: Any) -> Profile:
     return Profile.from_config(msgspec.convert(msgspec.to_builtins(profile), ProfileConfig))
 
 
-def _compile(files: Mapping[str, bytes]) -> tuple[Estate, CompiledPolicy]:
+def _compile(files: Mapping[str, bytes], memory: Memory) -> tuple[Estate, CompiledPolicy]:
     estate = load_estate(files)
-    return estate, compile_estate(estate)
+    return estate, compile_estate(estate, memory)

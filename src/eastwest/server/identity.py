@@ -16,7 +16,7 @@ from eastwest.issuance.issuer import Issuer
 from eastwest.issuance.request import X509Request
 from eastwest.pki.chain import dump_chain_pem
 from eastwest.pki.csr import make_csr
-from eastwest.rpc.tls import SwappableContext, server_context, web_context
+from eastwest.rpc.tls import SwappableContext, mutual_context, server_context, web_context
 
 SERVER_PATH = "/spire/server"
 RETRY_SECONDS = 30.0
@@ -38,6 +38,7 @@ class ServerIdentity:
         self._not_before = self._not_after = clock.now()
         self.tls: SwappableContext | None = None
         self.web: SwappableContext | None = None
+        self.mutual: SwappableContext | None = None
 
     async def renew(self) -> None:
         """Issue anew and use it from the next handshake on."""
@@ -64,6 +65,11 @@ class ServerIdentity:
             self.web = SwappableContext(public)
         else:
             self.web.swap(public)
+        mutual = mutual_context(dump_chain_pem(svid.chain), pem, self._roots())
+        if self.mutual is None:
+            self.mutual = SwappableContext(mutual)
+        else:
+            self.mutual.swap(mutual)
         self.chain, self._not_before, self._not_after = svid.chain, svid.not_before, svid.not_after
 
     @property

@@ -24,6 +24,8 @@ _ENTRY = pb.ResourceName.KIND_ENTRY
 _BUNDLE = pb.ResourceName.KIND_BUNDLE
 _SIDECAR = pb.ResourceName.KIND_SIDECAR
 _TAINTED = pb.ResourceName.KIND_TAINTED
+_TOKEN_KEYS = pb.ResourceName.KIND_TOKEN_KEYS
+_POLICY_VERSION = pb.ResourceName.KIND_POLICY_VERSION
 
 
 class AgentView:
@@ -40,7 +42,8 @@ class AgentView:
         profiles: Callable[[], Iterable[Profile]] = tuple,
     ) -> None:
         """``tainted`` gives the issuing CAs (subject key identifiers in hex) that nothing should stem from any more;
-        ``profiles`` those in force.
+        ``profiles`` those in force. ``token_keys`` (an attribute) gives the JWK set of transaction tokens, if there is
+        one.
         """
         self._registry = registry
         self._estate = estate
@@ -49,6 +52,7 @@ class AgentView:
         self._clock = clock
         self._tainted = tainted
         self._profiles = profiles
+        self.token_keys: Callable[[], bytes] = bytes
         self._served: dict[SpiffeId, set[str]] = {}
 
     def of(self, agent: SpiffeId) -> Mapping[Key, Item]:
@@ -65,6 +69,10 @@ class AgentView:
         items[Key(_BUNDLE, bundle.trust_domain.name)] = _bundle_item(bundle)
         if tainted := self._tainted():
             items[Key(_TAINTED, bundle.trust_domain.name)] = _tainted_item(bundle.trust_domain, tainted)
+        if token_keys := self.token_keys():
+            items[Key(_TOKEN_KEYS, bundle.trust_domain.name)] = _token_keys_item(bundle.trust_domain, token_keys)
+        if version := self._estate.version:
+            items[Key(_POLICY_VERSION, bundle.trust_domain.name)] = _version_item(bundle.trust_domain, version)
         served = self._served.setdefault(agent, set())
         others: set[TrustDomain] = set()
         for entry in entries:
@@ -107,6 +115,16 @@ def _tainted_item(trust_domain: TrustDomain, tainted: tuple[str, ...]) -> Item:
     return Item(tainted, resource(_TAINTED, trust_domain.name, tainted=body))
 
 
+@lru_cache(maxsize=16)
+def _token_keys_item(trust_domain: TrustDomain, token_keys: bytes) -> Item:
+    return Item(token_keys, resource(_TOKEN_KEYS, trust_domain.name, token_keys=token_keys))
+
+
+@lru_cache(maxsize=16)
+def _version_item(trust_domain: TrustDomain, version: str) -> Item:
+    return Item(version, resource(_POLICY_VERSION, trust_domain.name, policy_version=version))
+
+
 @lru_cache(maxsize=20_000)
 def _sidecar_item(spiffe_id: SpiffeId, config: SidecarConfig) -> Item:
-    return Item(config.token, resource(_SIDECAR, str(spiffe_id), sidecar=config.data))
+    return Item(config.token, resource(_SIDECAR, str(spiffe_id), sidecar=config.encode()))

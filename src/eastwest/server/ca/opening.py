@@ -14,7 +14,7 @@ from eastwest.entropy import Entropy
 from eastwest.errors import FailedPrecondition
 from eastwest.log.note import NoteKey
 from eastwest.pki.rotation.state import Kind, Stage
-from eastwest.pki.signer import KeyAlgorithm
+from eastwest.pki.signer import KeyAlgorithm, KeyStore
 from eastwest.pki.upstream import UpstreamAuthority, UpstreamContext
 from eastwest.process.files import make_private
 from eastwest.process.plugins import UPSTREAM_AUTHORITIES, load_plugin
@@ -36,6 +36,7 @@ class Opened:
     log: SqliteLog
     journal: Journal
     keeper: AuthorityKeeper
+    keys: KeyStore
 
 
 async def open_authority(config: ServerConfig, clock: Clock, entropy: Entropy, stack: AsyncExitStack) -> Opened:
@@ -59,7 +60,7 @@ async def open_authority(config: ServerConfig, clock: Clock, entropy: Entropy, s
     keeper = await AuthorityKeeper.open(store, maker, journal, clock)
     if log.size == 0:
         await _begin(config, keeper, journal, NoteKey.of(log_name(config.trust_domain), log_signer).vkey)
-    return Opened(database, store, log, journal, keeper)
+    return Opened(database, store, log, journal, keeper, keys)
 
 
 def open_upstream(config: ServerConfig, clock: Clock) -> UpstreamAuthority | None:

@@ -19,10 +19,11 @@ def intended_federation(estate: Estate) -> list[Intended]:
 
 def foreign_domains(sidecar: Sidecar) -> tuple[TrustDomain, ...]:
     """The foreign trust domains that a sidecar's callers and servers come from."""
-    own = SpiffeId.parse(sidecar.spiffe_id).trust_domain
-    domains = {SpiffeId.parse(outbound.spiffe_id).trust_domain for outbound in sidecar.outbound}
+    own = f"{SpiffeId.parse(sidecar.spiffe_id).trust_domain.uri}/"
+    servers = {outbound.spiffe_id for outbound in sidecar.outbound if not outbound.spiffe_id.startswith(own)}
+    domains = {SpiffeId.parse(server).trust_domain for server in servers}
     domains.update(map(TrustDomain.parse, sidecar.federated_callers))
-    return tuple(sorted(domains - {own}))
+    return tuple(sorted(domains))
 
 
 def _intended(one: Federation, estate: Estate) -> Intended:

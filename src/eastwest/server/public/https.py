@@ -98,14 +98,16 @@ class CertificateFiles:
 class PublicListener:
     """Serves one Starlette application on one port or unix socket, over TLS when a context is given."""
 
-    def __init__(self, app: Starlette, name: str, *, tls: ssl.SSLContext | None = None) -> None:
-        """``name`` begins the names of its settings, such as ``oidc`` for ``oidc_port``."""
+    def __init__(self, app: Starlette, name: str, *, tls: ssl.SSLContext | None = None, protocol: Any = None) -> None:
+        """``name`` begins the names of its settings, such as ``oidc`` for ``oidc_port``; ``protocol`` makes what speaks
+        on each connection, in place of ``Impatient``.
+        """
         self._name = name
         self._socket: socket.socket | None = None
         self._unix: Path | None = None
         config = uvicorn.Config(
             app,
-            http=_Impatient,
+            http=protocol or Impatient,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -197,7 +199,7 @@ class _QuietServer(uvicorn.Server):
         yield
 
 
-class _Impatient(H11Protocol):
+class Impatient(H11Protocol):
     """HTTP/1.1 for strangers: closes connections that say nothing, that are old, or that are too many."""
 
     _timer: asyncio.TimerHandle | None = None

@@ -16,6 +16,7 @@ AGENT_METHODS = frozenset(
     {
         "/eastwest.control.v1.Control/ReportDecisions",
         "/eastwest.control.v1.Control/Subscribe",
+        "/eastwest.control.v1.Control/UseToken",
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/Watch",
         "/spire.api.server.agent.v1.Agent/PostStatus",
@@ -42,6 +43,7 @@ FILE_RIGHTS = (Right.WORKLOADS, Right.SERVICES, Right.POLICIES, Right.PROFILES, 
 
 _SERVICES = {
     # Service → (the right for methods that only read, the right for the others).
+    "eastwest.approvals.v1.Approvals": (Right.READ, Right.APPROVALS),
     "eastwest.authority.v1.Authority": (Right.READ, Right.CA),
     "eastwest.federation.v1.Federation": (Right.READ, Right.FEDERATION),
     "grpc.health.v1.Health": (Right.READ, Right.READ),

@@ -8,7 +8,7 @@ from contextlib import suppress
 from eastwest.api.spire.api.server.bundle.v1 import bundle_pb2 as pb
 from eastwest.api.spire.api.types import types_pb2
 from eastwest.errors import Error
-from eastwest.rpc.service import SMALL_MESSAGE, Call, Service
+from eastwest.rpc.service import SMALL_MESSAGE, TINY_MESSAGE, Call, Service
 from eastwest.rpc.spire import bundle_to_proto, masked
 from eastwest.server.gate import Gate
 from eastwest.server.spire.federated_bundle import FederatedBundles
@@ -73,4 +73,5 @@ def bundle_service(
         },
         guard=gate.enter,
         limit=limit,
+        limits={"GetBundle": TINY_MESSAGE},  # which anybody may call
     )

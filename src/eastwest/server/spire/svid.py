@@ -176,7 +176,7 @@ class SvidService:
     async def _mint_x509(self, request: pb.MintX509SVIDRequest, call: Call) -> pb.MintX509SVIDResponse:
         admin = await self._gate.administrator(call)
         spiffe_id, dns_names = _names(request.csr)
-        environment = self._may_mint(admin, spiffe_id)
+        environment = self._may_mint(admin, spiffe_id, dns_names)
         wanted = X509Request(
             csr_der=request.csr,
             spiffe_id=spiffe_id,
@@ -210,10 +210,11 @@ class SvidService:
         self._metrics.issued.labels("jwt", "workload").inc()
         return pb.MintJWTSVIDResponse(svid=_jwt_to_proto(svid))
 
-    def _may_mint(self, admin: Administrator, spiffe_id: SpiffeId) -> str:
-        """The environment of the ID; raises the refusal when the administrator may not mint it."""
+    def _may_mint(self, admin: Administrator, spiffe_id: SpiffeId, dns_names: Sequence[str] = ()) -> str:
+        """The environment of the ID; raises the refusal when the administrator may not mint it, or not these names."""
         subject = subject_of(spiffe_id, self._registry.entries.rules)
-        admin.require_for(Right.MINT, subject, f"mint {spiffe_id}")
+        named = f" as {', '.join(dns_names)[:200]}" if dns_names else ""
+        admin.require_for(Right.MINT, subject, f"mint {spiffe_id}{named}", dns_names)
         return subject.environment
 
     async def _new_downstream_ca(

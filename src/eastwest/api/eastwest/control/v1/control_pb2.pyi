@@ -218,6 +218,8 @@ class ResourceName(_message.Message):
         KIND_BUNDLE: ResourceName._Kind.ValueType  # 2
         KIND_SIDECAR: ResourceName._Kind.ValueType  # 3
         KIND_TAINTED: ResourceName._Kind.ValueType  # 4
+        KIND_TOKEN_KEYS: ResourceName._Kind.ValueType  # 5
+        KIND_POLICY_VERSION: ResourceName._Kind.ValueType  # 6
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: ResourceName.Kind.ValueType  # 0
@@ -225,12 +227,14 @@ class ResourceName(_message.Message):
     KIND_BUNDLE: ResourceName.Kind.ValueType  # 2
     KIND_SIDECAR: ResourceName.Kind.ValueType  # 3
     KIND_TAINTED: ResourceName.Kind.ValueType  # 4
+    KIND_TOKEN_KEYS: ResourceName.Kind.ValueType  # 5
+    KIND_POLICY_VERSION: ResourceName.Kind.ValueType  # 6
 
     KIND_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     kind: Global___ResourceName.Kind.ValueType
     name: _builtins.str
-    """entry id, trust domain name, SPIFFE ID, trust domain name"""
+    """entry id, SPIFFE ID of a sidecar's workload, and for all others a trust domain name"""
     def __init__(
         self,
         *,
@@ -254,9 +258,19 @@ class Resource(_message.Message):
     BUNDLE_FIELD_NUMBER: _builtins.int
     SIDECAR_FIELD_NUMBER: _builtins.int
     TAINTED_FIELD_NUMBER: _builtins.int
+    TOKEN_KEYS_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     sidecar: _builtins.bytes
     """canonical JSON of eastwest.policy.enforcement.Sidecar"""
+    token_keys: _builtins.bytes
+    """JWK set (RFC 7517) of the keys that sign transaction tokens. They are keys of their own: no token of another kind
+    is signed by them, and no bundle has them.
+    """
+    policy_version: _builtins.str
+    """The policy version in force, which decisions are recorded under. It stands beside the sidecars, so that a change
+    of policy changes none but those that enforce something else after it.
+    """
     @_builtins.property
     def name(self) -> Global___ResourceName: ...
     @_builtins.property
@@ -279,13 +293,15 @@ class Resource(_message.Message):
         bundle: _types_pb2.Bundle | None = ...,
         sidecar: _builtins.bytes = ...,
         tainted: Global___Tainted | None = ...,
+        token_keys: _builtins.bytes = ...,
+        policy_version: _builtins.str = ...,
         keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "entry", b"entry", "name", b"name", "sidecar", b"sidecar", "tainted", b"tainted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "entry", b"entry", "name", b"name", "policy_version", b"policy_version", "sidecar", b"sidecar", "tainted", b"tainted", "token_keys", b"token_keys"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "entry", b"entry", "keys", b"keys", "name", b"name", "sidecar", b"sidecar", "tainted", b"tainted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "entry", b"entry", "keys", b"keys", "name", b"name", "policy_version", b"policy_version", "sidecar", b"sidecar", "tainted", b"tainted", "token_keys", b"token_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["entry", "bundle", "sidecar", "tainted"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["entry", "bundle", "sidecar", "tainted", "token_keys", "policy_version"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -351,3 +367,55 @@ class ReportDecisionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportDecisionsResponse: _TypeAlias = ReportDecisionsResponse  # noqa: Y015
+
+@_typing.final
+class UseTokenRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.str
+    """its jti"""
+    expires_at: _builtins.int
+    """its exp, Unix seconds"""
+    approval_id: _builtins.str
+    """the approval that it names, or "" """
+    operation: _builtins.str
+    """of a service that the agent's node runs"""
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.str = ...,
+        expires_at: _builtins.int = ...,
+        approval_id: _builtins.str = ...,
+        operation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "expires_at", b"expires_at", "operation", b"operation", "token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UseTokenRequest: _TypeAlias = UseTokenRequest  # noqa: Y015
+
+@_typing.final
+class UseTokenResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USED_FIELD_NUMBER: _builtins.int
+    used: _builtins.bool
+    """it was used before, or its approval was withdrawn: this call may not use it"""
+    def __init__(
+        self,
+        *,
+        used: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UseTokenResponse: _TypeAlias = UseTokenResponse  # noqa: Y015

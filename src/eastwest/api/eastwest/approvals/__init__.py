@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/approvals by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/enforcement by tools/generate.py."""

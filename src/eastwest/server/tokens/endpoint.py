@@ -1,0 +1,170 @@
+"""The token endpoint: who calls by its certificate, how often it may, and errors in OAuth's words.
+
+    POST /token     with a client certificate: an X.509-SVID of this trust domain
+
+Errors are JSON (RFC 6749, 5.2) with a stable ``code`` beside OAuth's ``error``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+import structlog
+from cryptography import x509
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from eastwest.clock import Clock
+from eastwest.errors import Code, Error, Exhausted, InvalidInput, PermissionDenied, Unauthenticated, Unavailable
+from eastwest.issuance.transaction import Caller, TokenRefused
+from eastwest.policy.enforcement import DecisionCode
+from eastwest.rpc.tls import certificate_id
+from eastwest.server.public.https import bounded_body
+from eastwest.server.tokens.exchange import Exchange, PendingApproval
+from eastwest.server.tokens.http2 import MAX_BODY, Answer, Asked, Handler
+from eastwest.spiffe.id import TrustDomain
+
+PATH = "/token"
+FORM = "application/x-www-form-urlencoded"
+MAX_CALLERS = 20_000
+_STATUS = {"invalid_client": 401, "access_denied": 403, "approval_required": 403}
+_log = structlog.get_logger()
+
+
+class Endpoint:
+    """Serves ``eastwest.server.tokens.http2.Handler``."""
+
+    def __init__(self, trust_domain: TrustDomain, exchange: Exchange, clock: Clock, rate: float) -> None:
+        """``rate``: requests a second that one caller may make; it may make as many at once."""
+        self._trust_domain = trust_domain
+        self._exchange = exchange
+        self._clock = clock
+        self._buckets = _Buckets(rate, clock)
+
+    async def __call__(self, certificate: bytes, asked: Asked) -> Answer:
+        try:
+            caller = self._caller(certificate)
+            if asked.path.partition("?")[0] != PATH:
+                return _answer(404, "invalid_request", Code.NOT_FOUND, f"there is only {PATH}")
+            if asked.method != "POST":
+                return _answer(405, "invalid_request", Code.INVALID_INPUT, "ask by POST", ("allow", "POST"))
+            if asked.too_large:
+                return _answer(413, "invalid_request", Code.EXHAUSTED, f"a request has at most {MAX_BODY} bytes")
+            if asked.content_type.partition(";")[0].strip().lower() != FORM:
+                return _answer(415, "invalid_request", Code.INVALID_INPUT, f"the request is {FORM}")
+            self._buckets.take(caller.spiffe_id)
+            return Answer(200, msgspec.json.encode(await self._exchange.answer(caller, asked.body)))
+        except Error as error:
+            return refusal(error)
+        except Exception:  # noqa: BLE001 - whatever it is, the caller gets an answer and the log the cause
+            _log.exception("tokens.failed")
+            return _answer(500, "server_error", Code.INTERNAL, "internal error; the server's log says more")
+
+    def _caller(self, certificate: bytes) -> Caller:
+        shown = _shown(certificate)
+        if shown.spiffe_id is None or not shown.spiffe_id.startswith(f"{self._trust_domain.uri}/"):
+            raise Unauthenticated(f"the certificate names no workload of {self._trust_domain}")
+        if self._clock.now() > shown.not_after:
+            raise Unauthenticated("the certificate of this connection has ended", fix="connect again with the new one")
+        return Caller(shown.spiffe_id, shown.sha256)
+
+
+def application(handler: Handler) -> Starlette:
+    """The same over HTTP/1.1."""
+
+    async def serve(request: Request) -> Response:
+        body, too_large = b"", False
+        try:
+            body = await bounded_body(request, MAX_BODY)
+        except Exhausted:
+            too_large = True
+        except InvalidInput:  # went away; nobody reads the answer
+            return Response(status_code=400)
+        kind = request.headers.get("content-type", "")
+        asked = Asked(request.method, request.url.path, kind, body, too_large)
+        answer = await handler(request.scope["certificate"], asked)
+        headers = {"cache-control": "no-store", **dict(answer.headers)}
+        return Response(answer.body, answer.status, headers, "application/json")
+
+    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+    app = Starlette(routes=[Route("/{path:path}", serve, methods=methods)])
+    app.router.redirect_slashes = False
+    return app
+
+
+def refusal(error: Error) -> Answer:
+    """An error as the caller sees it."""
+    text = f"{error.message} ({error.fix})" if error.fix else error.message
+    if isinstance(error, PendingApproval):
+        return _answer(403, error.error, error.reason, text, approval=error.approval)
+    if isinstance(error, TokenRefused):
+        return _answer(_STATUS.get(error.error, 400), error.error, error.reason, text)
+    if isinstance(error, Unauthenticated):
+        return _answer(401, "invalid_client", DecisionCode.CERTIFICATE_REFUSED, text)
+    if isinstance(error, Exhausted):
+        return _answer(429, "temporarily_unavailable", error.code, text, ("retry-after", "1"))
+    if isinstance(error, Unavailable):
+        return _answer(503, "temporarily_unavailable", error.code, text, ("retry-after", "1"))
+    if isinstance(error, PermissionDenied):
+        return _answer(403, "access_denied", error.code, text)
+    if isinstance(error, InvalidInput):
+        return _answer(400, "invalid_request", error.code, text)
+    _log.error("tokens.failed", error=str(error))
+    return _answer(500, "server_error", error.code, "the server cannot make tokens now; its log says more")
+
+
+def _answer(status: int, error: str, code: str, text: str, *headers: tuple[str, str], approval: str = "") -> Answer:
+    # What error_description may hold (RFC 6749, 5.2).
+    plain = "".join(c if " " <= c <= "~" and c not in '"\\' else "'" for c in text)
+    said = {"error": error, "error_description": plain, "code": code}
+    if approval:
+        said["approval"] = approval
+    return Answer(status, msgspec.json.encode(said), headers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    spiffe_id: str | None
+    sha256: str
+    not_after: datetime
+
+
+@lru_cache(maxsize=4096)
+def _shown(certificate: bytes) -> _Shown:
+    spiffe_id = certificate_id(certificate)
+    loaded: Any = x509.load_der_x509_certificate(certificate)
+    return _Shown(
+        None if spiffe_id is None else str(spiffe_id),
+        hashlib.sha256(certificate).hexdigest(),
+        loaded.not_valid_after_utc,
+    )
+
+
+class _Buckets:
+    """What each caller may still ask for; refills with time."""
+
+    def __init__(self, rate: float, clock: Clock) -> None:
+        self._rate = rate
+        self._most = max(1.0, rate)
+        self._clock = clock
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, caller: str) -> None:
+        """Raises ``Exhausted`` when nothing is left."""
+        now = self._clock.monotonic()
+        left, at = self._left.pop(caller, (self._most, now))
+        left = min(self._most, left + (now - at) * self._rate)
+        allowed = left >= 1
+        self._left[caller] = (left - 1 if allowed else left, now)
+        if len(self._left) > MAX_CALLERS:
+            self._left.popitem(last=False)
+        if not allowed:
+            raise Exhausted(f"{caller} asks for more than {self._rate:g} tokens a second", fix="ask again in a second")
