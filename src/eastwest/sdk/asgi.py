@@ -1,0 +1,201 @@
+"""Enforcement as ASGI middleware: around the whole application, so that only what was allowed reaches it.
+
+    source = RuleSource()
+    app = EnforcementMiddleware(app, source, "billing")
+
+The principal is whom the certificate of the TLS connection names (the ``tls`` extension of ASGI, which
+``eastwest.sdk.uvicorn_tls`` and others provide), and nobody else: headers are never believed. The application sees the
+request as it was decided: normalised, without headers that could be taken for ours, and with ``scope["eastwest"]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+from eastwest.errors import Unauthenticated
+from eastwest.mesh.http import CALLER_HEADER
+from eastwest.mesh.replies import CODE_HEADER, REQUEST_REFUSED, sentence
+from eastwest.policy.enforcement import DecisionCode
+from eastwest.sdk.decide import CallInfo, Decision, OnDecision, decide, use_once
+from eastwest.sdk.peers import Peer, Peers, chain_of_pem
+from eastwest.sdk.recording import refused_certificate, told
+from eastwest.sdk.source import RuleSource
+from eastwest.spiffe.id import MalformedSpiffeId, SpiffeId
+
+SCOPE_KEY = "eastwest"
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+_REFERENCE = b"x-request-id"
+_FORBIDDEN, _BAD_REQUEST = 403, 400
+_POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
+
+
+class EnforcementMiddleware:
+    """Decides every request of ``service`` before ``app`` sees it.
+
+    ``on_decision`` is called with each decision and must not block; the agent is told of them besides.
+    """
+
+    def __init__(
+        self, app: Application, source: RuleSource, service: str, *, on_decision: OnDecision | None = None
+    ) -> None:
+        self._app = app
+        self._source = source
+        self._service = service
+        self._on_decision = on_decision
+        self._peers = Peers()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await _refuse_websocket(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        decision = await self._decide(scope)
+        reference = _header(scope, _REFERENCE)
+        if decision.code in DecisionCode.__members__:
+            address = str((scope.get("client") or ("",))[0])
+            self._source.report(told(decision, self._source.now(), reference=reference, source_address=address))
+        if self._on_decision is not None:
+            self._on_decision(decision)
+        if not decision.passes or decision.request is None:
+            await _refuse(decision.code, reference, send)
+            return
+        await self._app(_handed_on(scope, decision), receive, send)
+
+    async def _decide(self, scope: Scope) -> Decision:
+        rules, now = self._source.rules, self._source.now()
+        peer: Peer | None = None
+        refused = ""
+        try:
+            chain = chain_of_pem(_shown(scope))
+            if chain and rules is not None:
+                peer = self._peers.verify(chain, rules.bundles, now)
+        except Unauthenticated as error:
+            refused = error.message
+        decision = decide(
+            rules,
+            self._service,
+            peer,
+            scope["method"],
+            _target(scope),
+            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]],
+            now,
+            http_version=scope.get("http_version", "1.1"),
+            tls=scope.get("scheme") == "https",
+        )
+        if refused:
+            return refused_certificate(decision, refused)
+        return await use_once(decision, self._source.use_token)
+
+
+class BehindSidecar:
+    """For an application that an Envoy of ours guards: says who calls, and decides nothing.
+
+    Only on a unix socket that nobody but the Envoy can open (mode 0600): there the header ``x-eastwest-caller`` is the
+    Envoy's own word. A request that came in any other way has no principal.
+    """
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in {"http", "websocket"}:
+            scope = {**scope, SCOPE_KEY: CallInfo(self._principal(scope))}
+        await self._app(scope, receive, send)
+
+    @staticmethod
+    def _principal(scope: Scope) -> str:
+        said = [value for name, value in scope["headers"] if name == CALLER_HEADER.encode()]
+        if scope.get("client") is not None or len(said) != 1:
+            return ""
+        try:
+            return str(SpiffeId.parse(said[0].decode("latin-1")))
+        except MalformedSpiffeId:
+            return ""
+
+
+def _shown(scope: Scope) -> list[str]:
+    """The chain that the connection's other end showed, in PEM; nothing without TLS."""
+    tls: Mapping[str, Any] | None = (scope.get("extensions") or {}).get("tls")
+    if tls is None:
+        return []
+    if tls.get("client_cert_error"):
+        raise Unauthenticated(f"the certificate was refused: {tls['client_cert_error']}")
+    return list(tls.get("client_cert_chain") or ())
+
+
+def _target(scope: Scope) -> str:
+    """The request target as it stood on the request line."""
+    raw: bytes = scope.get("raw_path") or b""
+    if scope.get("root_path"):
+        # Servers differ in whether they put it before the path; what the caller sent cannot be told any more.
+        return ""
+    query: bytes = scope.get("query_string") or b""
+    return (raw + b"?" + query if query else raw).decode("latin-1")
+
+
+def _handed_on(scope: Scope, decision: Decision) -> Scope:
+    request = decision.request
+    assert request is not None
+    headers = [(b"host", request.authority.encode("latin-1"))]
+    headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers]
+    if decision.principal:
+        headers.append((CALLER_HEADER.encode(), decision.principal.encode()))
+    return {
+        **scope,
+        "path": unquote(request.path),
+        "raw_path": request.path.encode("latin-1"),
+        "query_string": request.query[1:].encode("latin-1"),
+        "headers": headers,
+        SCOPE_KEY: decision.call,
+    }
+
+
+async def _refuse(code: str, reference: str, send: Send) -> None:
+    """The answer that our Envoys give, but for their own request id."""
+    body = refusal_body(code, reference)
+    status = _FORBIDDEN if code in DecisionCode.__members__ else _BAD_REQUEST
+    await send({"type": "http.response.start", "status": status, "headers": _headers(code, body)})
+    await send({"type": "http.response.body", "body": body})
+
+
+def refusal_body(code: str, reference: str = "") -> bytes:
+    """``{"error": {"code", "message", "reference"}}`` as JSON."""
+    return msgspec.json.encode({"error": {"code": code, "message": sentence(code), "reference": reference or None}})
+
+
+async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
+    """As our Envoys do: rules are of requests, and what goes through an upgraded connection could not be decided."""
+    await receive()
+    if "websocket.http.response" in (scope.get("extensions") or {}):
+        body = refusal_body(REQUEST_REFUSED)
+        headers = _headers(REQUEST_REFUSED, body)
+        start = {"type": "websocket.http.response.start", "status": _FORBIDDEN, "headers": headers}
+        await send(start)
+        await send({"type": "websocket.http.response.body", "body": body})
+    else:
+        await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+
+
+def _headers(code: str, body: bytes) -> Iterable[tuple[bytes, bytes]]:
+    return [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (CODE_HEADER.encode(), code.encode()),
+    ]
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    values = [value for known, value in scope["headers"] if known == name]
+    return values[0].decode("latin-1")[:256] if len(values) == 1 else ""
