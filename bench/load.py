@@ -2,6 +2,7 @@
 
 ``python -m bench.load``; each question is a JSON line ``{path, request, connections, seconds, expect}``, where
 ``path`` is a unix socket and ``request`` the bytes of an HTTP/1.1 request as text. The answer counts what came back.
+``tokens`` are values of which each request takes another for ``{token}`` in its text; without any left it ends early.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import json
 import socket
 import sys
 import time
+from collections import deque
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 
@@ -54,25 +58,31 @@ class Generator:
     def __init__(self) -> None:
         self._open: dict[tuple[str, str], list[Connection]] = {}
 
-    def run(self, path: str, request: str, connections: int, seconds: float, expect: int) -> dict[str, Any]:
-        raw = request.encode("latin-1")
+    def run(
+        self, path: str, request: str, connections: int, seconds: float, expect: int, tokens: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        if tokens:
+            fresh = iter([request.replace("{token}", token).encode("latin-1") for token in tokens])
+        else:
+            fresh = repeat(request.encode("latin-1"))
         # Their own for each request, so that one upstream connection pool belongs to one variant.
         pool = self._open.setdefault((path, request), [])
         while len(pool) < connections:
             pool.append(Connection(path))
         done = wrong = 0
         for connection in pool:
-            connection.send(raw)
+            connection.send(next(fresh))
         begin = time.perf_counter()
         end = begin + seconds
-        while time.perf_counter() < end:
-            for connection in pool:
-                wrong += connection.receive() != expect
-                connection.send(raw)
-            done += len(pool)
-        for connection in pool:
+        open_ = deque(pool)
+        while open_:
+            connection = open_.popleft()
             wrong += connection.receive() != expect
-        done += len(pool)
+            done += 1
+            raw = next(fresh, None) if time.perf_counter() < end else None
+            if raw is not None:
+                connection.send(raw)
+                open_.append(connection)
         return {"requests": done, "wrong": wrong, "seconds": time.perf_counter() - begin}
 
 

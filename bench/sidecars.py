@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from bench.processes import TRUST_DOMAIN, Process, answers
 from eastwest.agent.als import AccessLogs
+from eastwest.agent.authorization import Authorization
 from eastwest.agent.envoy import sidecar_command
 from eastwest.agent.xds import ConfigStreams, Latest, Principal, SidecarStatus
 from eastwest.clock import SystemClock
@@ -30,6 +31,7 @@ from eastwest.policy.enforcement import Sidecar
 from eastwest.rpc.service import Call, Listener
 from eastwest.spiffe.id import SpiffeId
 from eastwest.testing import TestCA
+from eastwest.testing.tokens import TokenUses
 
 Rewrite = Callable[[list[Resource]], list[Resource]]
 """Changes what a sidecar is told, to measure one part of it without another."""
@@ -48,6 +50,7 @@ class Envoy:
     snapshots: Latest[Snapshot] = field(default_factory=Latest)
     secrets: Latest[SecretSet] = field(default_factory=Latest)
     acknowledged: str = ""
+    token_keys: bytes = b""
 
     @property
     def egress(self) -> Path:
@@ -62,6 +65,7 @@ class Sidecars:
         self._folder = folder
         self._keys = keys
         self._ca = TestCA(TRUST_DOMAIN, SystemClock().now(), keys)
+        self.uses = TokenUses()
         self._envoys: list[Envoy] = []
         self._listeners: list[Listener] = []
         self._loop = asyncio.new_event_loop()
@@ -81,7 +85,7 @@ class Sidecars:
         self._thread.join(5)
         self._loop.close()
 
-    def add(self, sidecar: Sidecar, rewrite: Rewrite = list) -> Envoy:
+    def add(self, sidecar: Sidecar, rewrite: Rewrite = list, token_keys: bytes = b"") -> Envoy:
         """Start one more Envoy; returns at once."""
         name = f"e{len(self._envoys)}"
         svid, key = self._ca.svid(SpiffeId.parse(sidecar.spiffe_id).path, algorithm=self._keys)
@@ -99,6 +103,7 @@ class Sidecars:
         )
         process = Process(sidecar_command(file), self._folder / f"{name}.log")
         envoy = Envoy(name, sidecar, Identity(sidecar.spiffe_id, chain, key_pem), settings, rewrite, process)
+        envoy.token_keys = token_keys
         self._do(self._serve(envoy, agent))
         self.publish(envoy, sidecar)
         process.__enter__()
@@ -116,6 +121,12 @@ class Sidecars:
 
         self._loop.call_soon_threadsafe(put)
 
+    @property
+    def thread(self) -> int:
+        """The thread that answers the Envoys, as the kernel numbers it."""
+        assert self._thread.native_id is not None
+        return self._thread.native_id
+
     def settle(self) -> None:
         """Wait until every Envoy enforces what it was told and listens."""
         for envoy in self._envoys:
@@ -127,7 +138,7 @@ class Sidecars:
         secrets = sidecar_secrets(
             sidecar, envoy.identity, roots, roots if self._keys is KeyAlgorithm.ML_DSA_65 else None
         )
-        resources = envoy.rewrite(config_resources(sidecar, envoy.settings))
+        resources = envoy.rewrite(config_resources(sidecar, envoy.settings, envoy.token_keys))
         return Snapshot.of(sidecar.version, [*resources, *secrets.resources()]), secrets
 
     async def _serve(self, envoy: Envoy, path: Path) -> None:
@@ -140,8 +151,10 @@ class Sidecars:
             envoy.acknowledged = status.session.version_acked
 
         streams = ConfigStreams(_Source(envoy), identify, report)
-        logs = AccessLogs(identify, _Rules(envoy), lambda _decision: None)
-        listener = Listener([*streams.services(), *logs.services()])
+        rules = _Rules(envoy)
+        logs = AccessLogs(identify, rules, lambda _decision: None)
+        checks = Authorization(identify, rules, self.uses.use_token)
+        listener = Listener([*streams.services(), *logs.services(), *checks.services()])
         await listener.listen_unix(path, 0o600)
         self._listeners.append(listener)
 

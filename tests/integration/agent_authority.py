@@ -35,12 +35,19 @@ from eastwest.rpc.tls import certificate_id, server_context
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.spiffe.selector import Selector
 from eastwest.testing.ca import TestCA
+from eastwest.testing.tokens import TokenUses
 
 TD = TrustDomain("saas.example")
 AGENT_ID = TD.id("/spire/agent/join_token/t1")
 ENTRY = control.ResourceName.KIND_ENTRY
 BUNDLE = control.ResourceName.KIND_BUNDLE
 SIDECAR = control.ResourceName.KIND_SIDECAR
+
+
+async def _know(call: Call) -> None:
+    """Whoever shows a certificate of ours may stay."""
+    if call.peer_certificate is not None:
+        call.prove(str(certificate_id(call.peer_certificate)))
 
 
 class FakeAuthority:
@@ -61,6 +68,7 @@ class FakeAuthority:
         self.acks: list[control.Ack] = []
         self.batches: list[list[str]] = []
         self.decisions: list[tuple[bytes, int]] = []
+        self.token_uses = TokenUses()
         self.renewals = 0
         self.jwts = 0
         self.changed = asyncio.Condition()
@@ -73,14 +81,19 @@ class FakeAuthority:
         chain, key_pem = TestCA.pem(own, key)
         services = [
             Service(
-                agent.DESCRIPTOR.services_by_name["Agent"], {"AttestAgent": self._attest, "RenewAgent": self._renew}
+                agent.DESCRIPTOR.services_by_name["Agent"],
+                {"AttestAgent": self._attest, "RenewAgent": self._renew},
+                guard=_know,
             ),
             Service(
-                svid.DESCRIPTOR.services_by_name["SVID"], {"BatchNewX509SVID": self._sign, "NewJWTSVID": self._jwt}
+                svid.DESCRIPTOR.services_by_name["SVID"],
+                {"BatchNewX509SVID": self._sign, "NewJWTSVID": self._jwt},
+                guard=_know,
             ),
             Service(
                 control.DESCRIPTOR.services_by_name["Control"],
-                {"Subscribe": self._subscribe, "ReportDecisions": self._report},
+                {"Subscribe": self._subscribe, "ReportDecisions": self._report, "UseToken": self._use_token},
+                guard=_know,
             ),
         ]
         self._listener = Listener(services)
@@ -247,6 +260,11 @@ class FakeAuthority:
         self.decisions.append((request.decisions, request.lost))
         await self._noted()
         return control.ReportDecisionsResponse()
+
+    async def _use_token(self, request, call: Call) -> control.UseTokenResponse:
+        self._check(call)
+        asked = (request.token_id, request.expires_at, request.approval_id, request.operation)
+        return control.UseTokenResponse(used=not await self.token_uses.use_token(*asked))
 
     def _check(self, call: Call) -> None:
         if self.refuse is not None:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from eastwest.agent.als import AccessLogs
+from eastwest.agent.authorization import Authorization
 from eastwest.agent.envoy import sidecar_command
 from eastwest.agent.xds import ConfigStreams, Latest, Principal, SidecarStatus
 from eastwest.ledger.record import Decision
@@ -29,6 +30,7 @@ from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource, Snapshot
 from eastwest.policy.enforcement import Sidecar
 from eastwest.rpc.service import Call, Listener
+from eastwest.testing.tokens import TokenUses
 
 TD = "mesh.test"
 
@@ -241,6 +243,8 @@ class Mesh:
         self.root = root
         self.bundles = bundles
         self.post_quantum: dict[str, bytes] = {}
+        self.token_keys = b""
+        self.token_uses = TokenUses()
         self.workloads: dict[str, Workload] = {}
         self.decisions: list[Decision] = []
         self.versions: dict[str, InForce] = {}
@@ -329,7 +333,8 @@ class Mesh:
         streams = ConfigStreams(Source(), identify, report)
         logs = AccessLogs(identify, Rules(), record)
         socket_path = self.root / f"{name}-agent.sock"
-        self._services[socket_path] = lambda: [*streams.services(), *logs.services()]
+        authorization = Authorization(identify, Rules(), self.token_uses.use_token)
+        self._services[socket_path] = lambda: [*streams.services(), *logs.services(), *authorization.services()]
         await self._listen(socket_path)
         workload.admin = self.root / f"{name}-admin.sock"
         file = self.root / f"{name}.json"
@@ -354,7 +359,8 @@ class Mesh:
         workload.identity = identity or workload.identity
         self.versions.update(versions_in_force(workload.sidecar))
         secrets = sidecar_secrets(workload.sidecar, workload.identity, self.bundles, self.post_quantum)
-        resources: list[Resource] = [*config_resources(workload.sidecar, workload.settings), *secrets.resources()]
+        config = config_resources(workload.sidecar, workload.settings, self.token_keys)
+        resources: list[Resource] = [*config, *secrets.resources()]
         workload.secrets.set(secrets)
         workload.snapshots.set(Snapshot.of(workload.sidecar.version, resources))
 

@@ -5,16 +5,18 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
-from agent_authority import FakeAuthority, running, settings
+from agent_authority import TD, FakeAuthority, running, settings
 from envoy_mesh import App, Http, free_port
 
 from eastwest.agent.envoy import envoy_binary
+from eastwest.api.eastwest.control.v1 import control_pb2 as control
 from eastwest.ledger.record import Decision
 from eastwest.policy.enforcement import (
     Cell,
@@ -23,11 +25,15 @@ from eastwest.policy.enforcement import (
     Inbound,
     MtlsMode,
     OperationRules,
+    OriginRules,
     Outbound,
     Rule,
     Sidecar,
+    TokenRules,
     Verdict,
 )
+from eastwest.policy.transaction import Token
+from eastwest.testing.tokens import TokenMint
 
 CLIENT, BILLING = "spiffe://saas.example/client", "spiffe://saas.example/billing"
 ALLOW = Rule(verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED, policy="callers-read")
@@ -134,6 +140,68 @@ async def test_sidecars_are_told_who_they_are_and_tell_what_they_did(authority: 
     assert {(d.caller, d.service, d.operation, d.policy, d.policy_version) for d in allowed} == {
         (CLIENT, "billing", "billing:health:read", "callers-read", "v1")
     }
+    await app.stop()
+
+
+def with_token(operation: OperationRules) -> OperationRules:
+    """The same, where a token is needed that counts once."""
+    token = TokenRules(unapproved=OriginRules(otherwise=ALLOW), approved=OriginRules(otherwise=ALLOW))
+    needed = Rule(verdict=Verdict.DENY, code=DecisionCode.STEP_UP_REQUIRED, token=token)
+    return msgspec.structs.replace(operation, single_use=True, cells=(Cell(callers=(CLIENT,), rule=needed),))
+
+
+async def test_whether_a_token_was_used_is_asked_of_the_server(authority: FakeAuthority, data: Path) -> None:
+    config = settings(authority, data)
+    mint = TokenMint("spiffe://saas.example")
+    app = App(data / "app.sock")
+    await app.start()
+    for name in ("client", "billing"):
+        authority.put(name, f"unix:path:{data / name / 'envoy'}")
+    client, billing = sidecars(free_port(), app.path, "v1", CLIENT)
+    for each in (client, billing):
+        authority.put_sidecar(each)
+    async with running(config), sidecar(data, "client") as way_out, sidecar(data, "billing"):
+        async with asyncio.timeout(60):
+            await authority.until(lambda: acknowledged(authority, "v1"))
+        out = await Http.unix(way_out)
+        while (reply := await out.ask("GET", "/healthz", host="billing")).status == 503:
+            await asyncio.sleep(0.02)  # billing's port opens a moment after its acknowledgement
+        (shown,) = [value for name, value in reply.seen["headers"] if name == "x-forwarded-client-cert"]
+        token = Token(
+            id="jti-1",
+            transaction="t1",
+            caller=CLIENT,
+            certificate=shown.partition("Hash=")[2].partition(";")[0],
+            action="billing:health:read",
+            resource="billing",
+            origin=CLIENT,
+            expires=int(time.time()) + 100,
+            approval="a1",
+        )
+        name = control.ResourceName(kind=control.ResourceName.KIND_TOKEN_KEYS, name=TD.name)
+        authority.push(control.Update(upserts=[control.Resource(name=name, token_keys=mint.key_set)]))
+        asking = tuple(map(with_token, billing.inbound[0].operations))
+        inbound = msgspec.structs.replace(billing.inbound[0], operations=asking)
+        authority.put_sidecar(msgspec.structs.replace(client, version="v2"))
+        authority.put_sidecar(msgspec.structs.replace(billing, version="v2", inbound=(inbound,)))
+        async with asyncio.timeout(20):
+            await authority.until(lambda: acknowledged(authority, "v2"))
+
+        async def call(*tokens: Token) -> str:
+            headers = [("txn-token", mint.mint(one)) for one in tokens]
+            return (await out.ask("GET", "/healthz", *headers, host="billing")).code
+
+        assert await call() == "STEP_UP_REQUIRED"
+        assert [await call(token), await call(token)] == ["", "TOKEN_USED"]
+        assert authority.token_uses.used == {"jti-1": (token.expires, "a1", "billing:health:read")}
+        authority.token_uses.away = True
+        assert await call(msgspec.structs.replace(token, id="jti-2")) == "CHECK_UNAVAILABLE"
+        authority.token_uses.away = False
+        assert await call(msgspec.structs.replace(token, id="jti-3")) == ""
+        expected = {DecisionCode.TOKEN_USED, DecisionCode.CHECK_UNAVAILABLE, DecisionCode.STEP_UP_REQUIRED}
+        async with asyncio.timeout(20):
+            await authority.until(lambda: expected <= {d.code for d in rows(authority)})
+        await out.close()
     await app.stop()
 
 

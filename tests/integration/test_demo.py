@@ -14,6 +14,7 @@ import pytest
 
 EASTWEST = [sys.executable, "-m", "eastwest.cli.main"]
 TIMEOUT = 90
+README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def start(temporary, *flags):
@@ -104,6 +105,16 @@ def test_two_demos_side_by_side_keep_every_promise(short):
             "strong.tls-without-certificate",
             "strong.console-disables-user",
             "strong.notification-own-interface",
+            "strong.console-without-token",
+            "strong.mute-with-stolen-token",
+            "strong.mute-with-other-token",
+            "strong.mute-with-forged-token",
+            "strong.console-repeats-itself",
+            "strong.notification-mutes-for-the-console",
+            "step-up.console-asks-to-disable",
+            "step-up.console-asks-again",
+            "step-up.approval-granted-by-another",
+            "step-up.every-step-is-in-the-log",
             "rotation.failed-calls",
             "rotation.new-certificate-presented",
             "ledger.agrees-with-callers",
@@ -112,11 +123,26 @@ def test_two_demos_side_by_side_keep_every_promise(short):
         } <= names
         codes = {call["code"] for call in result["strong"]["calls"] if call["attack"] and call["code"]}
         expected = {"MTLS_REQUIRED", "OPERATION_NOT_PERMITTED", "TENANT_NOT_PERMITTED", "UNLISTED_OPERATION"}
-        assert codes == expected
+        tokens = {"STEP_UP_REQUIRED", "TOKEN_INVALID", "TOKEN_WRONG_ACTION", "TOKEN_WRONG_CALLER"}
+        assert codes == expected | tokens
+        asked = {each["name"]: each["observed"] for each in result["step_up"]["asked"]}
+        assert asked["console-asks-to-disable"] == "APPROVAL_REQUIRED"
+        assert {name for name, found in asked.items() if found == "a token"} == {
+            "console-asks-again",
+            "console-asks-to-mute",
+            "console-begins-a-transaction",
+            "notification-goes-on-with-it",
+        }
+        assert result["step_up"]["log_entries"]["token.minted"] == 4
         policies = {call["name"]: call["policy"] for call in result["strong"]["calls"]}
         assert policies["console-disables-user"] == "console-administers-users"
         assert result["weak"]["shared_key"]["fingerprint"].startswith("sha256:")
+        assert policies["notification-mutes-for-the-console"] == "notification-mutes-for-the-console"
         assert "ik-" not in json.dumps(result)
+        assert "eyJ" not in json.dumps(result)
+        if os.geteuid() == 0:  # two attacks more than as another user
+            count = len(names)
+            assert f"\n{count} of {count} expectations hold, in " in README
         assert result["workloads_told_apart_by"] == ("uid" if os.geteuid() == 0 else "path")
     assert results[0]["rotation"]["before"] != results[1]["rotation"]["before"]
     assert left_behind(short) == []

@@ -229,6 +229,95 @@ async def test_headers_that_speak_for_others_are_gone(edge):
         assert (reply.status, reply.code) == (400, "REQUEST_REFUSED")
 
 
+@pytest.mark.parametrize("how", ["certificates", "origins"])
+async def test_headers_by_which_applications_are_led_astray_are_gone(edge, how):
+    await edge.start(get("/pub"))
+    names = {
+        "certificates": "client-cert client-cert-chain x-client-cert x-ssl-client-cert ssl-client-subject-dn",
+        "origins": "forwarded-for x-forwarded x-forwarded-ssl x-forwarded-server front-end-https x-url-scheme x-host "
+        "x-http-host-override x-override-url true-client-ip x-client-ip x-cluster-client-ip proxy",
+    }[how].split()
+    http = await edge.as_(CLIENT)
+    reply = await http.ask("GET", "/pub", *((spelt, "x") for name in names for spelt in (name, name.title())))
+    assert not {name for name, _ in reply.seen["headers"]} & set(names)
+    reply = await http.ask("GET", "/pub", ("x-forwarded-proto", "http"))
+    assert ("x-forwarded-proto", "https") in map(tuple, reply.seen["headers"])
+
+
+async def raw(edge, text: bytes):
+    """The answer to exactly these bytes on a connection of their own, and what the application saw of it."""
+    http, before = await edge.as_(CLIENT), len(edge.app.seen)
+    http.writer.write(text)
+    return await http.reply(), edge.app.seen[before:]
+
+
+async def test_requests_that_can_be_delimited_two_ways_do_not_pass(edge):
+    await edge.start(get("/pub"), get("/pub/{x}", "svc:pub:one"))
+    for head in (
+        b"GET /pub HTTP/1.1\r\nhost: svc\r\ncontent-length: 4\r\ntransfer-encoding: chunked",
+        b"GET /pub HTTP/1.1\r\nhost: svc\r\ncontent-length: 0\r\ncontent-length: 4",
+        b"GET /pub HTTP/1.1\r\nhost: svc\r\ncontent-length: 0\r\ncontent-length: 0",
+        b"GET /pub HTTP/1.1\r\nhost: svc\r\ncontent-length: +0",
+        b"GET /pub HTTP/1.1\r\nhost: svc\r\ntransfer-encoding: xchunked",
+        b"GET /pub HTTP/1.1\r\nhost: svc\r\ntransfer-encoding: identity, chunked",
+        b"GET /pub HTTP/1.1\r\nhost: svc\r\nx-a: b\0c",
+        b"GET /pub HTTP/1.1\r\nhost: svc\r\nx-tenant : acme",
+        b"GET /pub HTTP/1.1\r\nhost: svc\r\n:path: /admin",
+        b"GET /pub HTTP/1.1",
+        b"GET /pub HTTP/1.0\r\nhost: svc",
+        b"GET /pub HTTP/2.0\r\nhost: svc",
+        b"GET /pub /x HTTP/1.1\r\nhost: svc",
+        b"GET pub HTTP/1.1\r\nhost: svc",
+        b"GET /pub#/x HTTP/1.1\r\nhost: svc",
+        b"get /pub HTTP/1.1\r\nhost: svc",
+        b"Get /pub HTTP/1.1\r\nhost: svc",
+        b"GETS /pub HTTP/1.1\r\nhost: svc",
+        b"OPTIONS * HTTP/1.1\r\nhost: svc",
+        b"GET /pub HTTP/1.1\r\nhost: svc\r\nconnection: upgrade\r\nupgrade: websocket",
+    ):
+        reply, seen = await raw(edge, head + b"\r\n\r\n")
+        assert (reply.status >= 400, reply.code, seen) == (True, "REQUEST_REFUSED", []), head
+    reply, seen = await raw(edge, b"CONNECT svc:80 HTTP/1.1\r\nhost: svc\r\n\r\n")
+    assert (reply.code, seen) == ("UNLISTED_OPERATION", [])
+
+
+async def test_what_is_spelt_oddly_reaches_the_application_as_it_was_decided(edge):
+    await edge.start(get("/pub"), get("/pub/{x}", "svc:pub:one"))
+    for head, path in (
+        (b"GET /pub HTTP/1.1\nhost: svc\nx-a: b\n\n", "/pub"),  # bare line feeds
+        (b"\r\n\r\nGET /pub HTTP/1.1\r\nhost: svc\r\nx-a: b\r\n\r\n", "/pub"),
+        (b"GET  /pub\t HTTP/1.1\r\nhost: svc\r\nx-a: b\r\n\r\n", "/pub"),
+        (b"GET http://svc/x/../pub HTTP/1.1\r\nhost: other\r\nx-a: b\r\n\r\n", "/pub"),
+        (b"GET /pub HTTP/1.1\r\nhost: svc\r\nx-a:\r\n b\r\n\r\n", "/pub"),  # a folded line
+    ):
+        reply, seen = await raw(edge, head)
+        assert reply.status == 200, head
+        ((method, seen_path, headers),) = seen
+        assert (method, seen_path) == ("GET", path)
+        assert [value for name, value in headers if name == "host"] == ["svc"]
+        assert [value for name, value in headers if name == "x-a"] == ["b"]
+    # What a client declares to belong to its hop goes no further, and is not decided by either.
+    nominated = b"GET /pub HTTP/1.1\r\nhost: svc\r\nx-a: b\r\nconnection: close, x-a, x-eastwest-caller\r\n\r\n"
+    reply, ((_, _, headers),) = await raw(edge, nominated)
+    assert [(n, v) for n, v in headers if n in {"x-a", "x-eastwest-caller"}] == [("x-eastwest-caller", CLIENT)]
+
+
+async def test_a_request_has_one_host(edge):
+    await edge.start(get("/pub"))
+    for hosts in (["svc"], ["svc."], ["SVC"], ["svc:80"], ["a_b.c-d:8443"], ["[::1]:80"], ["10.0.0.1"]):
+        reply, ((_, _, headers),) = await raw(edge, request(*hosts))
+        assert (reply.status, [value for name, value in headers if name == "host"]) == (200, hosts)
+    two_ways = ["a,b", "svc@evil", "", "svc/x", "a b", "svc:80:80", "svc:x", "%73vc"]
+    for hosts in (["a", "b"], ["svc", "svc"], *([one] for one in two_ways)):
+        reply, seen = await raw(edge, request(*hosts))
+        assert reply.code in {"UNLISTED_OPERATION", "REQUEST_REFUSED"}, hosts
+        assert not seen
+
+
+def request(*hosts: str) -> bytes:
+    return b"GET /pub HTTP/1.1\r\n" + b"".join(b"host: %s\r\n" % host.encode() for host in hosts) + b"\r\n"
+
+
 async def test_a_tenant_in_a_header_is_one_value_or_none(edge):
     cells = (Cell(callers=(CLIENT,), tenants=TenantRules(by_tenant={"acme": ALLOW}, otherwise=WRONG_TENANT)),)
     await edge.start(get("/pub", tenant=TenantSource(header="x-tenant"), cells=cells))
@@ -243,6 +332,9 @@ async def test_a_tenant_in_a_header_is_one_value_or_none(edge):
         (["acme", "globex"], missing, "acme,globex"),
         (["acme,globex"], missing, "acme,globex"),
         (["ACME"], wrong, "ACME"),
+        (["acme globex"], missing, "acme globex"),
+        (["  acme \t "], "", "acme"),
+        (["acm\xe9"], missing, "acm!"),  # as the log gives what is no UTF-8
     ):
         reply = await http.ask("GET", "/pub", *(("x-tenant", value) for value in headers))
         assert reply.code == code, headers
@@ -303,7 +395,7 @@ async def test_without_policy_the_port_does_not_open(edge):
     edge.workload.snapshots.set(
         Snapshot.of("v2", [r for named in whole.resources.values() for r in named.values() if r.name != held_back])
     )
-    asked = (names.EXTENSION, names.callers_filter("late"))
+    asked = (names.EXTENSION, names.plaintext_filter("late"))
     await edge.mesh.until(lambda: asked in {a[:2] for a in edge.workload.status.session.acked})
     with pytest.raises(ConnectionRefusedError):
         await edge.mesh.plain(other)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import urllib.request
 import os
 import subprocess
 import sys
@@ -371,6 +372,36 @@ async def test_a_caller_registered_by_api_is_known_to_policies_at_once(server, t
         assert any(b"spiffe://td.test/prod/base/job" in data for data in after)
         await stream.cancel()
     agent.close()
+
+
+async def test_a_policy_that_fails_for_a_caller_registered_by_api_raises_an_alarm(server, tmp_path):
+    folder = write_estate(tmp_path / "estate")
+    (folder / "services").mkdir()
+    (folder / "services" / "web.yaml").write_text(SERVICE)
+    (folder / "policies").mkdir(exist_ok=True)
+    (folder / "policies" / "late.cedar").write_text(
+        '@id("fails-for-late") @owner("group:shop") @reason("the test")\n'
+        "permit (principal, action, resource)\n"
+        'when { if principal.owner == "group:late" then 9223372036854775807 + 1 == 0 else true };\n'
+    )
+    applied = eastwest("apply", folder, "--data", server.data)
+    assert applied.returncode == 0, applied.stderr
+    port = (server.data / "server" / "health.port").read_text().strip()
+
+    def warnings() -> list[str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=10) as reply:
+            return json.load(reply).get("warnings", [])
+
+    assert not warnings()
+    async with server.admin() as admin:
+        entry = spire_entry("/prod/base/late", GROUP, "unix:uid:9")
+        request = admin_pb2.WriteEntriesRequest(create=[admin_pb2.ManagedEntry(entry=entry, owner="group:late")])
+        reply = await admin.write_entries(request)
+        assert reply.results[0].status.code == 0, reply.results[0].status.message
+        async with asyncio.timeout(20):
+            while not (told := await asyncio.to_thread(warnings)):
+                await asyncio.sleep(0.05)
+    assert told[0].startswith("policies/late.cedar:1:1: policy 'fails-for-late' fails when it is asked about")
 
 
 async def next_update(stream) -> control_pb2.Update:

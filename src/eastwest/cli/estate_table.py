@@ -43,7 +43,9 @@ def _print_table(title: str, colour: str, rows: tuple[Access, ...]) -> None:
     for column in ("caller", "operation", "tenant", "brings", "code", "policy"):
         table.add_column(column, overflow="fold")
     for row in rows[:MAX_ROWS]:
-        table.add_row(row.caller, row.operation, tenant_text(row.tenant), row.brings or "-", row.code.value, row.policy or "-")
+        table.add_row(
+            row.caller, row.operation, tenant_text(row.tenant), row.brings or "-", row.code.value, row.policy or "-"
+        )
     if len(rows) > MAX_ROWS:
         table.caption = f"and {len(rows) - MAX_ROWS} more; --json has all"
     Console().print(table)

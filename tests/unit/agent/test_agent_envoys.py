@@ -1,16 +1,29 @@
 """What each Envoy has counts until it says something newer or its process ends, also after a restart of the agent."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from agent_parts import AGENT, CA, ENTRY, Processes, entry
 from test_agent_reports import CALLER, SHOP, node
 
 from eastwest.agent.cache import Cache
+from eastwest.agent.callers import Attested
 from eastwest.agent.changes import Changes
-from eastwest.agent.envoys import LOOK_EVERY, SECRETS_ABSENT, Envoys, Given
+from eastwest.agent.envoys import (
+    LOOK_EVERY,
+    MAX_ENVOYS,
+    MAX_OF_PROCESS,
+    MAX_STREAMS_OF_PROCESS,
+    SECRETS_ABSENT,
+    Envoys,
+    Given,
+)
+from eastwest.agent.sidecars import MAX_BEHIND, MAX_ERROR, MAX_NODE_ID
 from eastwest.agent.xds import SidecarStatus
-from eastwest.mesh.subscription import SessionStatus
+from eastwest.errors import Exhausted
+from eastwest.mesh.subscription import Refusal, SessionStatus
 from eastwest.testing.clock import FakeClock
 from eastwest.testing.entropy import SeededEntropy
 
@@ -129,3 +142,115 @@ async def test_the_server_hears_of_one_that_is_away_while_its_entry_is_there() -
         local.apply(remove=((ENTRY, "shop"),))
         (status,) = local.sidecars.statuses()
         assert (status.connected, status.bundle_sequence) == (False, 0)
+
+
+EVIL_ID = "spiffe://saas.example/evil"
+LOCK = "\U0001f512"
+
+
+def full(known: Envoys, spiffe_id: str = EVIL_ID) -> list[tuple[str, int]]:
+    """As many sidecars as one SPIFFE ID gets, in as many processes as it takes."""
+    admitted = []
+    with pytest.raises(Exhausted, match="no room for one more"):
+        for number in range(MAX_ENVOYS):
+            key = (f"x{number}", 1000 + number // MAX_OF_PROCESS)
+            known.admit(*key, spiffe_id)
+            admitted.append(key)
+    return admitted
+
+
+def test_a_process_is_few_sidecars_and_its_last_names_go_first() -> None:
+    known = envoys(Processes(), FakeClock())
+    for number in range(MAX_OF_PROCESS):
+        known.admit(str(number), 42, EVIL_ID)
+        known.told(str(number), 42, EVIL_ID, Given(1))
+    with pytest.raises(Exhausted, match="pid 42"):
+        known.admit("one more", 42, EVIL_ID)
+    known.admit("0", 42, EVIL_ID)  # another stream of one that is known
+    known.left("3", 42)
+    known.admit("one more", 42, EVIL_ID)
+    assert known.given("3", 42) is None
+    assert known.given("4", 42) == Given(1)
+
+
+def test_nobody_is_forgotten_for_the_sake_of_many_others() -> None:
+    """Whoever could push an honest sidecar out of the report would have a rotation go on without it."""
+    known = envoys(Processes(), FakeClock())
+    known.admit("honest", 42, SHOP_ID)
+    known.told("honest", 42, SHOP_ID, Given(3))
+    for key in full(known):
+        known.told(*key, EVIL_ID, Given(9))
+    assert known.given("honest", 42) == Given(3)
+    known.admit("another", 43, SHOP_ID)
+    for number in range(MAX_ENVOYS):
+        name = f"spiffe://saas.example/evil/{number}"
+        try:
+            known.admit("x", 5000 + number, name)
+        except Exhausted:
+            break
+    else:
+        pytest.fail("there is no bound")
+    assert {key for key, _ in known._open.items()} >= {("honest", 42), ("another", 43)}
+
+
+def test_streams_of_secrets_are_not_forgotten_for_others_either() -> None:
+    known = envoys(Processes(), FakeClock())
+    honest = object()
+    known.taken(honest, 42, SHOP_ID, Given(3))
+    streams = [object() for _ in range(MAX_STREAMS_OF_PROCESS)]
+    for stream in streams:
+        known.taken(stream, 1000, EVIL_ID, Given(9))
+    known.taken(streams[0], 1000, EVIL_ID, Given(10))
+    with pytest.raises(Exhausted, match="pid 1000"):
+        known.taken(object(), 1000, EVIL_ID, Given(9))
+    with pytest.raises(Exhausted, match="no room"):
+        for number in range(MAX_ENVOYS):
+            known.taken(object(), 2000 + number, EVIL_ID, Given(9))
+    known.taken(object(), 43, SHOP_ID, Given(3))
+    assert sum(envoy.spiffe_id == SHOP_ID for envoy in known.secrets_alone()) == 2
+
+
+async def test_a_refused_sidecar_leaves_no_trace() -> None:
+    async with node() as local:
+        local.apply(entries=(entry("shop"),), sidecars=(SHOP,))
+        for number in range(MAX_OF_PROCESS):
+            local.sidecars.report(SidecarStatus(CALLER, replace(session(None), node_id=str(number)), connected=True))
+        refused = replace(session(Given(3)), node_id="one more")
+        with pytest.raises(Exhausted):
+            local.sidecars.report(SidecarStatus(CALLER, refused, connected=True))
+        local.sidecars.report(SidecarStatus(CALLER, refused, connected=False))
+        assert len(local.sidecars.statuses()) == MAX_OF_PROCESS
+        assert all(status.connected for status in local.sidecars.statuses())
+
+
+async def test_a_report_is_bounded_in_bytes() -> None:
+    async with node() as local:
+        local.apply(entries=(entry("shop"),), sidecars=(SHOP,))
+        refusal = Refusal("t", ("name",), LOCK * 2000)
+        told = replace(session(Given(3)), node_id="1" + LOCK * 2000, refusals=(refusal,))
+        local.sidecars.report(SidecarStatus(CALLER, told, connected=True))
+        (status,) = local.sidecars.statuses()
+        assert MAX_NODE_ID - 4 < len(status.node_id.encode()) <= MAX_NODE_ID
+        assert MAX_ERROR - 4 < len(status.error.encode()) <= MAX_ERROR
+        assert status.node_id.startswith("1" + LOCK)
+
+
+async def test_whoever_takes_secrets_alone_is_named_while_it_is_behind() -> None:
+    async with node() as local:
+        local.apply(entries=(entry("shop"),), sidecars=(SHOP,))
+        streams = [object(), object()]
+        for stream in streams:
+            local.sidecars.taken(stream, CALLER, Given(3))
+        local.sidecars.envoys.saved(local.sidecars.envoys.everything())
+        assert local.sidecars.behind(3) == ([], 3)
+        local.sidecars.taken(streams[0], CALLER, Given(4))
+        (named,), sequence = local.sidecars.behind(4)
+        assert (named.spiffe_id, named.node_id) == (SHOP_ID, f"pid {CALLER.pid}, secrets alone")
+        assert (named.connected, named.bundle_sequence, sequence) == (True, 3, 4)
+        many = [Attested(CALLER.spiffe_ids, 5000 + number, CALLER.selectors) for number in range(MAX_BEHIND + 1)]
+        for number, caller in enumerate(many):
+            local.sidecars.taken(object(), caller, Given(3 if number else 2))
+        local.sidecars.envoys.saved(local.sidecars.envoys.everything())
+        named_first, sequence = local.sidecars.behind(4)
+        assert [status.bundle_sequence for status in named_first[:2]] == [2, 3]
+        assert (len(named_first), sequence) == (MAX_BEHIND, 3)

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -20,10 +21,23 @@ from eastwest.agent.state import State
 from eastwest.agent.xds import SidecarStatus
 from eastwest.ledger.record import Decision
 from eastwest.mesh.action import inbound_version
-from eastwest.mesh.names import CLUSTER, SECRET
+from eastwest.mesh.names import CLUSTER, EXTENSION, SECRET, tokens_filter
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.subscription import Refusal, SessionStatus
-from eastwest.policy.enforcement import DecisionCode, Inbound, MtlsMode, Outbound, Sidecar, Verdict
+from eastwest.policy.enforcement import (
+    Cell,
+    DecisionCode,
+    HttpMatch,
+    Inbound,
+    MtlsMode,
+    OperationRules,
+    Outbound,
+    Rule,
+    Sidecar,
+    TenantRules,
+    TenantSource,
+    Verdict,
+)
 from eastwest.spiffe.selector import Selector
 from eastwest.testing.ca import TestCA
 from eastwest.testing.clock import FakeClock
@@ -192,6 +206,36 @@ async def test_a_sidecar_is_followed_from_nothing_to_its_end() -> None:
         local.apply(remove=((ENTRY, "shop"),))
         with pytest.raises(StopAsyncIteration):
             await anext(snapshots)
+
+
+async def test_keys_of_tokens_go_to_those_who_look_at_tokens() -> None:
+    may = Rule(verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED)
+    asking = OperationRules(
+        name="shop:x:do",
+        match=HttpMatch(method="GET", path="/x"),
+        tenant=TenantSource(claim=True),
+        cells=(Cell(callers=CALLER.spiffe_ids, tenants=TenantRules(otherwise=may)),),
+    )
+    needs = msgspec.structs.replace(INBOUND, operations=(asking,))
+    async with node() as local:
+
+        def keys(text: bytes) -> None:
+            local.knowledge.set(replace(local.knowledge.state, token_keys=text))
+
+        local.apply(entries=(entry("shop"),), sidecars=(SHOP,))
+        snapshots = local.sidecars.snapshots(CALLER)
+        first = await anext(snapshots)
+        keys(b"first keys")
+        local.apply(sidecars=(msgspec.structs.replace(SHOP, version="v2"),))
+        unneeded = await anext(snapshots)
+        assert first.changed_from(unneeded) == {}
+        local.apply(sidecars=(msgspec.structs.replace(SHOP, version="v3", inbound=(needs,)),))
+        needed = await anext(snapshots)
+        assert b"first keys" in needed.of_type(EXTENSION)[tokens_filter("shop")].body
+        keys(b"second keys")
+        after = await anext(snapshots)
+        assert after.changed_from(needed) == {EXTENSION: (tokens_filter("shop"),)}
+        assert b"second keys" in after.of_type(EXTENSION)[tokens_filter("shop")].body
 
 
 async def test_rules_are_known_by_service_and_by_version() -> None:

@@ -5,7 +5,7 @@ from agent_parts import BUNDLE, CA, ENTRY, SIDECAR, TD, entry, update
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eastwest.agent.state import BadUpdate, State
+from eastwest.agent.state import MAX_TOKEN_KEYS, BadUpdate, State
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
 from eastwest.attest.match import matching
 from eastwest.pki.signer import KeyAlgorithm
@@ -13,7 +13,9 @@ from eastwest.policy.enforcement import Sidecar
 from eastwest.spiffe.bundle import Bundle, X509Authority
 from eastwest.spiffe.id import TrustDomain
 from eastwest.spiffe.selector import Selector
+from eastwest.testing.tokens import TokenMint
 
+TOKEN_KEYS = control.ResourceName.KIND_TOKEN_KEYS
 SHOP = Sidecar(spiffe_id="spiffe://saas.example/shop", version="v1", known_callers=())
 
 
@@ -150,3 +152,36 @@ def test_the_first_key_type_that_is_known_is_made(held: State) -> None:
     assert after.apply(update(6, entries=(entry("a"),))).keys == {}
     assert after.apply(update(6, remove=((ENTRY, "a"),))).keys == {}
     assert after.apply(update(6, entries=(entry("b"),))).keys == after.keys
+
+
+def with_token_keys(number: int, document: bytes, *, full: bool = False) -> control.Update:
+    made = update(number, full=full, bundles=(CA.bundle,) if full else ())
+    made.upserts.add(name=control.ResourceName(kind=TOKEN_KEYS, name=TD.name), token_keys=document)
+    return made
+
+
+def test_token_keys_come_change_and_go(held: State) -> None:
+    assert held.token_keys == b""
+    mint = TokenMint(TD.uri)
+    first = held.apply(with_token_keys(5, mint.key_set))
+    assert first.token_keys == mint.key_set
+    mint.rotate()
+    second = first.apply(with_token_keys(6, mint.key_set))
+    assert second.token_keys == mint.key_set
+    # What is not about them leaves them; the cache has them too.
+    kept = second.apply(update(7, entries=(entry("c"),)))
+    assert kept.token_keys == mint.key_set
+    assert State(TD).apply(kept.to_update()) == kept
+    assert kept.apply(update(8, remove=((TOKEN_KEYS, TD.name),))).token_keys == b""
+    assert kept.apply(update(9, full=True, bundles=(CA.bundle,))).token_keys == b""
+    assert State(TD).apply(with_token_keys(1, mint.key_set, full=True)).token_keys == mint.key_set
+
+
+@pytest.mark.parametrize(
+    "document",
+    [b"", b"no JSON", b"[]", b"{}", b'{"keys":[1]}', b'{"keys":[]}' + b" " * MAX_TOKEN_KEYS, b"\xff"],
+    ids=range(7),
+)
+def test_what_is_no_key_set_is_refused(held: State, document: bytes) -> None:
+    with pytest.raises(BadUpdate):
+        held.apply(with_token_keys(5, document))

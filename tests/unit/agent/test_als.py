@@ -1,5 +1,6 @@
 """Access log entries as Envoy writes them, and the rows they become."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import msgspec
@@ -12,15 +13,20 @@ from eastwest.agent.als import MAX_ENTRIES, AccessLogs, decided, refused_handsha
 from eastwest.agent.xds import Principal
 from eastwest.errors import InvalidInput
 from eastwest.ledger.record import Decision
-from eastwest.mesh import names, rbac
+from eastwest.mesh import names, rbac, tokens
 from eastwest.mesh.action import ActionName, InForce
 from eastwest.policy.enforcement import (
+    Cell,
     DecisionCode,
     HttpMatch,
     Inbound,
     MtlsMode,
     OperationRules,
+    OriginRules,
+    Rule,
+    TenantRules,
     TenantSource,
+    TokenRules,
     Verdict,
 )
 
@@ -114,6 +120,60 @@ def test_the_first_refusal_speaks_in_shadow_too():
         MtlsMode.PERMISSIVE,
         "v1",
     )
+
+
+def brought(row_entry, **claims: str):
+    """What the filter that verified a token noted of it."""
+    context = {name: claims.pop(name) for name in ("tenant", "approver") if name in claims}
+    struct = row_entry.common_properties.metadata.filter_metadata[tokens.METADATA].get_or_create_struct(tokens.PAYLOAD)
+    struct.update({"txn": "t1", "sub": CALLER, "jti": "secret", "tctx": context, **claims})
+    return row_entry
+
+
+@pytest.mark.parametrize(
+    ("details", "code"),
+    [
+        ("via_upstream", DecisionCode.ALLOWED),
+        ("ext_authz_denied", DecisionCode.TOKEN_USED),
+        ("ext_authz_error", DecisionCode.CHECK_UNAVAILABLE),
+    ],
+)
+def test_the_check_of_single_use_has_the_last_word(details, code):
+    for once in (True, False):
+        action = ActionName(DecisionCode.ALLOWED, "p", "web:items:read", NOW.version, once)
+        made = entry(CALLER, operations_enforced_effective_policy_id=action)
+        made.response.response_code_details = details
+        row = decided(made, NOW, VERSIONS.get, "n")
+        assert row is not None
+        assert row.code == (code if once else DecisionCode.ALLOWED)
+        refused = row.code is not DecisionCode.ALLOWED
+        assert (row.verdict, row.policy) == ((Verdict.DENY, "") if refused else (Verdict.ALLOW, "p"))
+        assert (row.operation, row.rules_version) == ("web:items:read", NOW.version)
+
+
+def test_a_row_tells_of_the_token_that_the_decision_looked_at():
+    allow = Rule(verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED)
+    with_token = TokenRules(unapproved=OriginRules(otherwise=allow), approved=OriginRules(otherwise=allow))
+    looks = Cell(callers=(CALLER,), rule=msgspec.structs.replace(allow, token=with_token))
+    by_claim = Cell(callers=(CALLER,), tenants=TenantRules(otherwise=allow))
+    other = Cell(callers=("spiffe://td.test/b",), rule=looks.rule)
+    allowed, wrong = name(DecisionCode.ALLOWED), name(DecisionCode.TOKEN_WRONG_KEY)
+    for cells, source, action, claims, expected in (
+        ((looks,), None, allowed, {"approver": "bob"}, ("t1", "bob", "")),
+        ((looks,), None, wrong, {"approver": "bob"}, ("t1", "", "")),
+        ((looks,), None, allowed, {"approver": "bob", "sub": "spiffe://td.test/b"}, ("", "", "")),
+        ((other,), None, allowed, {"approver": "bob"}, ("", "", "")),
+        ((Cell(callers=(CALLER,), rule=allow),), None, allowed, {"approver": "bob"}, ("", "", "")),
+        ((by_claim,), TenantSource(claim=True), allowed, {"tenant": "acme"}, ("t1", "", "acme")),
+        ((by_claim,), TenantSource(claim=True), allowed, {"sub": "spiffe://td.test/b", "tenant": "acme"}, ("", "", "")),
+    ):
+        operation = msgspec.structs.replace(INBOUND.operations[0], cells=cells, tenant=source)
+        rules = replace(NOW, inbound=msgspec.structs.replace(INBOUND, operations=(operation,)))
+        made = brought(entry(CALLER, operations_enforced_effective_policy_id=action), **claims)
+        row = decided(made, rules, lambda _version, rules=rules: rules, "n")
+        assert row is not None
+        assert (row.transaction, row.approver, row.tenant) == expected
+        assert "secret" not in msgspec.json.encode(row).decode()
 
 
 def test_a_version_nobody_remembers_is_read_with_the_present_rules():

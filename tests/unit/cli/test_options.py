@@ -26,12 +26,14 @@ def every_option(noun):
         single = typer.Typer(add_completion=False)
         single.command(noun)(target)
         target = single
-    command = get_command(target)
-    return [
-        (name, parameter)
-        for name, verb in (command.commands if hasattr(command, "commands") else {"": command}).items()
-        for parameter in verb.params
-    ]
+    return list(options_of(get_command(target), ""))
+
+
+def options_of(command, name):
+    if not hasattr(command, "commands"):
+        yield from ((name, parameter) for parameter in command.params)
+    for verb, below in getattr(command, "commands", {}).items():
+        yield from options_of(below, f"{name} {verb}".strip())
 
 
 @pytest.mark.parametrize("noun", COMMANDS)

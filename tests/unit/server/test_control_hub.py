@@ -4,11 +4,13 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
 
 from eastwest.agent import sidecars
 from eastwest.api.eastwest.control.v1 import control_pb2 as pb
 from eastwest.clock import SystemClock
-from eastwest.errors import InvalidInput, Unavailable
+from eastwest.errors import InvalidInput, PermissionDenied, Unavailable
 from eastwest.rpc.service import MAX_MESSAGE
 from eastwest.server.agents import control_service
 from eastwest.server.control import MAX_ACK, MAX_SIDECARS, ControlHub
@@ -105,10 +107,10 @@ async def test_a_report_about_too_many_sidecars_ends_the_stream_with_the_reason(
 
 
 def test_an_agent_stays_within_what_a_server_takes():
-    assert sidecars.MAX_SIDECARS == MAX_SIDECARS
+    assert sidecars.MAX_SIDECARS + sidecars.MAX_BEHIND <= MAX_SIDECARS
     fullest = pb.SidecarStatus(
-        node_id="\U0001f512" * sidecars.MAX_NODE_ID,
-        spiffe_id="spiffe://td.test/" + "x" * 200,
+        node_id="n" * sidecars.MAX_NODE_ID,
+        spiffe_id="spiffe://td.test/" + "x" * 2031,
         acknowledged_version="f" * 64,
         intended_version="f" * 64,
         error="e" * sidecars.MAX_ERROR,
@@ -117,6 +119,54 @@ def test_an_agent_stays_within_what_a_server_takes():
     )
     ack = pb.Ack(sidecars=[fullest] * MAX_SIDECARS)
     assert pb.SubscribeRequest(ack=ack).ByteSize() < MAX_ACK
+
+
+class ChokingCall(SilentCall):
+    """An agent whose report is more than a message may have."""
+
+    async def __anext__(self) -> pb.SubscribeRequest:
+        raise GRPCError(Status.RESOURCE_EXHAUSTED, "the message has 5000000 bytes")
+
+
+async def test_a_message_that_cannot_be_read_ends_the_stream_with_its_status():
+    async with asyncio.timeout(10):
+        with pytest.raises(GRPCError, match="5000000 bytes"):
+            await _hub().serve(AGENT, ChokingCall(), SystemClock().now() + timedelta(seconds=60))
+
+
+async def test_a_stream_ends_when_its_certificate_has_come_to_prove_nothing():
+    hub, call, revoked = _hub(), SilentCall(), []
+
+    def confirm() -> None:
+        if revoked:
+            raise PermissionDenied("its CA was revoked")
+
+    serving = asyncio.create_task(hub.serve(AGENT, call, SystemClock().now() + timedelta(seconds=60), confirm))
+    async with asyncio.timeout(10):
+        while not call.sent:
+            await asyncio.sleep(0)
+        revoked.append(True)
+        hub.wake()
+        with pytest.raises(PermissionDenied, match="revoked"):
+            await serving
+    assert len(call.sent) == 1
+
+
+async def test_who_is_displaced_is_told_so():
+    hub, until = _hub(), SystemClock().now() + timedelta(seconds=60)
+    first, second = SilentCall(), SilentCall()
+    displaced = asyncio.create_task(hub.serve(AGENT, first, until))
+    async with asyncio.timeout(10):
+        while not first.sent:
+            await asyncio.sleep(0)
+        staying = asyncio.create_task(hub.serve(AGENT, second, until))
+        with pytest.raises(Unavailable, match="another subscription"):
+            await displaced
+        while not second.sent:
+            await asyncio.sleep(0)
+    assert hub.connected == 1
+    staying.cancel()
+    await asyncio.gather(staying, return_exceptions=True)
 
 
 def test_only_subscribe_has_the_smaller_limit():

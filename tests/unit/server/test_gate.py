@@ -26,6 +26,10 @@ class Connection:
 
     def __init__(self, certificate: bytes) -> None:
         self._certificate = certificate
+        self.proved: list[str] = []
+
+    def prove(self, caller: str) -> None:
+        self.proved.append(caller)
 
     @property
     def connection(self) -> object:
@@ -76,12 +80,28 @@ async def test_a_revoked_issuing_ca_ends_what_an_open_connection_may() -> None:
         await gate.enter(shown)
     with pytest.raises(PermissionDenied, match="its CA was revoked"):
         await gate.administrator(shown)
+    with pytest.raises(PermissionDenied, match="its CA was revoked"):
+        gate.confirm(shown)
+    gate.confirm(newer)
     await gate.enter(newer)
 
 
 async def test_a_certificate_that_another_ca_signed_makes_no_caller() -> None:
     server = Server(TestCA())
     gate = await server.gate()
-    stranger = TestCA().svid("/ops")[0].chain[0]
+    connection = Connection(TestCA().svid("/ops")[0].chain[0])
     with pytest.raises(PermissionDenied, match="not issued by this server"):
-        await gate.enter(Call(Connection(stranger), CALLED))
+        await gate.enter(Call(connection, CALLED))
+    assert not connection.proved
+
+
+async def test_only_whom_the_gate_knows_has_proved_something_to_the_port() -> None:
+    """Any workload has a certificate that TLS verifies."""
+    server = Server(TestCA())
+    gate = await server.gate()
+    workload, admin = (Connection(server.ca.svid(path)[0].chain[0]) for path in ("/shop", "/ops"))
+    with pytest.raises(PermissionDenied, match="no administrator"):
+        await gate.enter(Call(workload, CALLED))
+    await gate.enter(Call(workload, "/spire.api.server.bundle.v1.Bundle/GetBundle"))
+    await gate.enter(Call(admin, CALLED))
+    assert (workload.proved, admin.proved) == ([], ["spiffe://saas.example/ops"])

@@ -192,11 +192,12 @@ class _Worker:
         headers = {"host": command["service"], **command.get("headers", {})}
         if self._key:
             headers["x-internal-key"] = self._key
-        writer.write(encode_request(Request(command["method"], command["path"], headers)))
+        body = command.get("body", "").encode()
+        writer.write(encode_request(Request(command["method"], command["path"], headers, body)))
         await writer.drain()
         response = await read_response(reader)
-        body = response.body.decode(errors="replace")
-        return {"status": response.status, "headers": dict(response.headers), "body": body}
+        text = response.body.decode(errors="replace")
+        return {"status": response.status, "headers": dict(response.headers), "body": text}
 
 
 class _Tally:

@@ -45,6 +45,8 @@ class Authority:
         await create.exited.wait()
         if create.popen.returncode != 0:
             raise create.failure(f"ended with status {create.popen.returncode}")
+        with (data / "server" / "server.toml").open("a") as settings:
+            settings.write("\n[tokens]\nport = 0\n")
         self.server = self._processes.start("server", [*EASTWEST, "server", "run", "--data", str(data)])
         self.admin = await self.server.ready(self._connect, "its admin socket answered", START_TIMEOUT)
         self._progress(f"the authority for {TRUST_DOMAIN} runs (pid {self.server.pid})")
@@ -88,6 +90,22 @@ class Authority:
 
         watched = (self.server, self.agent, *self._sidecars.values())
         await wait_for(acknowledged, "every sidecar acknowledged the estate", START_TIMEOUT, *watched)
+
+    async def grant(self, approval: str, reason: str) -> tuple[str, str]:
+        """Grant an approval as the demo's administrator; who that is, and the approval's state."""
+        from eastwest.api.eastwest.approvals.v1 import approvals_pb2 as pb
+        from eastwest.cli.admin import admin_channel
+        from eastwest.rpc.client import method
+
+        channel = admin_channel(self._place.data)
+        try:
+            granted: pb.Approval = await channel.unary(
+                method(pb.DESCRIPTOR.services_by_name["Approvals"], "GrantApproval"),
+                pb.DecideApprovalRequest(id=approval, reason=reason),
+            )
+        finally:
+            channel.close()
+        return granted.approver, granted.state
 
     async def close(self) -> None:
         """Let go of the connection to the server."""

@@ -24,7 +24,8 @@ class Call:
     ``via``: through the caller's own sidecar; straight to the port without TLS, or with TLS but no certificate;
     straight to the service's own socket; or through the sidecar of the workload ``borrowed``. ``status`` 0 means
     that no HTTP answer comes. ``code`` is the decision's, as the caller is told, and ``ledger`` the one that is
-    recorded (by default the same; "-" where nobody can record anything). ``headers`` may carry the stolen key.
+    recorded (by default the same; "-" where nobody can record anything). ``headers`` may carry the stolen key or a
+    token, ``body`` a token.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Call:
     borrowed: str = ""
     attack: bool = False
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: str = field(default="", repr=False)
 
     @property
     def recorded(self) -> str:
@@ -131,6 +133,7 @@ def command(call: Call, port: int) -> dict[str, Any]:
         "method": call.method,
         "path": call.path,
         "headers": headers,
+        "body": call.body,
     }
 
 

@@ -29,6 +29,7 @@ def show(report: Report) -> None:
     _weak(console, report)
     _switch(console, report)
     _strong(console, report)
+    _step_up(console, report)
     _rotation(console, report)
     _records(console, report)
     _end(console, report)
@@ -87,6 +88,20 @@ def _strong(console: Console, report: Report) -> None:
                 style="yellow",
             )
         )
+
+
+def _step_up(console: Console, report: Report) -> None:
+    step_up = report.step_up
+    _title(console, "B. Strong: what hurts needs a token for this one call, and somebody who answers for it")
+    table = Table("asked at the token endpoint, through the asker's own sidecar", "for", "answer", box=SIMPLE_HEAD)
+    for asked in step_up.asked:
+        answer = f"a token, {asked.expires_in} s" if asked.token else asked.observed
+        style = "green" if asked.token else "red" if asked.ask.attack else "yellow"
+        table.add_row(asked.ask.story, asked.ask.operation, Text(answer, style=style if asked.ok else "red"))
+        if asked.approval:
+            table.add_row(f"{step_up.approver} grants approval {asked.approval}", asked.ask.operation, "granted")
+    console.print(table)
+    _show_calls(console, step_up.calls)
 
 
 def _rotation(console: Console, report: Report) -> None:

@@ -77,6 +77,8 @@ def _notification(request: Request) -> Response:
     match request.method, _parts(request):
         case "POST", ["messages"]:
             return _json(200, {"queued": True, "tenant": request.headers.get(TENANT_HEADER, ""), **_seen(request)})
+        case "POST", ["users", user, "mute"]:
+            return _json(200, {"user": user, "queued": True, **_seen(request)})
         case "GET", ["templates", name]:
             return _json(200, {"template": name, "text": "Hello"})
     return _health(request)
@@ -86,6 +88,8 @@ def _admin(request: Request) -> Response:
     match request.method, _parts(request):
         case "POST", ["admin", "users", user, "disable"]:
             return _json(200, {"user": user, "disabled": True, **_seen(request)})
+        case "POST", ["admin", "users", user, "mute"]:
+            return _json(200, {"user": user, "muted": True, **_seen(request)})
         case "GET", ["admin", "users", user]:
             return _json(200 if user in _USERS else 404, _USERS.get(user, {}))
     return _health(request)

@@ -57,6 +57,12 @@ class PublicLog:
         """SHA-256 of each certificate issued to ``subject`` and covered by the checkpoint, the oldest first."""
         return [body["certificate_sha256"] for _, _, body in self._issuances() if body["subject"] == subject]
 
+    def count(self, kind: str) -> int:
+        """How many entries of a kind the checkpoint covers."""
+        checkpoint = open_checkpoint(self._files.read(CHECKPOINT_PATH), self._key)
+        reader = TileReader(self._files, checkpoint.size)
+        return sum(1 for index in range(checkpoint.size) if decode(reader.entry(index)).kind == kind)
+
     def report(self, certificates: list[str]) -> LogReport:
         """Verify the whole log, and the inclusion of the issuances of ``certificates`` (PEM), in their order."""
         whole = verify_log(self._files, self._key, self._files.paths())

@@ -9,6 +9,7 @@ from eastwest.cli.demo.calls import Made
 from eastwest.cli.demo.ledger import Joined
 from eastwest.cli.demo.place import WORKLOADS
 from eastwest.cli.demo.records import LogReport
+from eastwest.cli.demo.stepup import RECORDED, Asked, StepUp
 from eastwest.cli.demo.weak import KEY_NAME, WeakOutcome
 
 _IDS = {workload.name: workload.spiffe_id for workload in WORKLOADS}
@@ -59,6 +60,7 @@ class Report:
     note: str  # why not by uid; "" where it is so
     weak: WeakOutcome
     strong: list[Made]
+    step_up: StepUp
     switch: ModeSwitch
     rotation: Rotation
     ledger: Joined
@@ -95,7 +97,14 @@ class Report:
             },
             "strong": {
                 "policy_version": self.policy_version,
-                "calls": [_strong_call(made) for made in self.strong],
+                "calls": [_strong_call(made) for made in (*self.strong, *self.step_up.calls)],
+            },
+            "step_up": {
+                "asked": [_asked(asked) for asked in self.step_up.asked],
+                "approver": self.step_up.approver,
+                "approval_state": self.step_up.approval_state,
+                "log_entries": self.step_up.recorded,
+                "calls": [made.call.name for made in self.step_up.calls],
             },
             "mode_switch": {
                 "permissive": _strong_call(self.switch.permissive),
@@ -160,6 +169,24 @@ def _strong_call(made: Made) -> dict[str, Any]:
     }
 
 
+def _asked(asked: Asked) -> dict[str, Any]:
+    ask = asked.ask
+    return {
+        "name": ask.name,
+        "story": ask.story,
+        "attack": ask.attack,
+        "workload": ask.caller,
+        "operation": ask.operation,
+        "tenant": ask.tenant,
+        "status": asked.status,
+        "approval": asked.approval,
+        "expires_in": asked.expires_in,
+        "expected": asked.expected,
+        "observed": asked.observed,
+        "ok": asked.ok,
+    }
+
+
 def expect_all(report: Report) -> list[Expectation]:
     """What must be so, in the order of the story."""
     weak, switch, rotation, log = report.weak, report.switch, report.rotation, report.log
@@ -176,10 +203,19 @@ def expect_all(report: Report) -> list[Expectation]:
         Expectation("mode.connection-survived-the-switch", True, switch.strict.reused),
         Expectation("mode.failed-calls-during-the-switch", 0, switch.load_failures),
     ]
-    found += [Expectation(f"strong.{made.call.name}", made.expected, made.observed) for made in report.strong]
-    served = [
-        made for made in report.strong if made.call.via == "sidecar" and made.status == 200 and "caller" in made.body
+    strong = [*report.strong, *report.step_up.calls]
+    found += [Expectation(f"strong.{made.call.name}", made.expected, made.observed) for made in strong]
+    found += [Expectation(f"step-up.{each.ask.name}", each.expected, each.observed) for each in report.step_up.asked]
+    tokens = sum(1 for each in report.step_up.asked if each.token)
+    found += [
+        Expectation("step-up.approval-granted-by-another", True, _granted_by_another(report.step_up)),
+        Expectation(
+            "step-up.every-step-is-in-the-log",
+            dict(zip(RECORDED, (1, 1, tokens), strict=True)),
+            report.step_up.recorded,
+        ),
     ]
+    served = [made for made in strong if made.call.via == "sidecar" and made.status == 200 and "caller" in made.body]
     found += [
         Expectation(
             "strong.services-know-the-caller",
@@ -204,6 +240,11 @@ def expect_all(report: Report) -> list[Expectation]:
         ),
     ]
     return found
+
+
+def _granted_by_another(step_up: StepUp) -> bool:
+    """Whether an administrator granted it, and not one of the workloads."""
+    return step_up.approval_state == "granted" and step_up.approver.startswith("unix:uid:")
 
 
 def _reported(made: Made) -> str:

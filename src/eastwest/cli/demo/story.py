@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eastwest.agent.envoy import envoy_binary
-from eastwest.cli.demo import strong, weak
+from eastwest.cli.demo import stepup, strong, weak
 from eastwest.cli.demo.authority import Authority
 from eastwest.cli.demo.calls import Call, Load, Made, command, make
 from eastwest.cli.demo.estate import Intent
@@ -144,6 +144,9 @@ class _Story:
         self._progress(
             f"outcome B: {sum(each.status != 200 for each in made if each.call.attack)} of {len(calls)} attacks refused"
         )
+        step_up = await stepup.run(self._make, self._authority.grant, stepup.forged)
+        refused = sum(each.status != 200 for each in step_up.calls if each.call.attack)
+        self._progress(f"with tokens: {refused} of {sum(c.call.attack for c in step_up.calls)} attacks refused")
         before = next(each for each in made if each.certificate).certificate
         after = await self._rotated(before)
         # The load's connections began under the old certificate; this one cannot.
@@ -159,16 +162,19 @@ class _Story:
             broken_connections=await self._broken() - broken,
         )
         self._progress(f"billing's certificate rotated under {rotation.calls} calls, {len(rotation.failures)} failed")
-        every = [switch.permissive, switch.strict, *made, *self._unseen]
+        every = [switch.permissive, switch.strict, *made, *step_up.calls, *self._unseen]
         ledger = await join(self._authority.admin, every, self._load_calls, _LEDGER_PATIENCE)
         await self._authority.admin.flush_log()
-        log = PublicLog(self._place.data / "server").report([before, after])
+        public = PublicLog(self._place.data / "server")
+        log = public.report([before, after])
+        step_up.recorded = {kind: public.count(kind) for kind in stepup.RECORDED}
         report = Report(
             data=str(self._place.data),
             selectors="path" if self._place.uids.base is None else "uid",
             note=self._place.uids.why,
             weak=outcome,
             strong=made,
+            step_up=step_up,
             switch=switch,
             rotation=rotation,
             ledger=ledger,
@@ -223,7 +229,7 @@ class _Story:
             socket = str(self._place.app_socket(_workload(call.service)))
         elif call.via == "borrowed-sidecar":
             socket = str(self._place.egress_socket(_workload(call.borrowed)))
-        return await make(self._apps, call, self._ports[call.service], socket=socket, keep=keep)
+        return await make(self._apps, call, self._ports.get(call.service, 0), socket=socket, keep=keep)
 
     async def _broken(self) -> int:
         return await broken_connections(self._place.admin_socket(_STOREFRONT), _BILLING.name)
@@ -255,6 +261,7 @@ class _Story:
             lines.append(f"{eastwest} demo --keep             leaves it all running, and prints where")
         lines += [
             f"{eastwest} decisions --data {data} --code TENANT_NOT_PERMITTED",
+            f"{eastwest} approval list --data {data}",
             f"{eastwest} mesh status --data {data}",
             f"{eastwest} log verify --data {data}",
             f"{eastwest} log prove {entry} --data {data}",

@@ -108,15 +108,6 @@ def work() -> list[Call]:
             path="/catalog",
             status=200,
         ),
-        Call(
-            name="console-disables-user",
-            story="the console, and only the console, disables a user",
-            caller="console",
-            service="admin",
-            method="POST",
-            path="/admin/users/u-17/disable",
-            status=200,
-        ),
     ]
 
 

@@ -1,0 +1,211 @@
+"""What is minted would be allowed, and what would be allowed is minted: by the table that enforcement points obey."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import product
+
+import pytest
+from token_world import BILLING, CONSOLE, ESTATE, LEDGER, TD, WEB
+
+from eastwest.issuance.transaction import (
+    MAX_CHAIN,
+    Approval,
+    ApprovalNeeded,
+    Caller,
+    Targets,
+    TokenRefused,
+    Wanted,
+    accepts_approver,
+    approvable,
+    mint,
+    permit,
+    read,
+)
+from eastwest.pki.signer import KeyAlgorithm, SoftwareSigner, generate_private_key
+from eastwest.policy.enforcement import Verdict
+from eastwest.policy.load import load_estate
+from eastwest.policy.operations import wire_form
+from eastwest.policy.oracle import lookup
+from eastwest.policy.table import compile_estate
+from eastwest.policy.transaction import MAX_LIFE, SKEW, NoToken, Token, claims
+from eastwest.testing.entropy import SeededEntropy
+from eastwest.testing.tokens import TokenMint
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+SIGNER = SoftwareSigner(generate_private_key(KeyAlgorithm.EC_P256))
+KEYS = {SIGNER.key_id: SIGNER.public_key}
+SIDECARS = compile_estate(load_estate({name: text.encode() for name, text in ESTATE.items()})).sidecars
+TARGETS = Targets(SIDECARS.values())
+OPERATIONS = [rules for sidecar in SIDECARS.values() for inbound in sidecar.inbound for rules in inbound.operations]
+CERTIFICATE = "ab" * 32
+
+
+def made(caller: str, wanted: Wanted, incoming: Token | None = None, approver: str = "", life: int = 120):
+    approval = Approval("a1", approver, NOW + timedelta(minutes=15)) if approver else None
+    granted = permit(TARGETS, caller, wanted, incoming, approval)
+    token, unsigned = mint(granted, Caller(caller, CERTIFICATE), incoming, SIGNER, TD, NOW, SeededEntropy(1), life)
+    return token, unsigned.finish(SIGNER.sign(unsigned.message)).token
+
+
+def incoming_for(service: str, tenant: str = "", origin: str = CONSOLE) -> Token:
+    return Token(
+        id="i",
+        transaction="t",
+        caller=origin,
+        certificate=CERTIFICATE,
+        action=f"{service}:x:y",
+        resource=service,
+        origin=origin,
+        expires=int(NOW.timestamp()) + 60,
+        tenant=tenant,
+        chain=(origin,),
+    )
+
+
+@pytest.mark.parametrize("rules", OPERATIONS, ids=lambda rules: rules.name)
+def test_what_is_minted_is_allowed_and_nothing_else_would_be(rules) -> None:
+    service = rules.name.partition(":")[0]
+    sidecar = SIDECARS[TARGETS.workload_of(service)]
+    method, template = wire_form(rules.match)
+    minted = refused = 0
+    tenants = ["acme", "globex", "other"] if rules.tenant else [""]
+    approvers = ["", "unix:uid:0", f"{TD}/prod/shop/owner"]
+    for caller, tenant, approver, origin in product([WEB, CONSOLE, BILLING, LEDGER], tenants, approvers, ["", CONSOLE]):
+        filled = [literal or {"tenant": tenant}.get(name, "eu") for literal, name in template.segments]
+        path = "/" + "/".join(filled)
+        serves = next((s for s in ("billing", "ledger") if TARGETS.workload_of(s) == caller), "")
+        if origin and not serves:
+            continue
+        incoming = incoming_for(serves, tenant) if origin else None
+        try:
+            token, text = made(caller, Wanted(rules.name, tenant), incoming, approver)
+        except TokenRefused:
+            refused += 1
+            # No token of this caller would have helped: not even one that nobody makes.
+            token = Token(
+                id="x",
+                transaction="t",
+                caller=caller,
+                certificate=CERTIFICATE,
+                action=rules.name,
+                resource=service,
+                origin=origin or caller,
+                expires=int(NOW.timestamp()) + 60,
+                tenant=tenant,
+                approver=approver,
+                approval="a1" if approver else "",
+            )
+            verdict = lookup(sidecar, caller, service, method, path, (), token, CERTIFICATE)[0]
+            assert verdict is Verdict.DENY, (caller, tenant, approver, origin)
+            continue
+        minted += 1
+        assert read(text, KEYS, TD, NOW) == token
+        verdict = lookup(sidecar, caller, service, method, path, (), token, CERTIFICATE)[0]
+        assert verdict is Verdict.ALLOW, (caller, tenant, approver, origin)
+    assert minted
+    assert refused
+
+
+def test_what_an_approval_would_change() -> None:
+    credit = Wanted("billing:credits:create", "acme")
+    with pytest.raises(ApprovalNeeded):
+        permit(TARGETS, CONSOLE, credit)
+    assert approvable(TARGETS, CONSOLE, credit).service == "billing"
+    rotate = Wanted("billing:keys:rotate")
+    with pytest.raises(ApprovalNeeded):
+        permit(TARGETS, CONSOLE, rotate)
+    with pytest.raises(TokenRefused, match="no policy accepts an approval"):
+        made(CONSOLE, rotate, approver="unix:uid:0")
+    assert not accepts_approver(TARGETS, CONSOLE, rotate, "unix:uid:0")
+    assert accepts_approver(TARGETS, CONSOLE, rotate, f"{TD}/prod/shop/owner")
+    assert not accepts_approver(TARGETS, WEB, rotate, f"{TD}/prod/shop/owner")
+    assert not accepts_approver(TARGETS, CONSOLE, Wanted("billing:nothing:do"), "unix:uid:0")
+    for wanted in (
+        Wanted("billing:credits:create", "other"),
+        Wanted("billing:nothing:do"),
+        Wanted("billing:credits:create"),
+    ):
+        with pytest.raises(TokenRefused):
+            approvable(TARGETS, CONSOLE, wanted)
+    with pytest.raises(TokenRefused):
+        approvable(TARGETS, f"{TD}/nobody", credit)
+
+
+def test_no_token_outlives_its_approval_or_five_minutes() -> None:
+    token, _ = made(CONSOLE, Wanted("billing:reports:make"), life=9999)
+    assert token.expires == int(NOW.timestamp()) + MAX_LIFE
+    soon = Approval("a1", "unix:uid:0", NOW + timedelta(seconds=7))
+    granted = permit(TARGETS, CONSOLE, Wanted("billing:credits:create", "acme"), None, soon)
+    token, _ = mint(granted, Caller(CONSOLE, CERTIFICATE), None, SIGNER, TD, NOW, SeededEntropy(2))
+    assert token.expires == int(NOW.timestamp()) + 7
+
+
+def test_a_chain_has_an_end() -> None:
+    incoming = incoming_for("billing", "acme")
+    for length in range(1, MAX_CHAIN):
+        chained = Token(**{**_fields(incoming), "chain": (CONSOLE,) * length})
+        token, _ = made(BILLING, Wanted("ledger:entries:write", "acme"), chained)
+        assert token.chain == (*chained.chain, BILLING)
+        assert token.origin == CONSOLE
+    with pytest.raises(TokenRefused, match="16 workloads"):
+        made(BILLING, Wanted("ledger:entries:write", "acme"), Token(**{**_fields(incoming), "chain": (CONSOLE,) * 16}))
+
+
+def test_a_token_that_would_be_too_long_is_not_made() -> None:
+    incoming = Token(**{**_fields(incoming_for("billing", "acme")), "chain": (f"{TD}/{'x' * 500}",) * 15})
+    with pytest.raises(TokenRefused, match="more than 4096 bytes"):
+        made(BILLING, Wanted("ledger:entries:write", "acme"), incoming)
+
+
+BAD_TIMES = {
+    "expired": ({"exp": -SKEW - 1}, NoToken.EXPIRED),
+    "within the skew": ({"exp": -SKEW}, None),
+    "too long": ({"exp": MAX_LIFE + 1, "iat": 0}, NoToken.INVALID),
+    "as long as may be": ({"exp": MAX_LIFE, "iat": 0}, None),
+    "from the future": ({"iat": SKEW + 1, "exp": 60}, NoToken.INVALID),
+    "not yet": ({"nbf": SKEW + 1}, NoToken.INVALID),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TIMES)
+def test_times(case: str) -> None:
+    changed, outcome = BAD_TIMES[case]
+    now = int(NOW.timestamp())
+    maker = TokenMint(TD)
+    token, _ = made(CONSOLE, Wanted("billing:reports:make"))
+    said = claims(token, TD, now - 60) | {name: now + offset for name, offset in changed.items()}
+    found = read(maker.sign(said), _keys(maker), TD, NOW)
+    assert found is outcome if outcome is not None else isinstance(found, Token)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"iss": "spiffe://other.test"},
+        {"aud": "spiffe://other.test"},
+        {"aud": [TD, "spiffe://other.test"]},
+        {"exp": None},
+        {"iat": None},
+        {"exp": "1"},
+        {"exp": True},
+        {"tctx": None},
+        {"tctx": {"action": "a"}},
+        {"jti": None},
+        {"sub": 7},
+    ],
+)
+def test_claims_of_another_form_are_no_token(changed) -> None:
+    maker = TokenMint(TD)
+    token, _ = made(CONSOLE, Wanted("billing:reports:make"))
+    said = claims(token, TD, int(NOW.timestamp())) | changed
+    text = maker.sign({name: value for name, value in said.items() if value is not None})
+    assert read(text, _keys(maker), TD, NOW) is NoToken.INVALID
+
+
+def _keys(maker: TokenMint):
+    from eastwest.pki.compact import read_keys
+
+    return read_keys(maker.key_set)
+
+
+def _fields(token: Token) -> dict:
+    return {name: getattr(token, name) for name in token.__struct_fields__}

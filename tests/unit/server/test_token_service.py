@@ -1,0 +1,319 @@
+"""The token service without a network: keys over kills and years, the rate, and answers when something is away."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlencode
+
+import jwt
+import pytest
+from token_world import CONSOLE, ESTATE, TD, form
+
+from eastwest.entropy import SystemEntropy
+from eastwest.errors import Unavailable
+from eastwest.issuance.transaction import Targets
+from eastwest.log.entry import decode
+from eastwest.pki.signer import KeyAlgorithm
+from eastwest.pki.token_keys import Calendar
+from eastwest.plugins.disk_keys import DiskKeyStore
+from eastwest.policy.load import load_estate
+from eastwest.policy.table import compile_estate
+from eastwest.process.signing import ThreadSigningPool
+from eastwest.server.journal import Journal
+from eastwest.server.tokens.approvals import MAX_PENDING, Approvals, Lifetimes
+from eastwest.server.tokens.endpoint import Endpoint
+from eastwest.server.tokens.exchange import Exchange
+from eastwest.server.tokens.http2 import Asked
+from eastwest.server.tokens.keys import TokenKeys
+from eastwest.spiffe.id import TrustDomain
+from eastwest.store.database import Database
+from eastwest.store.tokens import SqliteTokens
+from eastwest.testing import FakeClock, TestCA
+from eastwest.testing.log import Failure, MemoryLog
+
+DOMAIN = TrustDomain("td.test")
+CALENDAR = Calendar(period=7 * 86_400, lead=600, kept=365)
+FORM = "application/x-www-form-urlencoded"
+MANY = ESTATE | {
+    "workloads/all.yaml": ESTATE["workloads/all.yaml"].replace(
+        "[acme, globex]", json.dumps([f"t{number}" for number in range(MAX_PENDING + 5)])
+    )
+}
+SIDECARS = compile_estate(load_estate({name: text.encode() for name, text in MANY.items()})).sidecars
+
+
+class Away:
+    """A key store that stops to answer when it is told so."""
+
+    def __init__(self, store: DiskKeyStore) -> None:
+        self._store = store
+        self.is_away = False
+
+    def __getattr__(self, name: str):
+        if self.is_away:
+            raise Unavailable("the key store does not answer")
+        return getattr(self._store, name)
+
+
+class World:
+    """The service on a real database and real keys on disk."""
+
+    def __init__(self, directory, clock: FakeClock) -> None:
+        self.clock = clock
+        self.log = MemoryLog()
+        self.disk = DiskKeyStore(directory / "keys")
+        self.store = Away(self.disk)
+        self.database = Database.open(directory / "db", trust_domain="td.test", clock=clock)
+        self.tokens = SqliteTokens(self.database)
+        self.journal = Journal(self.log, clock)
+        self.keys = TokenKeys(DOMAIN, self.tokens, self.store, CALENDAR, self.journal, clock, SystemEntropy())
+        self.changes = 0
+        self.keys.on_change = self.changed
+        self.pool = ThreadSigningPool()
+
+    def changed(self) -> None:
+        self.changes += 1
+
+    @property
+    def published(self) -> list[str]:
+        return [key["kid"] for key in json.loads(self.keys.document)["keys"]]
+
+    def endpoint(self, rate: float = 1000.0) -> Endpoint:
+        targets = Targets(SIDECARS.values())
+        self.approvals = Approvals(
+            self.tokens,
+            lambda: targets,
+            lambda _service: "shop",
+            Lifetimes(3600, 900),
+            self.journal,
+            self.clock,
+            SystemEntropy(),
+        )
+        exchange = Exchange(
+            DOMAIN,
+            lambda: targets,
+            self.keys,
+            self.approvals,
+            self.journal,
+            self.clock,
+            SystemEntropy(),
+            self.pool,
+            120,
+        )
+        return Endpoint(DOMAIN, exchange, self.clock, rate)
+
+    async def recorded(self, kind: str) -> list[dict]:
+        entries = [decode(raw) for raw in await self.log.entries(0, self.log.size)]
+        return [dict(entry.body) for entry in entries if entry.kind == kind]
+
+    async def close(self) -> None:
+        self.pool.close()
+        await self.database.close()
+
+
+@asynccontextmanager
+async def opened(directory, clock: FakeClock):
+    world = World(directory, clock)
+    try:
+        await world.keys.open()
+        yield world
+    finally:
+        await world.close()
+
+
+def certificate(clock: FakeClock, path: str = "/prod/shop/console") -> bytes:
+    svid, _ = TestCA("td.test", clock.now()).svid(path)
+    return svid.chain[0]
+
+
+async def ask(endpoint: Endpoint, der: bytes, operation: str, **more: object) -> tuple[int, dict]:
+    answer = await endpoint(der, Asked("POST", "/token", FORM, urlencode(form(operation, **more)).encode()))
+    return answer.status, json.loads(answer.body)
+
+
+async def test_keys_follow_each_other_for_a_month_and_over_restarts(tmp_path) -> None:
+    clock = FakeClock()
+    seen: list[str] = []
+    for _ in range(40):
+        async with opened(tmp_path, clock) as world:
+            signing = (await world.keys.signer()).key_id
+            assert signing in world.published
+            if signing not in seen:
+                seen.append(signing)
+            assert len(world.published) <= 2
+            assert len(world.disk.names()) == len(world.published)
+        clock.advance(20 * 3600)
+    assert len(seen) == 5
+
+
+async def test_a_successor_is_told_before_it_signs_and_the_old_key_stays_a_while(tmp_path) -> None:
+    clock = FakeClock()
+    async with opened(tmp_path, clock) as world:
+        [first] = world.published
+        clock.advance(CALENDAR.period - CALENDAR.lead - 1)
+        await world.keys.turn()
+        assert world.published == [first]
+        changes = world.changes
+        clock.advance(1)
+        await world.keys.turn()
+        assert world.changes > changes
+        assert len(world.published) == 2
+        clock.advance(CALENDAR.lead - 1)
+        assert (await world.keys.signer()).key_id == first
+        clock.advance(1)
+        second = (await world.keys.signer()).key_id
+        assert second != first
+        clock.advance(CALENDAR.kept)
+        await world.keys.turn()
+        assert set(world.published) == {first, second}
+        clock.advance(1)
+        await world.keys.turn()
+        assert world.published == [second]
+        assert len(world.disk.names()) == 1
+        assert [entry["key_id"] for entry in await world.recorded("token_key.published")] == [first, second]
+        assert [entry["key_id"] for entry in await world.recorded("token_key.dropped")] == [first]
+
+
+async def test_what_an_interrupted_change_left_is_cleared_away(tmp_path) -> None:
+    clock = FakeClock()
+    async with opened(tmp_path, clock) as world:
+        [first] = world.published
+        # Killed after the key was made, and before it was recorded.
+        world.log.fail_next(Failure.REFUSED)
+        clock.advance(CALENDAR.period)
+        with pytest.raises(Unavailable):
+            await world.keys.turn()
+        assert world.published == [first]
+        assert len(world.disk.names()) == 2
+    async with opened(tmp_path, clock) as world:
+        assert len(world.published) == 2
+        assert len(world.disk.names()) == 2
+        # A key of somebody else in the same store is left alone.
+        world.disk.create("token-of-another", KeyAlgorithm.EC_P256)
+    async with opened(tmp_path, clock) as world:
+        assert "token-of-another" in world.disk.names()
+
+
+async def test_a_key_store_that_is_away_is_told_and_tried_again(tmp_path) -> None:
+    clock = FakeClock()
+    async with opened(tmp_path, clock) as world:
+        keeping = asyncio.create_task(world.keys.keep())
+        await clock.elapse(1)
+        world.store.is_away = True
+        await clock.elapse(CALENDAR.period)
+        async with asyncio.timeout(10):
+            while not world.keys.problem:
+                await asyncio.sleep(0.01)
+        assert "does not answer" in world.keys.problem
+        # The old key signs on meanwhile.
+        assert (await world.keys.signer()).key_id in world.published
+        world.store.is_away = False
+        async with asyncio.timeout(10):
+            while world.keys.problem:
+                await clock.elapse(30)
+                await asyncio.sleep(0.01)
+        assert len(world.published) == 2
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_a_caller_that_asks_too_often_waits(tmp_path) -> None:
+    clock = FakeClock()
+    async with opened(tmp_path, clock) as world:
+        endpoint = world.endpoint(rate=2)
+        console, web = certificate(clock), certificate(clock, "/prod/shop/web")
+        assert [(await ask(endpoint, console, "billing:reports:make"))[0] for _ in range(3)] == [200, 200, 429]
+        status, said = await ask(endpoint, console, "billing:reports:make")
+        assert (status, said["error"], said["code"]) == (429, "temporarily_unavailable", "EXHAUSTED")
+        # Others do not, and it may again soon.
+        assert (await ask(endpoint, web, "billing:invoices:read", tenant="t1"))[0] == 200
+        clock.advance(0.5)
+        assert (await ask(endpoint, console, "billing:reports:make"))[0] == 200
+
+
+async def test_what_cannot_be_recorded_is_not_given(tmp_path) -> None:
+    clock = FakeClock()
+    async with opened(tmp_path, clock) as world:
+        endpoint, console = world.endpoint(), certificate(clock)
+        world.log.fail_next(Failure.REFUSED)
+        status, said = await ask(endpoint, console, "billing:reports:make")
+        assert (status, said["error"], said["code"]) == (503, "temporarily_unavailable", "LOG_UNAVAILABLE")
+        assert "access_token" not in said
+        world.log.fail_next(Failure.REFUSED)
+        status, said = await ask(endpoint, console, "billing:credits:create", tenant="t1", reason="x")
+        assert (status, said["code"]) == (503, "LOG_UNAVAILABLE")
+        assert not await world.approvals.listed("", "", 10)
+        assert (await ask(endpoint, console, "billing:reports:make"))[0] == 200
+
+
+async def test_not_too_many_approvals_wait(tmp_path) -> None:
+    clock = FakeClock()
+    async with opened(tmp_path, clock) as world:
+        endpoint, console = world.endpoint(), certificate(clock)
+        for number in range(MAX_PENDING):
+            status, _ = await ask(endpoint, console, "billing:credits:create", tenant=f"t{number}", reason="x")
+            assert status == 403
+        status, said = await ask(endpoint, console, "billing:credits:create", tenant=f"t{MAX_PENDING}", reason="x")
+        assert (status, said["code"]) == (429, "EXHAUSTED")
+        status, _ = await ask(endpoint, console, "billing:credits:create", tenant="t3", reason="x")
+        assert status == 403, "the one that waits is named"
+        assert len(await world.recorded("approval.requested")) == MAX_PENDING
+        clock.advance(3600)
+        console = certificate(clock)
+        status, said = await ask(endpoint, console, "billing:credits:create", tenant="t3", reason="x")
+        assert (status, said["error"]) == (403, "approval_required")
+
+
+async def test_certificates_that_prove_nobody_here(tmp_path) -> None:
+    clock = FakeClock()
+    async with opened(tmp_path, clock) as world:
+        endpoint = world.endpoint()
+        foreign, _ = TestCA("td.test.evil", clock.now()).svid("/prod/shop/console")
+        status, said = await ask(endpoint, foreign.chain[0], "billing:reports:make")
+        assert (status, said["error"], said["code"]) == (401, "invalid_client", "CERTIFICATE_REFUSED")
+        ended = certificate(clock)
+        clock.advance(86_400 * 30)
+        status, said = await ask(endpoint, ended, "billing:reports:make")
+        assert (status, said["code"]) == (401, "CERTIFICATE_REFUSED")
+
+
+async def test_a_mistake_of_ours_is_an_answer_too(tmp_path) -> None:
+    clock = FakeClock()
+    async with opened(tmp_path, clock) as world:
+        endpoint, console = world.endpoint(), certificate(clock)
+        await world.database.close()
+        status, _ = await ask(endpoint, console, "billing:credits:create", tenant="t1", reason="x")
+        assert status == 503
+        answer = await endpoint(b"no certificate at all", Asked("POST", "/token", FORM, b""))
+        assert answer.status == 500
+        assert json.loads(answer.body)["error"] == "server_error"
+
+
+async def test_a_single_use_token_is_remembered_until_nobody_would_take_it(tmp_path) -> None:
+    clock = FakeClock()
+    async with opened(tmp_path, clock) as world:
+        now = int(clock.now().timestamp())
+        store = world.tokens
+        answers = await asyncio.gather(*(store.use("t1", now + 60, "", now) for _ in range(50)))
+        assert answers.count(True) == 1
+        assert await store.use("t2", now + 90, "", now + 60)
+        assert not await store.use("t1", now + 60, "", now + 60)
+        assert await store.use("t3", now + 400, "", now + 61)
+        rows = await world.database.read(lambda c: c.execute("SELECT token_id FROM used_tokens").fetchall())
+        assert {row[0] for row in rows} == {"t2", "t3"}
+
+
+async def test_minted_tokens_verify_by_the_published_keys(tmp_path) -> None:
+    clock = FakeClock(datetime.now(UTC) + timedelta(seconds=1))
+    async with opened(tmp_path, clock) as world:
+        endpoint = world.endpoint()
+        status, said = await ask(endpoint, certificate(clock), "billing:reports:make")
+        assert status == 200
+        keys = jwt.PyJWKSet.from_json(world.keys.document.decode())
+        kid = jwt.get_unverified_header(said["access_token"])["kid"]
+        options = {"verify_iat": False}
+        claims = jwt.decode(
+            said["access_token"], keys[kid], algorithms=["ES256"], audience=TD, issuer=TD, options=options
+        )
+        assert claims["sub"] == CONSOLE
