@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-import urllib.request
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
