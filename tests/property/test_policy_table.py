@@ -140,7 +140,7 @@ def _policy(random: Random, name: str, workloads: list[str], services: list[str]
         f"{random.choice(['when', 'when', 'unless'])} {{ {_condition(random, workloads, services, operations, 2)} }}"
         for _ in range(random.choice([0, 1, 1, 2]))
     ]
-    any_tenant = ' @tenants("any")' if random.random() < 0.2 else ""
+    any_tenant = ' @tenants("any")' if effect == "permit" and random.random() < 0.2 else ""
     head = f'@id("{name}") @owner("group:x") @reason("r"){any_tenant}'
     return f"{head}\n{effect} ({principal}, {action}, {resource}) {' '.join(conditions)};"
 

@@ -15,6 +15,7 @@ from functools import cached_property, partial
 
 import msgspec
 
+from eastwest.errors import InvalidInput
 from eastwest.policy.analysis import Analysis, Scope
 from eastwest.policy.enforcement import Cell, OperationRules, Rule, Sidecar, TenantRules, TenantSource, Verdict
 from eastwest.policy.estate import Demand, Estate, ForeignWorkload, Operation, Policy, Service, Workload
@@ -26,12 +27,16 @@ from eastwest.policy.judge import (
     Entities,
     Judge,
     Request,
+    TooManyQuestions,
     fresh_text,
 )
 from eastwest.policy.operations import can_be_tenant, matcher, method_of, tenant_source
+from eastwest.policy.problems import EstateInvalid, Problem, Severity
 from eastwest.policy.schema import ACTION, DOMAIN, ENVIRONMENT, SERVICE, WORKLOAD, cedar_entities
 
 Outcome = Rule | TenantRules
+MAX_ASKED = 3_000_000
+"""Questions about one version; one of 5,000 workloads and 10,000 operations asks some 100,000."""
 MAX_REMEMBERED = 500_000
 """Answers that a memory holds before it begins anew; one of 5,000 workloads and 10,000 operations has some 100,000."""
 
@@ -110,7 +115,7 @@ class Slice:
     """Policies that may apply, and what their answer depends on."""
 
     def __init__(self, policies: Sequence[Analysis], entities: Entities) -> None:
-        self._policies = policies
+        self.policies = policies
         self._entities = entities
         self.uses_tenant = any(p.uses_tenant for p in policies)
         self.uses_tokens = any(p.uses_demands for p in policies)
@@ -125,7 +130,7 @@ class Slice:
     @cached_property
     def judge(self) -> Judge:
         """Many slices are only looked at, never asked."""
-        return Judge(self._policies, self._entities)
+        return Judge(self.policies, self._entities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,11 +332,27 @@ class Cells:
             for tenant in tenants
         ]
         before = part.judge.asked
-        rules = part.judge.rules(requests, texts)
+        try:
+            rules = part.judge.rules(requests, texts)
+        except TooManyQuestions as error:
+            raise self._too_many(part, operation, error) from None
         self.asked += part.judge.asked - before
+        if self.asked > MAX_ASKED:
+            whole = InvalidInput(
+                f"the policies tell so many cases apart that more than {MAX_ASKED:,} questions would have to be asked",
+                fix="name fewer approvers, origins and tenants in policies that fit many operations",
+            )
+            raise self._too_many(part, operation, whole)
         if source is None:
             return rules[0]
         return combine(dict(zip(tenants, rules, strict=True)), other)
+
+    def _too_many(self, part: Slice, operation: Operation, error: InvalidInput) -> EstateInvalid:
+        """The error where the policy stands that names most."""
+        worst = max(part.policies, key=lambda policy: len(policy.texts)).policy.id
+        where = self._estate.position("policy", worst)
+        message = f"policy {worst!r} with others at {operation.name}: {error.message}"
+        return EstateInvalid([Problem(Severity.ERROR, where, message, error.fix)])
 
 
 def combine(rules: Mapping[str | None, Rule], other: str) -> Outcome:

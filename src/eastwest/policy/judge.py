@@ -18,6 +18,7 @@ import cedarpy
 import msgspec
 from cedarpy import pst
 
+from eastwest.errors import InvalidInput
 from eastwest.policy.analysis import Analysis
 from eastwest.policy.enforcement import DecisionCode, OriginRules, Rule, TokenRules, Verdict
 from eastwest.policy.estate import Demand
@@ -28,6 +29,8 @@ TENANT_NOT_PERMITTED = Rule(verdict=Verdict.DENY, code=DecisionCode.TENANT_NOT_P
 UNCLASSIFIED = Rule(verdict=Verdict.DENY, code=DecisionCode.UNCLASSIFIED_OPERATION)
 ATTAINABLE = frozenset({DecisionCode.ALLOWED, DecisionCode.STEP_UP_REQUIRED, DecisionCode.APPROVAL_REQUIRED})
 
+MAX_QUESTIONS = 10_000
+"""About one caller at one operation: each is answered and held for a moment."""
 _FAILED_POLICY = re.compile(r"policy `([^`]*)`")
 
 
@@ -58,6 +61,17 @@ class Entities:
     def __init__(self, schema: str, entities: str) -> None:
         self.schema = cedarpy.Schema.from_str(schema)
         self.handle = cedarpy.Entities.from_json_str(entities, self.schema)
+
+
+class TooManyQuestions(InvalidInput):
+    """Policies tell so many approvers, origins and tenants apart that nobody can list what holds."""
+
+    def __init__(self, approvers: int, origins: int, tenants: int) -> None:
+        super().__init__(
+            f"{approvers} approvers, {origins} origins and {tenants} tenants are told apart at one operation, "
+            f"and all together there may be {MAX_QUESTIONS:,} cases",
+            fix="write policies that name fewer of them, or put what they have in common into an attribute",
+        )
 
 
 class _Compared:
@@ -104,8 +118,10 @@ class Judge:
         others = Brought(fresh_text("any-approver", known), fresh_text("any-origin", known))
         approvers = ["", others.approver, *(text for text in self._approvers.among(texts) if text)]
         origins = [others.origin, *self._origins.among(texts)]
-        kinds = [Brought(approver, origin) for approver in approvers for origin in origins]
         asking = [i for i, request in enumerate(requests) if self._uses_tokens or request.demands]
+        if len(approvers) * len(origins) * len(asking) > MAX_QUESTIONS:
+            raise TooManyQuestions(len(approvers), len(origins), len(asking))
+        kinds = [Brought(approver, origin) for approver in approvers for origin in origins]
         questions = [(requests[i], brought) for i in asking for brought in kinds]
         answers = iter(self._ask(questions))
         for i in asking:

@@ -235,3 +235,17 @@ def test_a_profile_of_post_quantum_keys_alone_is_a_demand_at_both_ends(edited) -
         sidecars = compile_estate(load_estate(files)).sidecars.values()
         assert {one.post_quantum for sidecar in sidecars for one in sidecar.inbound} == {demanded}
         assert {one.post_quantum for sidecar in sidecars for one in sidecar.outbound} == {demanded}
+
+
+def test_policies_that_tell_too_many_cases_apart_are_an_error_at_once(example) -> None:
+    names = ", ".join(f'"someone-{i}"' for i in range(120))
+    body = (
+        f"permit (principal, action, resource) when {{ context has approval && context has transaction && "
+        f"[{names}].contains(context.approval.approver) && [{names}].contains(context.transaction.origin) }};"
+    )
+    plan = plan_files({**example, "policies/x.cedar": policy("x", body).encode()}, dt.date(2026, 11, 22))
+    (error,) = plan.errors
+    assert error.where.file == "policies/x.cedar"
+    assert "policy 'x' with others at" in error.message
+    assert "are told apart at one operation" in error.message
+    assert "name fewer of them" in error.fix

@@ -35,7 +35,8 @@ def known_callers(entries: Iterable[Entry], estate: Estate, naming: Naming) -> t
             environment=entry.environment,
             domain=domain,
             owner=entry.owner,
-            attributes=dict(entry.attributes),
+            # Whoever registers a caller by API leaves out what it likes: that must not open anything.
+            attributes={"tenants": (), **dict(entry.attributes)},
         )
         found[name] = caller if found.setdefault(name, caller) == caller else None
     return tuple(found[name] for name in sorted(found) if found[name] is not None)  # type: ignore[misc] # None is filtered out
