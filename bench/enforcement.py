@@ -20,17 +20,28 @@ from bench.processes import EASTWEST, TRUST_DOMAIN, Agent, Process, Server, answ
 from eastwest.agent.envoy import envoy_binary
 from eastwest.cli.admin import AdminClient
 
-NAMES = ("policy_to_enforced_ms_p50", "policy_to_enforced_ms_p99", "policy_apply_ms_p50")
-OPERATIONS = 10
+NAMES = (
+    "policy_to_enforced_ms_p50",
+    "policy_to_enforced_ms_p99",
+    "policy_apply_ms_p50",
+    "apply_to_enforced_100_ms_p50",
+    "apply_to_enforced_100_ms_p99",
+    "policy_apply_100_ms_p50",
+)
 _REQUEST = b"GET /v1/resource-0/42 HTTP/1.1\r\nhost: stock\r\n\r\n"
 
 
 def run(*, quick: bool) -> list[Result]:
+    """With 10 operations and policies, and with 100."""
+    return [*_run(10, "policy_to_enforced", "", quick=quick), *_run(100, "apply_to_enforced", "_100", quick=quick)]
+
+
+def _run(operations: int, name: str, label: str, *, quick: bool) -> list[Result]:
     """A server, an agent, two workloads with a sidecar each; this process applies and calls."""
     with scratch() as folder, ExitStack() as stack:
         server = stack.enter_context(Server(folder / "data"))
         app = stack.enter_context(_App(folder / "app.sock"))
-        estate = _Estate(folder, free_port(), app.path)
+        estate = _Estate(folder, free_port(), app.path, operations)
         server.admin(lambda admin: admin.apply_estate(estate.files(permitted=True)))
         agent = stack.enter_context(Agent(server, group="nodes"))
         for name in ("shop", "stock"):
@@ -39,13 +50,13 @@ def run(*, quick: bool) -> list[Result]:
         connection = _connect(agent, egress)
         totals, applied = asyncio.run(_changes(server, estate, connection, 5 if quick else 40))
         connection.close()
-    note = f"{OPERATIONS} operations, 2 workloads; apply called -> new answer on the same keep-alive connection; "
+    note = f"{operations} operations, 2 workloads; apply called -> new answer on the same keep-alive connection; "
     note += calibration()
     share = "of that until the server had answered: checked, compiled, stored and recorded"
     return [
-        Result("policy_to_enforced_ms_p50", round(percentile(totals, 0.5), 1), "ms", len(totals), note),
-        Result("policy_to_enforced_ms_p99", round(percentile(totals, 0.99), 1), "ms", len(totals), note),
-        Result("policy_apply_ms_p50", round(percentile(applied, 0.5), 1), "ms", len(applied), share),
+        Result(f"{name}{label}_ms_p50", round(percentile(totals, 0.5), 1), "ms", len(totals), note),
+        Result(f"{name}{label}_ms_p99", round(percentile(totals, 0.99), 1), "ms", len(totals), note),
+        Result(f"policy_apply{label}_ms_p50", round(percentile(applied, 0.5), 1), "ms", len(applied), share),
     ]
 
 
@@ -101,8 +112,9 @@ def _sidecar(agent: Agent, folder: Path, name: str, envoy: Path) -> Process:
 class _Estate:
     """Two workloads, told apart by the path of their Envoy, and a service whose first operation comes and goes."""
 
-    def __init__(self, folder: Path, port: int, app: Path) -> None:
+    def __init__(self, folder: Path, port: int, app: Path, operations: int) -> None:
         self._port = port
+        self._operations = operations
         self._app = app
         self.envoys = {name: _program(folder / f"envoy-{name}") for name in ("shop", "stock")}
 
@@ -117,9 +129,9 @@ class _Estate:
         operations = "".join(
             f"  - name: stock:resource-{number}:read\n"
             f'    match: {{method: GET, path: "/v1/resource-{number}/{{id}}"}}\n    sensitivity: restricted-read\n'
-            for number in range(OPERATIONS)
+            for number in range(self._operations)
         )
-        policies = "\n".join(_permit(number) for number in range(0 if permitted else 1, OPERATIONS))
+        policies = "\n".join(_permit(number) for number in range(0 if permitted else 1, self._operations))
         texts = {
             "estate.yaml": _ESTATE.format(trust_domain=TRUST_DOMAIN, uid=os.geteuid()),
             "workloads/all.yaml": f"workloads:\n{workloads}",

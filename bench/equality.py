@@ -1,4 +1,4 @@
-"""Whether all deciders agree: the comparison of ``tests/integration/test_equality.py`` on other estates, as numbers."""
+"""Whether all deciders agree, in numbers: what ``tests/integration/test_equality.py`` compares, on other estates."""
 
 from __future__ import annotations
 

@@ -9,20 +9,33 @@ what the server adds, a call and a durable write, is not in these numbers.
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from envoy.config.core.v3 import config_source_pb2
+from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
+    HttpConnectionManager,
+    HttpFilter,
+)
 
 from bench.load import Connection
-from bench.measure import Result, calibration, percentile, spread, thread_seconds
-from bench.processes import TRUST_DOMAIN, Helper, free_port, scratch
+from bench.measure import Result, calibration, cpu_seconds, percentile, spread, thread_seconds
+from bench.processes import TRUST_DOMAIN, Helper, Process, free_port, scratch
 from bench.sidecars import Envoy, Rewrite, Sidecars
-from bench.tree import CALLER, CONNECTIONS, _caller, _without_filters, _without_logs
+from bench.tree import CALLER, CONNECTIONS, _caller, _edited, _without_filters, _without_logs
+from eastwest.mesh import clusters, names
+from eastwest.mesh.matching import pack
+from eastwest.mesh.settings import Settings
+from eastwest.mesh.snapshot import Resource
 from eastwest.policy.enforcement import (
     Cell,
     DecisionCode,
@@ -44,6 +57,8 @@ NAMES = (
     "token_fresh_rps_ratio",
     "contextual_rps_ratio",
     "contextual_cpu_us",
+    "contextual_vs_opa_cpu_ratio",
+    "contextual_vs_opa_rps_ratio",
     "stepup_added_ms_p50",
 )
 OPERATION = "things:make"
@@ -132,7 +147,13 @@ def run(*, quick: bool) -> list[Result]:
         Variant("once", _STEP_UP, fresh=True, single_use=True),
     ]
     mint = TokenMint(f"spiffe://{TRUST_DOMAIN}")
-    with scratch() as folder, Sidecars(folder) as sidecars, Helper("bench.load") as load:
+    with scratch() as folder, Sidecars(folder) as sidecars, Helper("bench.load") as load, ExitStack() as stack:
+        opa = None
+        if binary := os.environ.get("EASTWEST_BENCH_OPA"):
+            port = free_port()
+            opa = stack.enter_context(_opa(binary, port, folder, mint))
+            opa.wait_for("its port", lambda: _listens(port))
+            variants.append(Variant("opa", _ALLOW, _asking_opa(port), fresh=True))
         for variant in variants:
             variant.envoy = sidecars.add(variant.sidecar(), variant.rewrite, mint.key_set)
         caller = sidecars.add(_caller(variants))  # type: ignore[arg-type] - of them it reads names and Envoys
@@ -141,19 +162,31 @@ def run(*, quick: bool) -> list[Result]:
         for number in range(rounds + 1):
             turn = [*variants[number % len(variants) :], *variants[: number % len(variants)]]
             for variant in turn if number % 2 else reversed(turn):
-                _load(variant, load, caller.egress, tokens, sidecars.thread, seconds, count=bool(number))
+                _load(variant, load, caller.egress, tokens, sidecars.thread, seconds, count=bool(number), opa=opa)
         added = _single(variants[1], variants[3], caller.egress, tokens, 20 if quick else 200)
     return [*_ratios(variants, rounds), added]
 
 
 def _load(
-    variant: Variant, load: Helper, path: Path, tokens: _Tokens, agent: int, seconds: float, *, count: bool
+    variant: Variant,
+    load: Helper,
+    path: Path,
+    tokens: _Tokens,
+    agent: int,
+    seconds: float,
+    *,
+    count: bool,
+    opa: Process | None,
 ) -> None:
     assert variant.envoy is not None
     made = list(tokens.make(variant.name, int(seconds * 8000) if variant.fresh else 1))
     request = variant.request if variant.fresh else variant.request.replace("{token}", made[0])
     pid = variant.envoy.process.pid
-    before, agent_before = thread_seconds(pid), _thread(agent)
+
+    def asked() -> float:
+        return cpu_seconds(opa.pid) if opa is not None and variant.name == "opa" else _thread(agent)
+
+    before, asked_before = thread_seconds(pid), asked()
     answer = load.ask(
         path=str(path),
         request=request,
@@ -167,7 +200,7 @@ def _load(
     if count:  # the first round opens connections
         variant.rps.append(answer["requests"] / answer["seconds"])
         variant.cpu.append((thread_seconds(pid) - before) / answer["requests"] * 1e6)
-        variant.agent.append((_thread(agent) - agent_before) / answer["requests"] * 1e6)
+        variant.agent.append((asked() - asked_before) / answer["requests"] * 1e6)
 
 
 def _thread(number: int) -> float:
@@ -183,7 +216,7 @@ def _ratios(variants: list[Variant], rounds: int) -> list[Result]:
         note = f"against mTLS alone, median of {rounds} rounds ({spread(ratios, 2)}); server's Envoy {used:+.1f} us"
         return round(statistics.median(ratios), 3), note
 
-    _, _, repeated, fresh, once = variants
+    _, _, repeated, fresh, once, *others = variants
     agent = statistics.median(once.agent)
     return [
         Result("token_repeated_rps_ratio", *_spaced(ratio(repeated), rounds)),
@@ -196,7 +229,81 @@ def _ratios(variants: list[Variant], rounds: int) -> list[Result]:
             rounds,
             f"of the agent, per check ({spread(once.agent)}); {calibration()}",
         ),
+        *(found for opa in others for found in _beside_opa(once, opa, rounds)),
     ]
+
+
+def _beside_opa(once: Variant, opa: Variant, rounds: int) -> list[Result]:
+    theirs, ours = statistics.mean(opa.agent), statistics.mean(once.agent)
+    note = f"of the process that is asked: our agent {ours:.0f} us, OPA {theirs:.0f} us; below 1, ours took less"
+    rps = [mine / its for mine, its in zip(once.rps, opa.rps, strict=True)]
+    both = f"median of {rounds} rounds ({spread(rps, 2)}); a new token each, verified; ours is also used up"
+    return [
+        Result("contextual_vs_opa_cpu_ratio", round(ours / theirs, 3), "ratio", rounds, note),
+        Result("contextual_vs_opa_rps_ratio", round(statistics.median(rps), 3), "ratio", rounds, both),
+    ]
+
+
+def _opa(binary: str, port: int, folder: Path, mint: TokenMint) -> Process:
+    """OPA with its Envoy plug-in, deciding by a map of callers and by the token, all but whether it was used before."""
+    policy = folder / "policy.rego"
+    policy.write_text(_REGO.replace("KEYS", mint.key_set.decode()))
+    plugin = f"plugins.envoy_ext_authz_grpc.addr=127.0.0.1:{port}"
+    path = "plugins.envoy_ext_authz_grpc.path=mesh/allow"
+    server = ["run", "--server", "--addr", f"127.0.0.1:{free_port()}", "--log-level", "error", "--skip-version-check"]
+    return Process([binary, *server, "--set", plugin, "--set", path, policy], folder / "opa.log")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _asking_opa(port: int) -> Rewrite:
+    """mTLS alone, and OPA asked about each request."""
+
+    def rewrite(resources: list[Resource]) -> list[Resource]:
+        cluster = clusters.local("authorizer", f"tcp:127.0.0.1:{port}", Settings(egress_socket=""), grpc=True)
+        return [Resource.of(cluster.name, names.CLUSTER, cluster), *_edited(_without_filters(resources), _ask)]
+
+    def _ask(manager: HttpConnectionManager) -> None:
+        config = ext_authz_pb2.ExtAuthz(
+            transport_api_version=config_source_pb2.V3,
+            grpc_service={
+                "envoy_grpc": {"cluster_name": names.local_cluster("authorizer", grpc=True)},
+                "timeout": {"seconds": 5},
+            },
+        )
+        asking = HttpFilter(name="envoy.filters.http.ext_authz", typed_config=pack(config))
+        filters = [asking, *manager.http_filters]
+        manager.ClearField("http_filters")
+        manager.http_filters.extend(filters)
+
+    return rewrite
+
+
+_REGO = f"""package mesh
+
+import rego.v1
+
+default allow := false
+
+callers := {{"{CALLER}": {{"POST": true}}}}
+
+said := claims if {{
+	token := input.attributes.request.http.headers["txn-token"]
+	rules := {{"cert": `KEYS`, "iss": "spiffe://{TRUST_DOMAIN}", "aud": "spiffe://{TRUST_DOMAIN}"}}
+	[good, _, claims] := io.jwt.decode_verify(token, rules)
+	good
+}}
+
+allow if {{
+	callers[input.attributes.source.principal][input.attributes.request.http.method]
+	said.sub == input.attributes.source.principal
+	said.tctx.action == "opa:{OPERATION}"
+	said.tctx.resource == "opa"
+}}
+"""
 
 
 def _spaced(found: tuple[float, str], rounds: int) -> tuple[float, str, int, str]:

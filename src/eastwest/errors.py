@@ -46,6 +46,8 @@ class Error(Exception):
     """
 
     code: Code = Code.INTERNAL
+    reason: str = ""
+    """The exact stable code, where the kind is refined by one: a decision code, for instance."""
 
     def __init__(self, message: str, *, fix: str = "", where: str = "") -> None:
         super().__init__(message)

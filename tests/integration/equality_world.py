@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import ssl
 import tempfile
 import time
@@ -44,6 +45,7 @@ from eastwest.testing.estates import FOREIGN, HEADER, SHAPES, TRUST_DOMAIN, rand
 
 SERVER = f"spiffe://{TRUST_DOMAIN}/prod/d1/server"
 REFUSED = "REQUEST_REFUSED"
+_ONE_HOST = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 TCP = "wire"
 """The service that is no HTTP, of ``eastwest.testing.estates``."""
 _FOR_EVER = datetime.max.replace(tzinfo=UTC)
@@ -127,7 +129,9 @@ class Asked:
 
     @property
     def with_host(self) -> list[tuple[str, str]]:
-        return [("host", self.call.host), *self.headers]
+        """As they go over the wire, where names are in lower case in HTTP/2."""
+        headers = [(name.lower(), value) for name, value in self.headers] if self.http2 else self.headers
+        return [("host", self.call.host), *headers]
 
 
 @dataclass
@@ -324,7 +328,7 @@ class World:
         if isinstance(handed_on, Refused):
             return Told(REFUSED)
         certificate = self.certificate(call.caller) if call.caller else ""
-        question = (call.caller, call.service, call.method, handed_on.target, handed_on.headers, call.presented)
+        question = (call.caller, call.service, call.method, self._matched(handed_on), handed_on.headers, call.presented)
         verdict, code, policy, operation = estate.decide(*question, certificate)
         found = lookup(estate.sidecar, *question, certificate)
         if found != (verdict, code, policy, operation):
@@ -339,6 +343,11 @@ class World:
         if call.service == TCP:
             return Request("", "", "", "", ())
         return normalise(call.method, call.target, asked.with_host, http_version=asked.version)
+
+    @staticmethod
+    def _matched(request: Request) -> str:
+        """The target by which an operation is found: none is where the request does not name one host."""
+        return request.target if not request.method or _ONE_HOST.fullmatch(request.authority) else ""
 
     def _compare_sdk(self, estate: Estate, asked: Asked, expected: Told) -> None:
         call = asked.call
@@ -416,8 +425,9 @@ class World:
         wanted = (call.method, request.target, [(call.caller or "").encode()])
         if told != wanted:
             self._differ(estate, call, "what the application saw", wanted, told)
-        passed = sorted((n.decode(), v.decode("latin-1")) for n, v in seen.headers if n not in _ADDED)
-        sent = sorted(pair for pair in request.headers if pair[0] != "te")
+        passed = sorted((n.decode(), v.decode("latin-1").strip(" \t")) for n, v in seen.headers if n not in _ADDED)
+        # Blanks around a value, which HTTP/2 keeps, are no part of it in HTTP/1.1.
+        sent = sorted((name, value.strip(" \t")) for name, value in request.headers if name != "te")
         if [p for p in passed if p[0] != "te"] != sent:
             self._differ(estate, call, "headers that the application saw", sent, passed)
 

@@ -14,6 +14,7 @@ from server_process import EASTWEST, ServerProcess
 from token_world import configure
 
 import eastwest.errors
+from eastwest.agent.envoy import envoy_binary
 
 TD = "spiffe://td.test"
 HERE = Path(__file__).parent
@@ -112,6 +113,21 @@ class SdkWorld:
 
     async def caller(self, name: str) -> Process:
         return await self.workload(name, "sdk_caller.py", self.socket)
+
+    async def sidecar(self, name: str) -> Path:
+        """The way out of an Envoy beside the workload ``name``, which the agent knows by the Envoy's own path."""
+        envoy, out = self.root / f"{name}-python", self.root / f"{name}.sock"
+        try:
+            os.link(envoy_binary(), envoy)
+        except OSError:
+            shutil.copy(envoy_binary(), envoy)
+        command = [*EASTWEST, "sidecar", "run", "--data", str(self.agent_data), "--node-id", name]
+        command += ["--egress-socket", str(out), "--admin-socket", str(self.root / f"{name}-admin.sock")]
+        self.processes.append(await self._run(name, [*command, "--envoy", str(envoy)], ready=""))
+        async with asyncio.timeout(30):
+            while not out.exists():
+                await asyncio.sleep(0.05)  # Envoy tells nobody that it listens
+        return out
 
     def program(self, name: str) -> Path:
         path = self.root / f"{name}-python"

@@ -1,14 +1,19 @@
 """A service without a proxy against callers with real SVIDs: server, agent and every workload a process of its own."""
 
+import asyncio
+import json
 import re
 import shutil
 import ssl
+import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 from envoy_mesh import Http
 from sdk_world import TD, SdkWorld
+
+from eastwest.sdk.httpx import GRANT, TOKEN_TYPE
 
 BILLING = f"{TD}/prod/shop/billing"
 WEB = f"{TD}/prod/shop/web"
@@ -166,3 +171,45 @@ async def test_what_goes_on_without_the_agent_and_through_renewals(world):
     await web.ask("call_until", status=200, server=BILLING, url=world.url, method="GET", path="/status")
     once = await token(web, world, "billing:adjustments:create", tenant="acme")
     assert await code(web, world, "POST", ADJUST, token=once) == 200
+
+
+async def test_a_caller_behind_a_sidecar_reaches_a_service_without_one(world):
+    """HTTP/1.1 to Uvicorn, HTTP/2 to who speaks it, by one and the same kind of cluster."""
+    await world.start()
+    await world.workload("billing", "sdk_service.py", world.socket, "billing", world.port)
+    out = await world.sidecar("web")
+
+    async def curl(url: str, *more: str) -> dict:
+        command = ["curl", "-sS", "--max-time", "20", "--unix-socket", str(out), url, *more]
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        said, _ = await process.communicate()
+        assert process.returncode == 0
+        return json.loads(said)
+
+    seen = await curl("http://billing/tenants/acme/invoices?a=b", "-H", "x-mine: 1")
+    assert (seen["principal"], seen["operation"], seen["tenant"]) == (WEB, "billing:invoices:read", "acme")
+    assert (seen["query"], dict(seen["headers"])["x-mine"]) == ("a=b", "1")
+    refused = await curl("http://billing/keys", "-d", "body")
+    assert refused["error"]["code"] == "OPERATION_NOT_PERMITTED"
+    said = await curl("http://eastwest/token", *token_form("billing:reports:make"))
+    assert (await curl("http://billing/reports", "-d", "x", "-H", f"txn-token: {said['access_token']}"))["transaction"]
+    # What is refused can be found by the reference that the caller was given.
+    [row] = [
+        row
+        for row in await world.decisions(lambda rows: any(row["code"] == "OPERATION_NOT_PERMITTED" for row in rows))
+        if row["code"] == "OPERATION_NOT_PERMITTED"
+    ]
+    assert row["reference"] == refused["error"]["reference"]
+
+    http = await Http.unix(world.root / "web-admin.sock")
+    lines = (await http.ask("GET", "/stats?filter=upstream_cx_http[12]_total")).body.decode().splitlines()
+    await http.close()
+    totals = {name.removeprefix("cluster."): int(count) for name, count in (line.split(": ") for line in lines)}
+    spoken = {name for name, count in totals.items() if count and "agent" not in name}
+    assert spoken == {"remote/billing.upstream_cx_http1_total", "remote/eastwest.upstream_cx_http2_total"}, totals
+
+
+def token_form(operation: str) -> list[str]:
+    """Curl's words for asking for a token."""
+    fields = {"grant_type": GRANT, "requested_token_type": TOKEN_TYPE, "scope": operation}
+    return [word for name, value in fields.items() for word in ("-d", f"{name}={value}")]

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 from equality_world import compared
 
-REQUESTS = int(os.environ.get("EASTWEST_EQUALITY_REQUESTS", "100000"))
+REQUESTS = int(os.environ.get("EASTWEST_EQUALITY_REQUESTS", "10000"))
 SEED = int(os.environ.get("EASTWEST_EQUALITY_SEED", str(time.time_ns() % 1_000_000_000)))
 CALLS = 200
 PROCESSES = 2

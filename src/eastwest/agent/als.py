@@ -30,7 +30,7 @@ MAX_ENTRIES = 20_000
 """Entries of one message; Envoy sends what fits into a megabyte."""
 _MAX_TEXT = 256
 _YIELD_EVERY = 200  # decisions taken before others get a turn
-_REFUSED_AS_MALFORMED = frozenset({400, 501})
+_REFUSED_AS_MALFORMED = frozenset({400, 404, 413, 431, 501})
 _OF_THE_CHECK = {single_use.USED: DecisionCode.TOKEN_USED, single_use.UNAVAILABLE: DecisionCode.CHECK_UNAVAILABLE}
 
 

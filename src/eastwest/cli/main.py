@@ -106,7 +106,9 @@ def main() -> None:
         # Without the standalone mode wrong usage is raised to here, and an exit code is what is returned.
         sys.exit(app(standalone_mode=not as_json))
     except Error as error:
-        _tell(error.code, error.message, error.fix, error.where, as_json=as_json)
+        # People are told the kind by the sentence, and the exact code where there is one to look up.
+        message = error.message if as_json or not error.reason else f"{error.reason}: {error.message}"
+        _tell(error.reason or error.code, message, error.fix, error.where, as_json=as_json)
         unreachable = error.code in {Code.UNAVAILABLE, Code.LOG_UNAVAILABLE}
         sys.exit(EXIT_UNREACHABLE if unreachable else EXIT_REFUSED)
     except TyperException as error:

@@ -160,7 +160,7 @@ def permit(
         )
     _check_tenant(target.rules, wanted)
     if incoming is not None:
-        _check_chain(targets, caller, wanted, incoming)
+        _check_chain(targets, caller, target, wanted, incoming)
     origin = incoming.origin if incoming is not None else caller
     rule = _rule(target.rules, caller, wanted.tenant)
     if rule.token is not None:
@@ -214,10 +214,18 @@ def mint(
 ) -> tuple[Token, UnsignedJwt]:
     """The token as a value, and as a JWT to be signed by ``signer``.
 
-    ``issuer`` is the trust domain (``spiffe://...``). It lives ``life`` seconds, at most ``MAX_LIFE``, and no longer
-    than its approval.
+    ``issuer`` is the trust domain (``spiffe://...``). It lives ``life`` seconds, no longer than its approval, and no
+    longer than ``MAX_LIFE`` after its transaction began; raises ``TokenRefused`` when that has passed.
     """
-    ends = int((now + timedelta(seconds=min(life, MAX_LIFE))).timestamp())
+    begun = _begun(incoming, now)
+    ends = min(int((now + timedelta(seconds=life)).timestamp()), begun + MAX_LIFE)
+    if ends <= now.timestamp():
+        raise TokenRefused(
+            "invalid_request",
+            DecisionCode.TOKEN_EXPIRED,
+            f"the transaction began more than {MAX_LIFE} seconds ago",
+            fix="begin a transaction of your own, without subject_token",
+        )
     if granted.approval is not None:
         ends = min(ends, int(granted.approval.ends.timestamp()))
     token = Token(
@@ -233,6 +241,8 @@ def mint(
         approval=granted.approval.id if granted.approval is not None else "",
         approver=granted.approval.approver if granted.approval is not None else "",
         chain=(*incoming.chain, caller.spiffe_id) if incoming is not None else (caller.spiffe_id,),
+        begun=begun,
+        transaction_tenant=_tenant_of(incoming) or granted.tenant,
     )
     unsigned = draft(signer, TYPE, claims(token, issuer, int(now.timestamp())))
     # What the signature adds: a dot, and 64 bytes in base64url.
@@ -265,7 +275,19 @@ def _times(said: Mapping[str, Any]) -> tuple[int, int] | None:
     return (max(whole[:2]), whole[2]) if len(whole) == len(moments) else None
 
 
-def _check_chain(targets: Targets, caller: str, wanted: Wanted, incoming: Token) -> None:
+def _begun(incoming: Token | None, now: datetime) -> int:
+    """When the transaction began, in Unix seconds."""
+    if incoming is None:
+        return int(now.timestamp())
+    return incoming.begun or incoming.expires - MAX_LIFE  # it cannot be longer ago than that
+
+
+def _tenant_of(incoming: Token | None) -> str:
+    """The tenant that the transaction was about first, or ``""``: hops without a tenant leave it as it is."""
+    return "" if incoming is None else incoming.transaction_tenant or incoming.tenant
+
+
+def _check_chain(targets: Targets, caller: str, target: Target, wanted: Wanted, incoming: Token) -> None:
     if targets.workload_of(incoming.resource) != caller:
         raise TokenRefused(
             "invalid_request",
@@ -273,7 +295,15 @@ def _check_chain(targets: Targets, caller: str, wanted: Wanted, incoming: Token)
             f"the transaction token that came was made for a call to {incoming.resource}, which is not {caller}",
             fix="go on only with transactions that you were called in",
         )
-    if incoming.tenant and wanted.tenant and incoming.tenant != wanted.tenant:
+    if target.workload == caller:
+        raise TokenRefused(
+            "invalid_request",
+            "INVALID_INPUT",
+            f"{target.service} is served by {caller} itself: nobody goes on with a transaction to itself",
+            fix="go on with the transaction that you were called in",
+        )
+    tenant = _tenant_of(incoming)
+    if tenant and wanted.tenant and tenant != wanted.tenant:
         raise TokenRefused(
             "invalid_scope",
             DecisionCode.TOKEN_WRONG_TENANT,

@@ -38,7 +38,7 @@ def remote(outbound: Outbound, spiffe_id: str, settings: Settings) -> Any:
     http = outbound.protocol == "http"
     post_quantum = outbound.post_quantum
     if http:
-        _protocol(cluster, http2=True)
+        _negotiated(cluster)
     cluster.transport_socket.CopyFrom(
         transport.upstream(
             spiffe_id,
@@ -84,6 +84,16 @@ def _cluster(name: str, endpoints: list[str], settings: Settings) -> Any:
 def _protocol(cluster: Any, *, http2: bool) -> None:
     explicit: dict[str, Any] = {"http2_protocol_options": {}} if http2 else {"http_protocol_options": {}}
     options = http_protocol_options_pb2.HttpProtocolOptions(explicit_http_config=explicit)
+    cluster.typed_extension_protocol_options[_OPTIONS].CopyFrom(pack(options))
+
+
+def _negotiated(cluster: Any) -> None:
+    """HTTP/2 with a server that takes it, as sidecars do, else HTTP/1.1: what TLS agrees on (RFC 7301).
+
+    Servers that enforce by the SDK speak HTTP/1.1 alone.
+    """
+    either: dict[str, Any] = {"http_protocol_options": {}, "http2_protocol_options": {}}
+    options = http_protocol_options_pb2.HttpProtocolOptions(auto_config=either)
     cluster.typed_extension_protocol_options[_OPTIONS].CopyFrom(pack(options))
 
 

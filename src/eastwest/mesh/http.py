@@ -19,49 +19,9 @@ from eastwest.mesh import names, rbac, single_use, tokens
 from eastwest.mesh.matching import pack
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.transport import from_agent
+from eastwest.policy.headers import REMOVED, REMOVED_PREFIXES
 
 CALLER_HEADER = "x-eastwest-caller"
-_STRIPPED_PREFIXES = ("x-eastwest-", "x-ssl-", "ssl-client-")
-STRIPPED = (
-    # Whose certificate it was: only this proxy knows (RFC 9440 and what came before it).
-    "x-forwarded-client-cert",
-    "client-cert",
-    "client-cert-chain",
-    "x-client-cert",
-    # Where the request came from, and where it was meant to go.
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-scheme",
-    "x-forwarded-server",
-    "x-forwarded-ssl",
-    "x-forwarded-uri",
-    "x-forwarded",
-    "forwarded-for",
-    "front-end-https",
-    "true-client-ip",
-    "x-client-ip",
-    "x-cluster-client-ip",
-    "x-host",
-    "x-http-host-override",
-    "x-override-url",
-    "x-url-scheme",
-    "proxy",
-    "x-original-url",
-    "x-original-uri",
-    "x-original-method",
-    "x-original-host",
-    "x-original-forwarded-for",
-    "x-real-ip",
-    "x-rewrite-url",
-    "x-envoy-original-path",
-    "x-envoy-original-host",
-    "x-http-method",
-    "x-http-method-override",
-    "x-method-override",
-)
 _MIB = 1 << 20
 _NOBODY = {"address_prefix": "255.255.255.255", "prefix_len": {"value": 32}}  # no range would mean the private ones
 
@@ -154,9 +114,9 @@ def router() -> Any:
 def _strip() -> Any:
     """Remove before anything reads: no filter, route or log sees the caller's version of these."""
     mutation = header_mutation_pb2.HeaderMutation()
-    for name in STRIPPED:
+    for name in REMOVED:
         mutation.mutations.add(remove=name)
-    for prefix in _STRIPPED_PREFIXES:
+    for prefix in REMOVED_PREFIXES:
         mutation.mutations.add(remove_on_match={"key_matcher": {"prefix": prefix, "ignore_case": True}})
     return extension_pb2.TypedExtensionConfig(
         name="envoy.http.early_header_mutation.header_mutation", typed_config=pack(mutation)

@@ -7,6 +7,7 @@ the bundle of its own trust domain and no other. ``post_quantum``: the first of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from envoy.config.core.v3 import base_pb2, config_source_pb2
@@ -25,6 +26,8 @@ _SIGNATURES = (
 )
 """How a peer may prove its key: what profiles certify, and RSA for peers of other trust domains. Envoy's own defaults
 know neither ML-DSA nor Ed25519."""
+_HTTP = ("h2", "http/1.1")
+"""Offered and taken, best first (ALPN)."""
 
 
 def from_agent() -> Any:
@@ -37,7 +40,7 @@ def from_agent() -> Any:
 def downstream(spiffe_id: str, callers_secret: str, *, http: bool, post_quantum: bool = False) -> Any:
     """A listener's side: our certificate, and a client certificate from a trust domain we know."""
     context = tls_pb2.DownstreamTlsContext(
-        common_tls_context=_common(spiffe_id, ["h2", "http/1.1"] if http else [], post_quantum=post_quantum),
+        common_tls_context=_common(spiffe_id, _HTTP if http else (), post_quantum=post_quantum),
         require_client_certificate={"value": True},
         disable_stateless_session_resumption=True,
         disable_stateful_session_resumption=True,
@@ -51,7 +54,7 @@ def upstream(
 ) -> Any:
     """A client's side: our certificate, and a server that is ``server_id`` under ``server_bundle``."""
     context = tls_pb2.UpstreamTlsContext(
-        common_tls_context=_common(spiffe_id, ["h2"] if http else [], post_quantum=post_quantum),
+        common_tls_context=_common(spiffe_id, _HTTP if http else (), post_quantum=post_quantum),
         sni=sni,
         max_session_keys={"value": 0},
     )
@@ -63,7 +66,7 @@ def upstream(
     return _socket(context)
 
 
-def _common(spiffe_id: str, alpn: list[str], *, post_quantum: bool) -> Any:
+def _common(spiffe_id: str, alpn: Sequence[str], *, post_quantum: bool) -> Any:
     return tls_pb2.CommonTlsContext(
         tls_params={
             "tls_minimum_protocol_version": common_pb2.TlsParameters.TLSv1_3,

@@ -49,6 +49,7 @@ from eastwest.policy.enforcement import (
     TenantRules,
     TenantSource,
 )
+from eastwest.policy.normalise import ONE_HOST
 from eastwest.policy.operations import can_be_tenant
 from eastwest.policy.transaction import refused
 
@@ -57,8 +58,6 @@ MTLS_REQUIRED = refused(DecisionCode.MTLS_REQUIRED)
 UNLISTED = refused(DecisionCode.UNLISTED_OPERATION)
 _TENANTS_PER_EXPRESSION = 500
 _MAX_COPIES = 8
-# One value, no list: Envoy joins repeated headers with a comma, and an application may take either.
-_ONE_HOST = r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?"
 _ONE_VALUE = r"[!-+\--~]+"
 
 
@@ -88,7 +87,7 @@ def http_operations(service: str, operations: Sequence[OperationRules], known: I
         }
         methods[method] = nested(prefix_map(PATH, prefixes, unlisted))
     chosen = nested(exact_map(METHOD, methods, unlisted))
-    asked = first_of([(regex(HOST, _ONE_HOST), chosen)], unlisted)
+    asked = first_of([(regex(HOST, ONE_HOST), chosen)], unlisted)
     # A map would need a copy of all this for each caller.
     registered = one_of(URI_SAN, known)
     unknown = outcome(UNKNOWN_CALLER, "", version)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 
 from eastwest.policy.decode import Path
@@ -22,9 +23,16 @@ from eastwest.policy.estate import (
 from eastwest.policy.forms import duration
 from eastwest.policy.naming import RULE as NAMING_RULE
 from eastwest.policy.naming import Naming
-from eastwest.policy.operations import OWN_SERVICE, can_be_tenant, matcher, tenant_source, wire_form
+from eastwest.policy.operations import (
+    OWN_SERVICE,
+    can_be_tenant,
+    likely_tenant,
+    matcher,
+    tenant_source,
+    wire_form,
+)
 from eastwest.policy.parts import Parts
-from eastwest.policy.problems import Findings, Position, suggest
+from eastwest.policy.problems import Findings, Position, suggest, suggest_id
 from eastwest.policy.schema import RESERVED_ATTRIBUTES
 from eastwest.spiffe.id import SpiffeId
 from eastwest.spiffe.selector import Selector
@@ -212,7 +220,7 @@ class _Checker:
             self._findings.error(
                 at(name, "workload"),
                 f"service {name!r} names the workload {service.workload}, which nobody registered",
-                suggest(service.workload, self._workloads.named, otherwise="register it in workloads/"),
+                suggest_id(service.workload, self._workloads.named, otherwise="declare it in workloads/"),
             )
         owner = self._workloads.items.get(service.workload)
         if owner is not None and service.domain in self._domains and owner.domain != service.domain:
@@ -403,6 +411,7 @@ class _Checker:
         good = [self._match(name, service, i, o) for i, o in enumerate(service.operations)]
         if all(good):
             self._recognition(name, service)
+            self._tenant_source(name, service)
 
     def _match(self, name: str, service: Service, index: int, operation: Operation) -> bool:
         where = self._services.at(name, "operations", index, "match")
@@ -445,23 +454,55 @@ class _Checker:
                         where, f"{operation.name!r} matches the same requests as {first!r}", "change or remove one"
                     )
                 else:
-                    self._findings.warning(
+                    self._findings.note(
                         where,
                         f"some requests match both {first!r} and {operation.name!r}",
                         "the one with the leftmost plain segment is taken",
                     )
             by_method[form[0]].append(i)
-            if service.tenant is not None and service.tenant.path is not None:
-                self._tenant_parameter(name, service, i)
 
-    def _tenant_parameter(self, name: str, service: Service, index: int) -> None:
-        operation = service.operations[index]
-        if operation.sensitivity != "open" and tenant_source(service, operation) is None and service.tenant:
-            self._findings.warning(
-                self._services.at(name, "operations", index, "match"),
-                f"{operation.name!r} is not per tenant: its path has no {{{service.tenant.path}}}",
-                "add the parameter if the operation touches one tenant's data",
+    def _tenant_source(self, name: str, service: Service) -> None:
+        """A tenant that is read from the wrong place, or from none, opens every tenant's data to every caller."""
+        at = self._services.at
+        forms = [wire_form(matcher(o)) for o in service.operations]
+        parameters = {parameter for form in forms if form is not None for parameter in form[1].parameters}
+        if service.tenant is None:
+            likely = likely_tenant(parameters)
+            if likely:
+                self._findings.warning(
+                    at(name, "service"),
+                    f"service {name!r} has paths with {{{likely}}} and does not say that this is the tenant, "
+                    "so every caller may act for every tenant",
+                    f"write tenant: {{path: {likely}}}",
+                )
+            return
+        wanted = service.tenant.path
+        if wanted is None:
+            return
+        if wanted not in parameters:
+            self._findings.error(
+                at(name, "tenant", "path"),
+                f"no operation of {name!r} has the parameter {{{wanted}}}, so no call would be held to a tenant",
+                _meant_parameter(wanted, parameters),
             )
+            return
+        for i, operation in enumerate(service.operations):
+            if operation.sensitivity != "open" and tenant_source(service, operation) is None:
+                self._findings.warning(
+                    at(name, "operations", i, "match"),
+                    f"{operation.name!r} is not per tenant: its path has no {{{wanted}}}",
+                    "add the parameter if the operation touches one tenant's data",
+                )
+
+
+def _meant_parameter(wanted: str, parameters: Collection[str]) -> str:
+    """The fix for a tenant's parameter that no path has."""
+    likely = likely_tenant(parameters)
+    braces = [f"{{{parameter}}}" for parameter in parameters]
+    close = difflib.get_close_matches(f"{{{wanted}}}", braces, n=1, cutoff=0.6) or ([f"{{{likely}}}"] if likely else [])
+    if close:
+        return f"did you mean {close[0]}?"
+    return "parameters of its paths: " + ", ".join(sorted(braces)) if braces else "remove tenant: no path has parameters"
 
 
 def _dns_matches(pattern: str, name: str) -> bool:

@@ -1,8 +1,9 @@
 """What our Envoy hands on of a raw request, so that those who decide without one decide about the same request.
 
 A mirror of the connection manager that ``eastwest.mesh.http`` configures (Envoy 1.40: ``normalize_path``,
-``merge_slashes``, escaped slashes and headers with underscores refused, headers stripped early) and of what its HTTP/1
-codec refuses before. ``tests/integration/test_normalise_like_envoy.py`` compares the two on thousands of requests.
+``merge_slashes``, escaped slashes and headers with underscores refused, headers stripped early) and of what its codecs
+for HTTP/1.1 and HTTP/2, which are not equally strict, refuse before.
+``tests/integration/test_normalise_like_envoy.py`` compares the two on thousands of requests.
 
 All texts are bytes read as Latin-1, as WSGI and HTTP/1 parsers have them.
 """
@@ -14,72 +15,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-STRIPPED = frozenset(
-    {
-        "x-forwarded-client-cert",
-        "forwarded",
-        "x-forwarded-for",
-        "x-forwarded-host",
-        "x-forwarded-port",
-        "x-forwarded-prefix",
-        "x-forwarded-proto",
-        "x-forwarded-scheme",
-        "x-forwarded-uri",
-        "x-original-url",
-        "x-original-uri",
-        "x-original-method",
-        "x-original-host",
-        "x-original-forwarded-for",
-        "x-real-ip",
-        "x-rewrite-url",
-        "x-http-method",
-        "x-http-method-override",
-        "x-method-override",
-        "client-cert",
-        "client-cert-chain",
-        "x-client-cert",
-        "x-forwarded-server",
-        "x-forwarded-ssl",
-        "x-forwarded",
-        "forwarded-for",
-        "front-end-https",
-        "true-client-ip",
-        "x-client-ip",
-        "x-cluster-client-ip",
-        "x-host",
-        "x-http-host-override",
-        "x-override-url",
-        "x-url-scheme",
-        "proxy",
-        # Those that steer or describe an Envoy; they are not taken from peers outside.
-        "x-envoy-decorator-operation",
-        "x-envoy-downstream-service-cluster",
-        "x-envoy-downstream-service-node",
-        "x-envoy-expected-rq-timeout-ms",
-        "x-envoy-external-address",
-        "x-envoy-force-trace",
-        "x-envoy-hedge-on-per-try-timeout",
-        "x-envoy-internal",
-        "x-envoy-ip-tags",
-        "x-envoy-max-retries",
-        "x-envoy-original-host",
-        "x-envoy-original-path",
-        "x-envoy-retriable-header-names",
-        "x-envoy-retriable-status-codes",
-        "x-envoy-retry-grpc-on",
-        "x-envoy-retry-on",
-        "x-envoy-upstream-alt-stat-name",
-        "x-envoy-upstream-rq-per-try-timeout-ms",
-        "x-envoy-upstream-rq-timeout-alt-response",
-        "x-envoy-upstream-rq-timeout-ms",
-        "x-envoy-upstream-stream-duration-ms",
-    }
-)
-"""Names of headers (lower case) that no application is handed in its caller's version."""
-STRIPPED_PREFIXES = ("x-eastwest-", "x-ssl-", "ssl-client-")
+from eastwest.policy.headers import is_stripped
+
 MAX_TARGET = 60 * 1024
 """Bytes of a request target; Envoy bounds all headers together at 60 KiB."""
 MAX_HEADERS = 100
+"""HTTP/2's pseudo-headers count as well."""
+ONE_HOST = r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?"
+"""An authority that names one host (RE2). Requests with any other are no operation's: Envoy joins repeated ``Host``
+lines with a comma, and an application may take either.
+"""
 _METHODS = (
     "ACL BIND CHECKOUT CONNECT COPY DELETE GET HEAD LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL MOVE MSEARCH NOTIFY "
     "OPTIONS PATCH POST PROPFIND PROPPATCH PURGE PUT REBIND REPORT SEARCH SOURCE SUBSCRIBE TRACE UNBIND UNLINK UNLOCK "
@@ -94,7 +39,8 @@ Headers = Sequence[tuple[str, str]]
 class Request:
     """A request as filters and the application see it. ``query`` has its question mark, "" without one.
 
-    ``headers``: names in lower case, in order, repeated ones kept apart, stripped ones gone.
+    ``path`` "" only for CONNECT, which no operation matches. ``headers``: names in lower case, in order, repeated ones
+    kept apart, stripped ones gone.
     """
 
     method: str
@@ -107,6 +53,11 @@ class Request:
     def target(self) -> str:
         """Path and query."""
         return self.path + self.query
+
+    @property
+    def matched(self) -> str:
+        """The path that operations are looked up by: "", which matches none, where the request is not of one host."""
+        return self.path if _ONE_HOST.fullmatch(self.authority) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,20 +76,15 @@ def normalise(
 ) -> Request | Refused:
     """What is handed on of a request: ``target`` as it stood on the request line, headers as they came.
 
-    HTTP/2 requests are given with ``:path`` as target and ``:authority`` as the header ``host``.
+    HTTP/2 requests are given with ``:path`` as target ("" where there is none) and ``:authority`` as the first header
+    ``host``, the others as they came; a name in capitals is the server's to refuse there, which may have rewritten it.
     """
     try:
-        _check_method(method, http_version)
-        fields = _fields(headers, http_version)
-        path, query, authority = _target(method, target, tls=tls)
-        host = _joined([value for name, value in fields if name == "host"])
-        if authority is None and host is None:
-            raise _Refusal("it names no host")
-        authority = authority if authority is not None else host or ""
-        if not _AUTHORITY.fullmatch(authority):
-            raise _Refusal("the host has a character that hosts do not have")
-        kept = tuple((name, value) for name, value in fields if not is_stripped(name) and name != "host")
-        return Request(method, path, query, authority, kept)
+        if http_version in {"0.9", "1.0"}:
+            raise _Refusal("HTTP/1.1 is the oldest version that is taken")
+        if http_version == "1.1":
+            return _http1(method, target, headers, tls=tls)
+        return _http2(method, target, headers)
     except _Refusal as refusal:
         return Refused(str(refusal))
 
@@ -151,31 +97,66 @@ def normalise_path(path: str) -> str | None:
     return None if found is None else _merge_slashes(found)
 
 
-def is_stripped(name: str) -> bool:
-    """Whether a header (name in lower case) is removed before anything looks at it."""
-    return name in STRIPPED or name.startswith(STRIPPED_PREFIXES)
-
-
-def _check_method(method: str, http_version: str) -> None:
-    if http_version in {"0.9", "1.0"}:
-        raise _Refusal("HTTP/1.1 is the oldest version that is taken")
+def _http1(method: str, target: str, headers: Headers, *, tls: bool) -> Request:
     if method not in METHODS:
         raise _Refusal("the method is not known")
+    fields = [(name.lower(), value.strip(" \t")) for name, value in headers]
+    _check_fields(fields, len(fields))
+    _check_codings(fields)
+    kept = _without_hop_by_hop(fields)
+    path, query, authority = _target(method, target, tls=tls)
+    if authority is None:
+        authority = _joined([value for name, value in kept if name == "host"])
+    if authority is None:
+        raise _Refusal("it names no host")
+    if not _AUTHORITY.fullmatch(authority):
+        raise _Refusal("the host has a character that hosts do not have")
+    return Request(method, path, query, authority, _handed_on(kept))
+
+
+def _http2(method: str, target: str, headers: Headers) -> Request:
+    if not _METHOD.fullmatch(method):
+        raise _Refusal("the method has a character that methods do not have")
+    fields = [(name.lower(), value) for name, value in headers]
+    _check_fields(fields, len(fields) + _OTHER_PSEUDO_HEADERS)
+    hosts = [value for name, value in fields if name == "host"]
+    if not hosts:
+        raise _Refusal("it names no host")
+    if len(hosts) > _AUTHORITY_AND_HOST:
+        raise _Refusal("there is more than one host header")
+    if not all(host and "@" not in host and _AUTHORITY.fullmatch(host) for host in hosts):
+        raise _Refusal("the host is empty or has a character that hosts do not have")
+    kept = []
+    for name, value in fields:
+        if name in _NOT_IN_HTTP2:
+            raise _Refusal(f"there is a header {name}, which this version of HTTP does not have")
+        if name != "te":
+            kept.append((name, value))
+        elif value.lower() != "trailers":
+            raise _Refusal("te says more than trailers")
+    if ("te", "trailers") in fields:
+        kept.append(("te", "trailers"))
+    if method == "QUERY" and not any(name == "content-type" and value for name, value in fields):
+        raise _Refusal("a query does not say what type it is of")
     if method == "CONNECT":
-        raise _Refusal("this is no proxy")
+        if target:
+            raise _Refusal("this is no proxy")
+        return Request(method, "", "", hosts[0], _handed_on(kept))
+    if not _PATH_OF_BYTES.fullmatch(target):
+        raise _Refusal("the path does not begin with a slash or has a character that paths do not have")
+    return Request(method, *_split(target), hosts[0], _handed_on(kept))
 
 
 def _target(method: str, target: str, *, tls: bool) -> tuple[str, str, str | None]:
     """Path, query, and the authority where the target names one (RFC 9112, section 3.2)."""
-    if len(target) > MAX_TARGET:
-        raise _Refusal("the target is too long")
     target = target.strip("\t")
+    if method == "CONNECT":
+        named = _HOST_AND_PORT.fullmatch(target)
+        if named is None or not named["port"] or not _is_address(named):
+            raise _Refusal("this is no proxy")
+        return "", "", target
     if not _VISIBLE.fullmatch(target):
         raise _Refusal("the target has a character that targets do not have")
-    if "#" in target:
-        raise _Refusal("the target has a fragment")
-    if target == "*" and method == "OPTIONS":
-        return "*", "", None
     authority: str | None = None
     if not target.startswith("/"):
         absolute = _ABSOLUTE.fullmatch(target)
@@ -184,12 +165,22 @@ def _target(method: str, target: str, *, tls: bool) -> tuple[str, str, str | Non
         if absolute["scheme"].lower() == "https" and not tls:
             raise _Refusal("the target says https on a connection without TLS")
         authority, target = absolute["authority"], absolute["rest"] or "/"
+    return *_split(target), authority
+
+
+def _split(target: str) -> tuple[str, str]:
+    """Path and query of a target in the form of a path."""
+    if len(target) > MAX_TARGET:
+        raise _Refusal("the target is too long")
+    if "#" in target:
+        raise _Refusal("the target has a fragment")
     raw, mark, query = target.partition("?")
-    # A URL may have no path and yet a query; that is handed on, and no operation matches it.
-    path = normalise_path(raw) if raw else ""
+    if not raw:
+        raise _Refusal("the target is a URL without a path")
+    path = normalise_path(raw)
     if path is None:
         raise _Refusal("the path has an escaped slash, backslash or NUL")
-    return path, mark + query, authority
+    return path, mark + query
 
 
 def _is_address(absolute: re.Match[str]) -> bool:
@@ -201,10 +192,9 @@ def _is_address(absolute: re.Match[str]) -> bool:
     return int(absolute["port"] or 0) < 1 << 16
 
 
-def _fields(headers: Headers, http_version: str) -> list[tuple[str, str]]:
-    if len(headers) > MAX_HEADERS:
+def _check_fields(fields: Headers, count: int) -> None:
+    if count > MAX_HEADERS:
         raise _Refusal("there are too many headers")
-    fields = [(name.lower(), value.strip(" \t")) for name, value in headers]
     for name, value in fields:
         if not _NAME.fullmatch(name):
             raise _Refusal("a header's name has a character that names do not have")
@@ -212,25 +202,25 @@ def _fields(headers: Headers, http_version: str) -> list[tuple[str, str]]:
             raise _Refusal("a header's name has an underscore")
         if _CONTROL.search(value):
             raise _Refusal("a header's value has a control character")
-    _check_framing(fields)
-    return _without_hop_by_hop(fields, http_version)
-
-
-def _check_framing(fields: Headers) -> None:
-    """Where the body ends must be said once: two readings of it make two requests out of one."""
     lengths = [value for name, value in fields if name == "content-length"]
-    codings = [value.lower() for name, value in fields if name == "transfer-encoding"]
     if len(lengths) > 1 or not all(_LENGTH.fullmatch(value) for value in lengths):
         raise _Refusal("the content length is not one number")
-    if codings and (codings != ["chunked"] or lengths):
+
+
+def _check_codings(fields: Headers) -> None:
+    """Where the body ends must be said once: two readings of it make two requests out of one."""
+    codings = [value.lower() for name, value in fields if name == "transfer-encoding"]
+    if codings and (codings != ["chunked"] or any(name == "content-length" for name, _ in fields)):
         raise _Refusal("the body's length is said in a way that can be read differently")
 
 
-def _without_hop_by_hop(fields: Headers, http_version: str) -> list[tuple[str, str]]:
+def _handed_on(fields: Headers) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value) for name, value in fields if name != "host" and not is_stripped(name))
+
+
+def _without_hop_by_hop(fields: Headers) -> list[tuple[str, str]]:
     """Without what is meant for the next hop only (RFC 9110, section 7.6.1), as we are that hop."""
     connection = [value for name, value in fields if name == "connection"]
-    if connection and not http_version.startswith("1"):
-        raise _Refusal("there is a connection header, which this version of HTTP does not have")
     options = [option.strip(" \t").lower() for option in ",".join(connection).split(",")]
     nominated = {option for option in options if option}
     if "upgrade" in nominated and any(n == "upgrade" and v.lower() != "h2c" for n, v in fields):
@@ -244,7 +234,7 @@ def _without_hop_by_hop(fields: Headers, http_version: str) -> list[tuple[str, s
     kept = [(name, value) for name, value in fields if name not in gone]
     codings = _joined([value for name, value in fields if name == "te"])
     if codings is not None:
-        if "trailers" in [coding.strip(" \t").lower() for coding in codings.split(",")]:
+        if "trailers" in [coding.strip(" \t") for coding in codings.split(",")]:
             kept.append(("te", "trailers"))
         elif not codings and "te" not in nominated:
             kept.append(("te", ""))
@@ -346,17 +336,20 @@ def _escapes(characters: Iterable[str]) -> dict[str, str]:
 
 _NAME_PART, _SELF, _PARENT = range(3)
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_ESCAPED = {**_escapes('"<>^`{|}'), "\\": "/"}
+_ESCAPED = {**_escapes('"<>^`{|}'), **_escapes(map(chr, range(0x80, 0x100))), "\\": "/"}
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
 _ESCAPED_SLASH = re.compile("%(?:2[Ff]|5[Cc])")
 _DOTS_WITH_PARAMETERS = re.compile(r"(?<=/)(\.\.?);[^/]*")
 _VISIBLE = re.compile("[!-~]+")
+_PATH_OF_BYTES = re.compile("/[!-~\x80-\xff]*")
+_HOST = r"(?P<authority>(?:[a-z0-9.-]+|\[(?P<ip>[0-9a-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?)"
+_HOST_AND_PORT = re.compile(_HOST, re.IGNORECASE)
 _ABSOLUTE = re.compile(
-    r"(?P<scheme>https?)://(?:[a-z0-9!$%&'()*+,.:;=\[\]_~-]*@)?(?P<authority>(?:[a-z0-9.-]+|\[(?P<ip>[0-9a-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?)"
-    r"(?P<rest>[/?].*)?",
-    re.IGNORECASE,
+    r"(?P<scheme>https?)://(?:[a-z0-9!$%&'()*+,.:;=\[\]_~-]*@)?" + _HOST + r"(?P<rest>[/?].*)?", re.IGNORECASE
 )
+_ONE_HOST = re.compile(ONE_HOST)
 _AUTHORITY = re.compile(r"[A-Za-z0-9!$%&'()*+,.:;=@\[\]_~-]*")
+_METHOD = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _LENGTH = re.compile("[0-9]{1,18}")
@@ -364,3 +357,6 @@ _MAX_NOMINATED = 10
 _NEVER_NOMINATED = frozenset({"x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"})
 _NOT_NAMES = frozenset({"close", "http2-settings", "keep-alive", "upgrade"})  # options of the connection itself
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te"})
+_NOT_IN_HTTP2 = _HOP_BY_HOP - {"te"}
+_OTHER_PSEUDO_HEADERS = 3  # beside the authority
+_AUTHORITY_AND_HOST = 2

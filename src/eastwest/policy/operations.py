@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from eastwest.policy.enforcement import GrpcMatch, HttpMatch, TcpMatch, TenantSource
 from eastwest.policy.estate import Operation, Sensitivity, Service
@@ -10,6 +11,8 @@ from eastwest.policy.paths import Template, is_parameter_value
 
 OWN_SERVICE = "eastwest"
 """The name by which applications reach the server itself through their sidecars; no estate may use it."""
+TENANT_PARAMETERS = ("tenant", "tenant_id", "tenantId", "tenant-id")
+"""Names that a path's parameter has when it says which tenant a request is about, the likeliest first."""
 _ONE_VALUE = re.compile(r"[!-+\--~]+")  # visible ASCII without the comma
 
 
@@ -55,6 +58,11 @@ def tenant_source(service: Service, operation: Operation) -> TenantSource | None
     if form is None or service.tenant.path is None or service.tenant.path not in form[1].parameters:
         return None
     return TenantSource(path=service.tenant.path)
+
+
+def likely_tenant(parameters: Collection[str]) -> str:
+    """Which of these parameters of paths names a tenant, by its own name; "" when none does."""
+    return next((name for name in TENANT_PARAMETERS if name in parameters), "")
 
 
 def can_be_tenant(source: TenantSource, text: str) -> bool:

@@ -69,9 +69,16 @@ class Template:
 
     def overlaps(self, other: Template) -> bool:
         """Whether some path matches both."""
-        return len(self.segments) == len(other.segments) and all(
-            _can_meet(a, b) for a, b in zip(self.shape, other.shape, strict=True)
-        )
+        if len(self.segments) != len(other.segments):
+            return False
+        # Asked of each pair of a service's operations, so the common case comes first.
+        for (ours, our_parameter), (theirs, their_parameter) in zip(self.segments, other.segments, strict=True):
+            if our_parameter or their_parameter:
+                if not _can_meet(None if our_parameter else ours, None if their_parameter else theirs):
+                    return False
+            elif ours != theirs:
+                return False
+        return True
 
 
 def is_parameter_value(text: str) -> bool:

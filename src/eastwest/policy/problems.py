@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from eastwest.errors import InvalidInput
 
 MAX_SHOWN = 20
+CLOSE_PART = 0.7
+"""How alike two parts of SPIFFE IDs are that may be a typing mistake: 1 is the same."""
 
 
 class Severity(enum.StrEnum):
@@ -94,6 +96,21 @@ class Findings:
 def ordered(problems: Iterable[Problem]) -> tuple[Problem, ...]:
     """Findings by file and line, without repeats."""
     return tuple(sorted(dict.fromkeys(problems), key=lambda p: (p.where, p.severity, p.message)))
+
+
+def suggest_id(wrong: str, known: Iterable[str], *, otherwise: str) -> str:
+    """A fix for a SPIFFE ID that nobody declares: one that differs in one part of its path, and little in that.
+
+    IDs are alike at length, so a name that is new would otherwise be taken for another that is old.
+    """
+    parts = wrong.split("/")
+    likely: dict[str, float] = {}
+    for one in sorted(set(known)):
+        differing = [pair for pair in zip(parts, one.split("/"), strict=False) if pair[0] != pair[1]]
+        if one.count("/") == wrong.count("/") and len(differing) == 1:
+            likely[one] = difflib.SequenceMatcher(None, *differing[0]).ratio()
+    close = max(likely, key=likely.__getitem__, default="")
+    return f"did you mean {close!r}?" if close and likely[close] >= CLOSE_PART else otherwise
 
 
 def suggest(wrong: str, known: Iterable[str], *, otherwise: str = "") -> str:

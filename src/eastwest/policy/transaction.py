@@ -31,7 +31,8 @@ MAX_TOKEN = 4096
 class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The claims of a token whose signature, issuer, audience and times have been found good.
 
-    ``tenant`` "" for operations that are not per tenant; ``approver`` "" without an approval.
+    ``tenant`` "" for operations that are not per tenant; ``approver`` "" without an approval. ``begun`` and
+    ``transaction_tenant`` are the transaction's and bind those who go on with it; calls are not judged by them.
     """
 
     id: str  # jti
@@ -46,6 +47,8 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     approval: str = ""
     approver: str = ""
     chain: tuple[str, ...] = ()  # the callers of the transaction so far, the origin first, this one last
+    begun: int = 0  # Unix seconds at which the transaction began; 0 where nothing says it
+    transaction_tenant: str = ""  # the first tenant that the transaction was about
 
 
 class NoToken(enum.Enum):
@@ -69,7 +72,7 @@ def claims(token: Token, issuer: str, issued: int) -> dict[str, Any]:
         "chain": list(token.chain),
         "certificate": token.certificate,
     }
-    for name in ("tenant", "approval", "approver"):
+    for name in ("tenant", "approval", "approver", "begun", "transaction_tenant"):
         if value := getattr(token, name):
             context[name] = value
     return {
@@ -107,6 +110,8 @@ def from_claims(said: Mapping[str, Any]) -> Token | None:
         approval=context.approval,
         approver=context.approver,
         chain=context.chain,
+        begun=context.begun,
+        transaction_tenant=context.transaction_tenant,
     )
 
 
@@ -153,6 +158,8 @@ class _Context(msgspec.Struct, frozen=True):
     approval: str = ""
     approver: str = ""
     chain: tuple[str, ...] = ()
+    begun: int = 0
+    transaction_tenant: str = ""
 
 
 class _Claims(msgspec.Struct, frozen=True):

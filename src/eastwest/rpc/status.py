@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import ErrorInfo
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
@@ -33,7 +34,6 @@ _ERROR: dict[Status, type[errors.Error]] = {
     Status.UNAUTHENTICATED: errors.Unauthenticated,
     Status.FAILED_PRECONDITION: errors.FailedPrecondition,
     Status.ABORTED: errors.FailedPrecondition,
-    Status.UNIMPLEMENTED: errors.FailedPrecondition,
     Status.RESOURCE_EXHAUSTED: errors.Exhausted,
     Status.UNAVAILABLE: errors.Unavailable,
     Status.DEADLINE_EXCEEDED: errors.Unavailable,
@@ -54,6 +54,11 @@ class Unimplemented(errors.FailedPrecondition):
     """A method that this server does not have."""
 
 
+_ERROR[Status.UNIMPLEMENTED] = Unimplemented
+DOMAIN = "eastwest"
+"""Of our ``google.rpc.ErrorInfo``: code, sentence and fix apart, for programs; the text of a status has them together."""
+
+
 def status_of(error: errors.Error) -> Status:
     """The gRPC status of one of our errors."""
     return Status.UNIMPLEMENTED if isinstance(error, Unimplemented) else _STATUS[error.code]
@@ -64,18 +69,33 @@ def to_grpc(error: errors.Error) -> GRPCError:
     text = str(error)
     if error.code is errors.Code.LOG_UNAVAILABLE:
         text = f"{error.code}: {text}"
-    details = list(error.details) if isinstance(error, Refused) else None
+    details = list(error.details) if isinstance(error, Refused) else _apart(error)
     return GRPCError(status_of(error), text, details)
 
 
 def from_grpc(error: GRPCError) -> errors.Error:
     """Our error for a peer's status."""
     text = error.message or error.status.name
-    if error.status is Status.PERMISSION_DENIED and error.details:
-        return Refused(text, error.details)
+    details = list(error.details or ())
+    apart = next((one for one in details if isinstance(one, ErrorInfo) and one.domain == DOMAIN), None)
+    if error.status is Status.PERMISSION_DENIED and details and apart is None:
+        return Refused(text, details)
+    kind = _ERROR.get(error.status, errors.Internal)
     if error.status is Status.UNAVAILABLE and text.startswith(errors.Code.LOG_UNAVAILABLE):
-        return errors.LogUnavailable(text.partition(": ")[2])
-    return _ERROR.get(error.status, errors.Internal)(text)
+        kind, text = errors.LogUnavailable, text.partition(": ")[2]
+    if apart is None:
+        return kind(text)
+    told = kind(apart.metadata["message"], fix=apart.metadata["fix"], where=apart.metadata["where"])
+    told.reason = apart.reason
+    return told
+
+
+def _apart(error: errors.Error) -> list[Message] | None:
+    """The parts of an error that has more than one."""
+    if not (error.reason or error.fix or error.where):
+        return None
+    parts = {"message": error.message, "fix": error.fix, "where": error.where}
+    return [ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=parts)]
 
 
 def error_of(code: int, message: str) -> errors.Error | None:

@@ -105,7 +105,7 @@ def decide(
         principal or None,
         service,
         request.method,
-        request.path,
+        request.matched,
         request.headers,
         presented,
         certificate,

@@ -106,7 +106,7 @@ def test_the_first_refusal_speaks_in_shadow_too():
     row = decided(
         entry(
             CALLER,
-            callers_shadow_effective_policy_id=ActionName(DecisionCode.UNKNOWN_CALLER, version=BEFORE.version),
+            plaintext_shadow_effective_policy_id=ActionName(DecisionCode.MTLS_REQUIRED, version=BEFORE.version),
             operations_shadow_effective_policy_id=name(DecisionCode.ALLOWED, BEFORE),
         ),
         NOW,
@@ -115,7 +115,7 @@ def test_the_first_refusal_speaks_in_shadow_too():
     )
     assert row is not None
     assert (row.code, row.enforced, row.mode, row.policy_version) == (
-        DecisionCode.UNKNOWN_CALLER,
+        DecisionCode.MTLS_REQUIRED,
         False,
         MtlsMode.PERMISSIVE,
         "v1",
@@ -284,7 +284,7 @@ def test_what_was_enforced_speaks_before_what_was_only_reported():
     row = decided(
         entry(
             CALLER,
-            callers_shadow_effective_policy_id=ActionName(DecisionCode.UNKNOWN_CALLER, version=BEFORE.version),
+            plaintext_shadow_effective_policy_id=ActionName(DecisionCode.MTLS_REQUIRED, version=BEFORE.version),
             operations_enforced_effective_policy_id=name(DecisionCode.TENANT_NOT_PERMITTED),
         ),
         NOW,

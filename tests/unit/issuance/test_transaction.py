@@ -150,6 +150,95 @@ def test_a_chain_has_an_end() -> None:
         made(BILLING, Wanted("ledger:entries:write", "acme"), Token(**{**_fields(incoming), "chain": (CONSOLE,) * 16}))
 
 
+SELF_SERVING = Targets(
+    compile_estate(
+        load_estate(
+            {
+                name: text.encode()
+                for name, text in {
+                    **ESTATE,
+                    "services/billing.yaml": ESTATE["services/billing.yaml"]
+                    + '  - {name: "billing:health:read", match: {method: GET, path: /healthz}, sensitivity: read}\n',
+                    "services/ledger.yaml": ESTATE["services/ledger.yaml"]
+                    + '  - {name: "ledger:health:read", match: {method: GET, path: /healthz}, sensitivity: read}\n',
+                    "policies/health.cedar": '''
+@id("all-look-at-health") @owner("group:shop") @reason("whether it lives is no secret")
+permit (principal, action in [Action::"billing:health:read", Action::"ledger:health:read"], resource);
+''',
+                }.items()
+            }
+        )
+    ).sidecars.values()
+)
+
+
+def hop(caller: str, wanted: Wanted, incoming: Token | None, now: datetime) -> Token:
+    """The token of one more call, made when the one before was at its end."""
+    granted = permit(SELF_SERVING, caller, wanted, incoming)
+    return mint(granted, Caller(caller, CERTIFICATE), incoming, SIGNER, TD, now, SeededEntropy(3))[0]
+
+
+def called(token: Token, **changed: object) -> Token:
+    """What a service reads of a token that it was called with."""
+    return Token(**{**_fields(token), **changed})
+
+
+def test_a_transaction_keeps_its_tenant_through_hops_without_one() -> None:
+    begun = called(made(CONSOLE, Wanted("billing:invoices:read", "acme"))[0])
+    assert begun.transaction_tenant == "acme"
+    between = hop(BILLING, Wanted("ledger:health:read"), begun, NOW)
+    assert (between.tenant, between.transaction_tenant) == ("", "acme")
+    # Said by a service of another workload, and come back: the tenant is still the transaction's.
+    back = called(between, resource="billing")
+    assert hop(BILLING, Wanted("ledger:entries:write", "acme"), back, NOW).transaction_tenant == "acme"
+    with pytest.raises(TokenRefused, match="of another tenant"):
+        hop(BILLING, Wanted("ledger:entries:write", "globex"), back, NOW)
+    # A token of a release before this one has no such claim, but a tenant.
+    with pytest.raises(TokenRefused, match="of another tenant"):
+        hop(BILLING, Wanted("ledger:entries:write", "globex"), called(begun, transaction_tenant=""), NOW)
+
+
+def test_a_transaction_without_a_tenant_takes_the_first_one() -> None:
+    begun = called(made(CONSOLE, Wanted("billing:reports:make"))[0])
+    assert begun.transaction_tenant == ""
+    onward = hop(BILLING, Wanted("ledger:entries:write", "globex"), begun, NOW)
+    assert onward.transaction_tenant == "globex"
+
+
+def test_nobody_goes_on_with_a_transaction_to_itself() -> None:
+    begun = made(CONSOLE, Wanted("billing:invoices:read", "acme"))[0]
+    with pytest.raises(TokenRefused, match="goes on with a transaction to itself") as caught:
+        hop(BILLING, Wanted("billing:health:read"), begun, NOW)
+    assert (caught.value.error, caught.value.reason) == ("invalid_request", "INVALID_INPUT")
+    assert hop(BILLING, Wanted("billing:health:read"), None, NOW).chain == (BILLING,)
+
+
+def test_a_transaction_lasts_five_minutes_however_often_it_goes_on() -> None:
+    start = int(NOW.timestamp())
+    token = made(CONSOLE, Wanted("billing:reports:make"))[0]
+    assert token.begun == start
+    ends = []
+    with pytest.raises(TokenRefused, match="began more than 300 seconds ago") as caught:
+        while True:
+            now = datetime.fromtimestamp(token.expires + SKEW, UTC)
+            token = called(hop(BILLING, Wanted("ledger:health:read"), token, now), resource="billing")
+            assert token.begun == start
+            ends.append(token.expires - start)
+    assert caught.value.reason == "TOKEN_EXPIRED"
+    assert ends == [120 + SKEW + 120, MAX_LIFE]
+    # Where nothing says when it began, as long ago as can be counts.
+    old = called(token, begun=0, expires=start + 10)
+    assert hop(BILLING, Wanted("ledger:health:read"), old, NOW).expires == start + 10
+
+
+def test_what_a_token_says_of_its_transaction_survives_the_wire() -> None:
+    token, text = made(CONSOLE, Wanted("billing:invoices:read", "acme"))
+    found = read(text, KEYS, TD, NOW)
+    assert isinstance(found, Token)
+    assert (found.begun, found.transaction_tenant) == (int(NOW.timestamp()), "acme")
+    assert found == token
+
+
 def test_a_token_that_would_be_too_long_is_not_made() -> None:
     incoming = Token(**{**_fields(incoming_for("billing", "acme")), "chain": (f"{TD}/{'x' * 500}",) * 15})
     with pytest.raises(TokenRefused, match="more than 4096 bytes"):

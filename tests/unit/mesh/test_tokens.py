@@ -134,19 +134,19 @@ def test_nothing_is_verified_without_keys_or_need():
 
 
 def test_a_rule_without_tokens_has_nothing_of_them_in_its_tree():
-    plain = text(http_operations("web", [operation(ALLOW)], "v"))
+    plain = text(http_operations("web", [operation(ALLOW)], [CALLER], "v"))
     assert "token" not in plain
     assert "cel" not in plain
-    assert "x-eastwest-token-action" in bytes_of(http_operations("web", [operation(STEP_UP)], "v"))
+    assert "x-eastwest-token-action" in bytes_of(http_operations("web", [operation(STEP_UP)], [CALLER], "v"))
 
 
 def test_only_what_a_token_allows_is_checked_for_single_use():
     for rule, count in ((ALLOW, 0), (STEP_UP, 1), (NEVER, 0)):
-        tree = bytes_of(http_operations("web", [operation(rule, single_use=True)], "v"))
+        tree = bytes_of(http_operations("web", [operation(rule, single_use=True)], [CALLER], "v"))
         assert tree.count("|v|once") == count
-        assert "once" not in bytes_of(http_operations("web", [operation(rule)], "v"))
+        assert "once" not in bytes_of(http_operations("web", [operation(rule)], [CALLER], "v"))
     allowed_anyhow = msgspec.structs.replace(STEP_UP, verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED)
-    tree = bytes_of(http_operations("web", [operation(allowed_anyhow, single_use=True)], "v"))
+    tree = bytes_of(http_operations("web", [operation(allowed_anyhow, single_use=True)], [CALLER], "v"))
     assert tree.count("ALLOWED|p|web:x:do|v|once") == 1
     assert tree.count("ALLOWED||web:x:do|v") == 1, "without a token there is nothing to use up"
 
@@ -154,7 +154,9 @@ def test_only_what_a_token_allows_is_checked_for_single_use():
 def test_many_callers_share_one_subtree():
     def size(count: int) -> int:
         callers = tuple(f"spiffe://td.test/caller-{number}" for number in range(count))
-        return http_operations("web", [operation(NEVER, cells=(Cell(callers=callers, rule=STEP_UP),))], "v").ByteSize()
+        return http_operations(
+            "web", [operation(NEVER, cells=(Cell(callers=callers, rule=STEP_UP),))], [CALLER], "v"
+        ).ByteSize()
 
     assert size(200) - size(100) < 100 * 60
 

@@ -2,7 +2,7 @@
 
     POST /token     with a client certificate: an X.509-SVID of this trust domain
 
-Errors are JSON (RFC 6749, 5.2) with a stable ``code`` beside OAuth's ``error``.
+Errors are JSON (RFC 6749, 5.2) with a stable ``code`` beside OAuth's ``error``, and ``fix``: what would mend it.
 """
 
 from __future__ import annotations
@@ -102,31 +102,41 @@ def application(handler: Handler) -> Starlette:
 
 def refusal(error: Error) -> Answer:
     """An error as the caller sees it."""
-    text = f"{error.message} ({error.fix})" if error.fix else error.message
     if isinstance(error, PendingApproval):
-        return _answer(403, error.error, error.reason, text, approval=error.approval)
-    if isinstance(error, TokenRefused):
-        return _answer(_STATUS.get(error.error, 400), error.error, error.reason, text)
-    if isinstance(error, Unauthenticated):
-        return _answer(401, "invalid_client", DecisionCode.CERTIFICATE_REFUSED, text)
-    if isinstance(error, Exhausted):
-        return _answer(429, "temporarily_unavailable", error.code, text, ("retry-after", "1"))
-    if isinstance(error, Unavailable):
-        return _answer(503, "temporarily_unavailable", error.code, text, ("retry-after", "1"))
-    if isinstance(error, PermissionDenied):
-        return _answer(403, "access_denied", error.code, text)
-    if isinstance(error, InvalidInput):
-        return _answer(400, "invalid_request", error.code, text)
-    _log.error("tokens.failed", error=str(error))
-    return _answer(500, "server_error", error.code, "the server cannot make tokens now; its log says more")
+        return _answer(403, error.error, error.reason, error.message, fix=error.fix, approval=error.approval)
+    status, word, code = _named(error)
+    if status == 500:
+        _log.error("tokens.failed", error=str(error))
+        return _answer(status, word, code, "the server cannot make tokens now; its log says more")
+    again = [("retry-after", "1")] if status in {429, 503} else []
+    return _answer(status, word, code, error.message, *again, fix=error.fix)
 
 
-def _answer(status: int, error: str, code: str, text: str, *headers: tuple[str, str], approval: str = "") -> Answer:
+def _named(error: Error) -> tuple[int, str, str]:
+    """HTTP status, OAuth's word and the stable code."""
+    match error:
+        case TokenRefused():
+            return _STATUS.get(error.error, 400), error.error, error.reason
+        case Unauthenticated():
+            return 401, "invalid_client", DecisionCode.CERTIFICATE_REFUSED
+        case Exhausted():
+            return 429, "temporarily_unavailable", error.code
+        case Unavailable():
+            return 503, "temporarily_unavailable", error.code
+        case PermissionDenied():
+            return 403, "access_denied", error.code
+        case InvalidInput():
+            return 400, "invalid_request", error.code
+    return 500, "server_error", error.code
+
+
+def _answer(
+    status: int, error: str, code: str, text: str, *headers: tuple[str, str], fix: str = "", approval: str = ""
+) -> Answer:
     # What error_description may hold (RFC 6749, 5.2).
     plain = "".join(c if " " <= c <= "~" and c not in '"\\' else "'" for c in text)
     said = {"error": error, "error_description": plain, "code": code}
-    if approval:
-        said["approval"] = approval
+    said |= {name: value for name, value in (("fix", fix), ("approval", approval)) if value}
     return Answer(status, msgspec.json.encode(said), headers)
 
 
