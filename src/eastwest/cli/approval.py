@@ -67,7 +67,7 @@ def list_(
 
 @app.command(epilog=examples("eastwest approval show 1f2e3d4c5b6a7988 --data data"))
 def show(approval: ApprovalId, data: DataDir, *, as_json: AsJson = False) -> None:
-    """Show one approval: who asked, why, and who decided."""
+    """Show one approval: who asked, why, who decided, and who ended it before its time."""
     _print(run(lambda: _call(data, "GetApproval", id=approval)), as_json=as_json)
 
 
@@ -100,13 +100,18 @@ async def _call(data: Path, name: str, **fields: Any) -> Any:
 
     from eastwest.api.eastwest.approvals.v1 import approvals_pb2
     from eastwest.cli.admin import admin_channel
+    from eastwest.cli.token_client import NO_ENDPOINT, NO_ENDPOINT_FIX
+    from eastwest.errors import FailedPrecondition
     from eastwest.rpc.client import method
+    from eastwest.rpc.status import Unimplemented
 
     service = approvals_pb2.DESCRIPTOR.services_by_name["Approvals"]
     called = service.methods_by_name[name]
     channel = admin_channel(data)
     try:
         return await channel.unary(method(service, name), GetMessageClass(called.input_type)(**fields))
+    except Unimplemented:
+        raise FailedPrecondition(NO_ENDPOINT, fix=NO_ENDPOINT_FIX) from None
     finally:
         channel.close()
 
@@ -119,7 +124,7 @@ def _print(approval: approvals_pb2.Approval, *, as_json: bool) -> None:
     from eastwest.cli.table import EMPTY, printable
 
     for name, value in row.items():
-        print(f"{name.replace('_', ' '):16} {printable(value or EMPTY)}")
+        print(f"{name.replace('_', ' '):17} {printable(value or EMPTY)}")
 
 
 def _shown(approval: approvals_pb2.Approval) -> dict[str, Any]:
@@ -136,6 +141,9 @@ def _shown(approval: approvals_pb2.Approval) -> dict[str, Any]:
         "decided_by": approval.decided_by,
         "decided_at": utc(approval.decided_at),
         "decision_reason": approval.decision_reason,
+        "withdrawn_by": approval.withdrawn_by,
+        "withdrawn_at": utc(approval.withdrawn_at),
+        "withdrawal_reason": approval.withdrawal_reason,
         "approver": approval.approver,
         "service": approval.service,
         "domain": approval.domain,

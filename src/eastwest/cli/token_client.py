@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import ssl
 import sys
@@ -20,6 +21,10 @@ HOST = "eastwest"
 SECONDS = 30.0
 MAX_TOKEN_FILE = 16 * 1024
 MAX_REPLY = 64 * 1024
+UNKNOWN_SERVICE = "UNKNOWN_SERVICE"
+"""What a sidecar answers that was told of no endpoint."""
+NO_ENDPOINT = "this server has no token endpoint"
+NO_ENDPOINT_FIX = "add [tokens] to server.toml and restart the server"
 Endpoint = Callable[[str, dict[str, str], str], tuple[int, dict[str, Any]]]
 """Takes operation, details and subject token; gives HTTP status and what the endpoint says."""
 
@@ -71,6 +76,13 @@ def unverified(token: str) -> tuple[dict[str, Any], str]:
         return (said if isinstance(said, dict) else {}), str(json.loads(urlsafe_b64decode(header)).get("kid", ""))
     except (ValueError, AttributeError, RecursionError):
         raise InvalidInput("it is no token in compact form (RFC 7515)") from None
+
+
+def in_options(text: str) -> str:
+    """What the endpoint says of its parameters, said of this command's options."""
+    for parameter, option in _OPTIONS:
+        text = re.sub(rf"\b{parameter}\b", option, text)
+    return text
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -129,12 +141,22 @@ def _ask(
     return reply.status, _flat(found if isinstance(found, dict) else {})
 
 
+_OPTIONS = (
+    ("a reason in request_details", "--reason"),
+    ("request_details", "--tenant, --reason or --approval"),
+    ("subject_token", "--subject-token"),
+    ("scope", "--operation"),
+)
+
+
 def _flat(said: dict[str, Any]) -> dict[str, Any]:
     """What was said; sidecars have a form of their own for what they answer by themselves."""
     error = said.get("error")
-    if isinstance(error, dict):
-        return {"code": error.get("code", ""), "error_description": error.get("message", "")}
-    return said
+    if not isinstance(error, dict):
+        return said
+    if error.get("code") == UNKNOWN_SERVICE:
+        return {"code": UNKNOWN_SERVICE, "error_description": NO_ENDPOINT, "fix": NO_ENDPOINT_FIX}
+    return {"code": error.get("code", ""), "error_description": error.get("message", "")}
 
 
 def _identity(workload_api: str) -> tuple[ssl.SSLContext, Callable[[bytes | None], None]]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from eastwest.cli.options import AsJson, examples, print_json, utc
-from eastwest.errors import InvalidInput, PermissionDenied
+from eastwest.errors import Error, InvalidInput, PermissionDenied, Unavailable
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Transaction tokens: get one, look at one.")
 
@@ -53,11 +53,13 @@ def request(
     """Get a token for one call and print it; exit 1 when it is refused, or an approval is needed first."""
     from eastwest.cli.token_client import Endpoint, through_sidecar, to_server
 
-    if (socket is None) == (server is None):
+    if socket is not None and server is not None:
+        raise InvalidInput("--socket and --server are both given", fix="give --socket of the sidecar, or --server")
+    if socket is None and server is None:
         raise InvalidInput("it is not said where to ask", fix="--socket of the sidecar, or --server HOST:PORT")
     if server is not None and not workload_api:
         raise InvalidInput("--server needs an SVID", fix="give --workload-api PATH of the agent")
-    subject = _read(subject_token) if subject_token is not None else ""
+    subject = _subject(subject_token) if subject_token is not None else ""
     endpoint: Endpoint = through_sidecar(socket) if socket is not None else to_server(server or "", workload_api or "")
     details = {"tenant": tenant, "reason": reason, "approval": approval}
     ends = time.monotonic() + wait
@@ -122,8 +124,27 @@ def _read(path: Path) -> str:
     return read_token(path)
 
 
-def _refusal(status: int, said: dict[str, Any]) -> Exception:
-    from eastwest.errors import Unavailable
+def _subject(path: Path) -> str:
+    from eastwest.cli.token_client import unverified
 
-    text = f"{said.get('code', status)}: {said.get('error_description', said.get('error', 'refused'))}"
-    return Unavailable(text) if status in {429, 502, 503, 504} else PermissionDenied(text)
+    text = _read(path)
+    try:
+        unverified(text)
+    except InvalidInput:
+        # What the file holds is not repeated: it may be a secret of another kind.
+        raise InvalidInput(
+            "what --subject-token names is no token",
+            fix="give a file with the txn-token that came with the call, and nothing else in it",
+        ) from None
+    return text
+
+
+def _refusal(status: int, said: dict[str, Any]) -> Error:
+    """What the endpoint said, in the words of this command."""
+    from eastwest.cli.token_client import in_options
+
+    kind = Unavailable if status in {429, 502, 503, 504} else PermissionDenied
+    text = str(said.get("error_description") or said.get("error") or f"the token endpoint answered {status}")
+    refused = kind(in_options(text), fix=in_options(str(said.get("fix", ""))))
+    refused.reason = str(said.get("code", ""))
+    return refused

@@ -6,19 +6,25 @@ it: it bounds what Cedar is given, cuts the file into policies, and finds the to
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import cedarpy
 from cedarpy import pst
 
-from eastwest.policy.estate import Policy, Sensitivity
-from eastwest.policy.problems import Findings, Position, suggest, suggest_id
+from eastwest.policy.cedar_hints import (
+    entity_fix,
+    never_applies,
+    unknown_attributes,
+    unknown_context,
+    unknown_entities,
+    validation_hint,
+)
+from eastwest.policy.estate import Policy
+from eastwest.policy.problems import Findings, Position, suggest
 
 MAX_POLICIES_PER_FILE = 10_000
 MAX_TOKENS = 20_000  # of one policy
@@ -28,17 +34,6 @@ MAX_CONDITIONALS = 20
 REQUIRED = ("id", "owner", "reason")
 ANNOTATIONS = (*REQUIRED, "tenants")
 """Those that mean something here."""
-CONTEXT: dict[str, tuple[str, ...]] = {
-    "tenant": (),
-    "method": (),
-    "path": (),
-    "step_up": ("action", "resource", "tenant", "approver"),
-    "approval": ("id", "approver"),
-    "transaction": ("id", "origin"),
-}
-"""What the context has, and what that has in turn (``eastwest.policy.schema``)."""
-ANY_TENANT = "any"
-"""The value of ``@tenants`` with which a policy says that it permits calls across tenants."""
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+|//[^\n]*)
@@ -89,6 +84,14 @@ class PolicyText:
                 return self.tokens[i].where
         return self.where
 
+    def locate(self, word: str, otherwise: Position) -> Position:
+        """Where the first token of ``word`` stands."""
+        wanted = [m.group() for m in _TOKEN.finditer(word) if m.lastgroup != "space"]
+        if not wanted:
+            return otherwise
+        whole = self.find(*wanted)
+        return whole if whole != self.where else self.find(wanted[0])
+
 
 @dataclass(frozen=True, slots=True)
 class ParsedPolicy:
@@ -118,8 +121,8 @@ def validate(policies: Iterable[ParsedPolicy], schema: str, known: dict[str, set
     """Strict validation against the schema, and a finding for every entity that nobody has declared."""
     part = _SchemaParts(schema)
     for policy in policies:
-        unknown = _unknown_entities(policy, known, findings)
-        unknown = _unknown_context(policy, findings) or unknown
+        unknown = unknown_entities(policy, known, findings)
+        unknown = unknown_context(policy, findings) or unknown
         told: set[str] = set()
         for message in _complaints(policy.source.text, part.for_policy(policy)):
             # The same complaint comes once for each operation that the policy could be about.
@@ -128,10 +131,12 @@ def validate(policies: Iterable[ParsedPolicy], schema: str, known: dict[str, set
                 continue
             told.add(kind)
             if "unable to find an applicable action" in message:
-                _never_applies(policy, findings)
+                never_applies(policy, findings)
                 continue
-            where, fix = _validation_hint(policy, message)
+            where, fix = validation_hint(policy, message)
             findings.error(where, f"policy {policy.policy.id!r}: {_plain(message)}", fix)
+        if not unknown and not told:
+            unknown_attributes(policy, schema, findings)
 
 
 class _SchemaParts:
@@ -284,8 +289,8 @@ def _syntax_error(source: PolicyText, message: str) -> tuple[Position, str, str]
     where = source.where
     fix = ""
     for word in quoted[:1]:
-        where = _locate(source, word, where)
-        fix = _entity_fix(source, word) if "found literal" in message else _word_fix(message, word)
+        where = source.locate(word, where)
+        fix = entity_fix(source, word) if "found literal" in message else _word_fix(message, word)
     return where, f"Cedar: {message}", fix or "see the policies of the example estate"
 
 
@@ -329,17 +334,6 @@ def _token_fix(source: PolicyText, bad: Token) -> str:
     return "a comma, operator or bracket may be missing before it"
 
 
-def _entity_fix(source: PolicyText, literal: str) -> str:
-    """What to write for a text that stands where an entity must."""
-    words = [token.text for token in source.tokens]
-    kinds = {"principal": ("Workload", "Domain"), "action": ("Action", "Action"), "resource": ("Service", "Domain")}
-    at = words.index(literal) if literal in words else 0
-    variable, relation = (words[at - 2], words[at - 1]) if at > 1 else ("", "")
-    if variable not in kinds:
-        return 'write a name such as Service::"billing"'
-    return f"write {kinds[variable][relation == 'in']}::{literal}"
-
-
 def _word_fix(message: str, word: str) -> str:
     hints: tuple[tuple[str, Callable[[], str]], ...] = (
         ("invalid variable in the policy scope", lambda: suggest(word, _SCOPE)),
@@ -354,140 +348,6 @@ def _word_fix(message: str, word: str) -> str:
         ("expected single entity uid", lambda: "name one entity, or use `principal is Workload` and a condition"),
     )
     return next((hint() for part, hint in hints if part in message), "")
-
-
-def _locate(source: PolicyText, word: str, otherwise: Position) -> Position:
-    """Where the first token of ``word`` stands."""
-    wanted = [m.group() for m in _TOKEN.finditer(word) if m.lastgroup != "space"]
-    if not wanted:
-        return otherwise
-    whole = source.find(*wanted)
-    return whole if whole != source.where else source.find(wanted[0])
-
-
-def _unknown_entities(policy: ParsedPolicy, known: dict[str, set[str]], findings: Findings) -> bool:
-    found = False
-    for kind, name in policy.names:
-        if kind not in known:
-            message, fix = f"policy {policy.policy.id!r} names an entity of type {kind!r}", suggest(kind, known)
-        elif name not in known[kind]:
-            what = "operation" if kind == "Action" else kind.lower()
-            message = f"policy {policy.policy.id!r} names the {what} {name!r}, which nobody declares"
-            fix = _meant(kind, name, known[kind])
-        else:
-            continue
-        found = True
-        findings.error(policy.source.find(kind, "::", f'"{name}"'), message, fix)
-    return found
-
-
-def _meant(kind: str, name: str, known: set[str]) -> str:
-    """Sensitivities are actions too, so that ``in`` can name them: one may be meant, yet none is an operation."""
-    if kind == "Workload":
-        return suggest_id(name, known, otherwise="declare it in workloads/, or correct the name")
-    if kind == "Action" and not difflib.get_close_matches(name, set(Sensitivity), n=1, cutoff=0.6):
-        known = known - set(Sensitivity)
-    return suggest(name, known, otherwise="declare it, or correct the name")
-
-
-def _unknown_context(policy: ParsedPolicy, findings: Findings) -> bool:
-    """Attributes that the context never has. Cedar takes ``has`` of one for an honest question that is answered no."""
-    found: dict[tuple[str, ...], str] = {}
-    for path in _context_paths(policy.tree.clauses):
-        if path[0] not in CONTEXT:
-            found[path[:1]] = suggest(path[0], CONTEXT)
-            if path[0] in {"time", "now", "date", "datetime"}:
-                found[path[:1]] = "no answer depends on the time; known: " + ", ".join(sorted(CONTEXT))
-        elif len(path) > 1 and path[1] not in CONTEXT[path[0]]:
-            found[path[:2]] = suggest(path[1], CONTEXT[path[0]])
-    for path, fix in found.items():
-        where = policy.source.find(".", path[-1])
-        if where == policy.source.where:
-            where = policy.source.find(path[-1])
-        whole = ".".join(("context", *path[:-1]))
-        findings.error(where, f"policy {policy.policy.id!r}: {whole} has no {path[-1]!r}", fix)
-    return bool(found)
-
-
-def _context_paths(node: Any) -> Iterator[tuple[str, ...]]:
-    """``("step_up", "tenant")`` for ``context.step_up.tenant``, and for ``has`` the same, wherever one is read."""
-    stack = [node]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, pst.GetAttr | pst.HasAttr):
-            names: tuple[str, ...] = ()
-            inner: Any = item
-            while isinstance(inner, pst.GetAttr | pst.HasAttr):
-                names = (*(inner.attrs if isinstance(inner, pst.HasAttr) else (inner.attr,)), *names)
-                inner = inner.base
-            if inner == pst.Var("context"):
-                yield names
-        if isinstance(item, dict):
-            stack.extend(item.values())
-        elif isinstance(item, tuple):
-            stack.extend(item)
-        elif is_dataclass(item):
-            stack.extend(getattr(item, f.name) for f in fields(item))
-
-
-def _never_applies(policy: ParsedPolicy, findings: Findings) -> None:
-    """An estate may lack operations of a sensitivity; a sensitivity written as an operation is a mistake."""
-    where = policy.source.find("action")
-    action = policy.tree.action
-    message = f"policy {policy.policy.id!r} applies to no operation"
-    if isinstance(action, pst.ActionEq) and action.entity.id in set(Sensitivity):
-        findings.error(where, message, f'write action in Action::"{action.entity.id}"')
-    else:
-        findings.warning(where, message, "no operation of the estate fits its action, principal and resource")
-
-
-def _validation_hint(policy: ParsedPolicy, message: str) -> tuple[Position, str]:
-    quoted = re.findall(r"`([^`]*)`", message)
-    where = policy.source.where
-    if quoted:
-        where = _locate(policy.source, quoted[0].rpartition(".")[2], where)
-    if "optional attribute" in message and quoted:
-        owner = "context" if "in context" in message else "principal"
-        *path, last = quoted[0].split(".")
-        if quoted[0] == "tenant" and owner == "context":
-            return where, "name the operations that are per tenant, or test `context has tenant &&` before it"
-        return where, f"test `{'.'.join([owner, *path])} has {last} &&` before it"
-    if "not compatible" in message and "String" in message:
-        kind = next((kind for kind in ("Workload", "Service", "Domain", "Environment", "Action") if kind in message), "")
-        literal = _compared_text(policy.source, _SPELLED.get(kind, ())) if kind else None
-        if literal is not None:
-            return literal.where, f"write {kind}::{literal.text}"
-    if "not found" in message and "attribute" in message:
-        return where, "workloads and services have environment, domain, owner; workloads may have tenants"
-    return where, "see the schema: eastwest estate schema --cedar DIR"
-
-
-_SPELLED = {
-    "Workload": ("principal",),
-    "Action": ("action",),
-    "Service": ("resource",),
-    "Domain": ("domain",),
-    "Environment": ("environment",),
-}
-"""How the variable or the attribute ends that holds an entity of a type."""
-
-
-def _compared_text(source: PolicyText, spelled: tuple[str, ...]) -> Token | None:
-    """The text that is compared with ``==`` or ``!=`` with one of these."""
-    tokens = source.tokens
-    for i, token in enumerate(tokens[1:-1], 1):
-        if token.text not in {"==", "!="}:
-            continue
-        if tokens[i + 1].kind == "string" and tokens[i - 1].text in spelled:
-            return tokens[i + 1]
-        if tokens[i - 1].kind == "string":
-            # On the other side it may be `principal.domain`: the last word of the row counts.
-            after = i + 1
-            while after + 2 < len(tokens) and tokens[after + 1].text == ".":
-                after += 2
-            if tokens[after].text in spelled:
-                return tokens[i - 1]
-    return None
 
 
 def _plain(message: str) -> str:

@@ -502,7 +502,9 @@ def _meant_parameter(wanted: str, parameters: Collection[str]) -> str:
     close = difflib.get_close_matches(f"{{{wanted}}}", braces, n=1, cutoff=0.6) or ([f"{{{likely}}}"] if likely else [])
     if close:
         return f"did you mean {close[0]}?"
-    return "parameters of its paths: " + ", ".join(sorted(braces)) if braces else "remove tenant: no path has parameters"
+    return (
+        "parameters of its paths: " + ", ".join(sorted(braces)) if braces else "remove tenant: no path has parameters"
+    )
 
 
 def _dns_matches(pattern: str, name: str) -> bool:

@@ -39,7 +39,7 @@ class Approval:
     """One approval. Times are Unix seconds, 0 where something has not happened.
 
     ``ends``: of the request while it is pending, of what was granted after that. ``state`` is as it was stored: ask
-    ``state_at``.
+    ``state_at``. Who granted it, when and why stays when it is withdrawn.
     """
 
     id: str
@@ -58,6 +58,9 @@ class Approval:
     decision_reason: str = ""
     approver: str = ""
     spent_at: int = 0
+    withdrawn_by: str = ""
+    withdrawn_at: int = 0
+    withdrawal_reason: str = ""
 
     def state_at(self, now: datetime) -> ApprovalState:
         """Where it stands."""
@@ -105,8 +108,14 @@ def withdraw(approval: Approval, administrator: str, reason: str, now: datetime)
     """Ended by ``administrator``, whether it waits, was granted, or was spent: its token may still be unused."""
     standing = approval.state_at(now)
     if standing not in {ApprovalState.PENDING, ApprovalState.GRANTED, ApprovalState.SPENT}:
-        raise FailedPrecondition(f"approval {approval.id} is {standing}", fix="only what waits or was granted can be")
-    return _decided(approval, ApprovalState.WITHDRAWN, administrator, reason, now)
+        raise FailedPrecondition(f"approval {approval.id} is {standing}", fix="only what waits or was granted can be withdrawn")
+    return replace(
+        approval,
+        state=ApprovalState.WITHDRAWN,
+        withdrawn_by=administrator,
+        withdrawn_at=int(now.timestamp()),
+        withdrawal_reason=check_reason(reason),
+    )
 
 
 def _check_undecided(approval: Approval, now: datetime) -> None:

@@ -26,21 +26,25 @@ def refused_certificate(decision: Decision, reason: str) -> Decision:
     )
 
 
+MAX_TEXT = 256
+"""Characters of each text, as the agent keeps them: callers choose tenants and paths, as long as a header may be."""
+
+
 def told(decision: Decision, now: datetime, *, reference: str = "", source_address: str = "") -> api.Decision:
-    """The decision as the agent is told of it."""
+    """The decision as the agent is told of it: a record of a bounded size, whatever the request was."""
     return api.Decision(
         time_unix_ms=int(now.timestamp() * 1000),
         service=decision.service,
         code=decision.code,
         allowed=decision.verdict is Verdict.ALLOW,
         enforced=decision.enforced,
-        caller=decision.principal,
-        operation=decision.operation,
-        tenant=decision.tenant,
-        method=decision.method,
-        policy=decision.policy,
-        transaction=decision.transaction,
-        approver=decision.token.approver if decision.token is not None else "",
-        reference=reference,
-        source=source_address,
+        caller=decision.principal[:MAX_TEXT],
+        operation=decision.operation[:MAX_TEXT],
+        tenant=decision.tenant[:MAX_TEXT],
+        method=decision.method[:MAX_TEXT],
+        policy=decision.policy[:MAX_TEXT],
+        transaction=decision.transaction[:MAX_TEXT],
+        approver=decision.token.approver[:MAX_TEXT] if decision.token is not None else "",
+        reference=reference[:MAX_TEXT],
+        source=source_address[:MAX_TEXT],
     )

@@ -36,6 +36,9 @@ USE_TOKEN_SECONDS = 0.5
 """How long a call waits for the word on whether its token was used; then it is refused."""
 MAX_WAITING = 10_000
 """Decisions that wait for the agent; more are dropped, and counted."""
+MAX_WAITING_BYTES = 8 * 1024 * 1024
+MAX_BATCH_BYTES = 1024 * 1024
+"""Of decisions in one message, well below what the agent takes."""
 _FIRST_DELAY, _LAST_DELAY = 0.1, 5.0
 _REPORT_PERIOD = 0.5
 _API = api.DESCRIPTOR.services_by_name["Enforcement"]
@@ -99,6 +102,7 @@ class RuleSource:
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._waiting: list[api.Decision] = []
+        self._waiting_bytes = 0
         self._fresh = asyncio.Event()
         self._calls: Channel | None = None
         self._listeners: list[Callable[[OwnSvid], None]] = []
@@ -162,10 +166,12 @@ class RuleSource:
 
     def report(self, decision: api.Decision) -> None:
         """Have a decision told to the agent, and by it to the ledger, a moment later."""
-        if len(self._waiting) >= MAX_WAITING:
+        size = decision.ByteSize()
+        if len(self._waiting) >= MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES:
             self.lost += 1
             return
         self._waiting.append(decision)
+        self._waiting_bytes += size
         self._fresh.set()
 
     def now(self) -> datetime:
@@ -210,21 +216,51 @@ class RuleSource:
             await self._flush(channel)
 
     async def _flush(self, channel: Channel) -> None:
+        """Tell the agent of what waits now; raises ``errors.Error`` where it is to be tried again later."""
         self._fresh.clear()
-        batch = self._waiting[:MAX_WAITING]
-        if not batch:
-            return
         try:
-            await channel.unary(method(_API, "Report"), api.ReportRequest(decisions=batch))
-        except (errors.InvalidInput, errors.PermissionDenied) as error:
-            # It would be refused for ever: rules have changed since, for instance.
-            _log.warning("the agent refuses %d decisions: %s", len(batch), error.message)
-            self.lost += len(batch)
+            left = len(self._waiting)
+            while left:
+                left -= await self._tell(channel, self._batch(left))
         except errors.Error:
             self._fresh.set()
             raise
-        del self._waiting[: len(batch)]
+
+    async def _tell(self, channel: Channel, batch: list[api.Decision]) -> int:
+        """Tell the agent of the first that wait, and return of how many. What it never takes is given up, and lost."""
+        try:
+            await channel.unary(method(_API, "Report"), api.ReportRequest(decisions=batch))
+        except errors.Exhausted as error:
+            # Too much at once, or one alone that is too much for ever and would keep back all that follow.
+            if len(batch) > 1:
+                return await self._tell(channel, batch[: len(batch) // 2])
+            self._give_up(batch, error)
+            raise  # so that an agent that takes nothing is given time
+        except (errors.InvalidInput, errors.PermissionDenied) as error:
+            # It would be refused for ever: rules have changed since, for instance.
+            self._give_up(batch, error)
+            return len(batch)
+        self._forget(batch)
         self._set_problem(self._deliver.__name__)
+        return len(batch)
+
+    def _batch(self, most: int) -> list[api.Decision]:
+        """The first that wait and fit one message; one at least."""
+        size = 0
+        for count, decision in enumerate(self._waiting[:most]):
+            size += decision.ByteSize()
+            if size > MAX_BATCH_BYTES and count:
+                return self._waiting[:count]
+        return self._waiting[:most]
+
+    def _give_up(self, batch: list[api.Decision], error: errors.Error) -> None:
+        _log.warning("the agent refuses %d decisions: %s", len(batch), error.message)
+        self.lost += len(batch)
+        self._forget(batch)
+
+    def _forget(self, batch: list[api.Decision]) -> None:
+        del self._waiting[: len(batch)]
+        self._waiting_bytes -= sum(decision.ByteSize() for decision in batch)
 
     def _set_problem(self, of: str, problem: str = "") -> None:
         if problem and problem != self._problems.get(of):

@@ -80,4 +80,7 @@ class ApprovalService:
             decided_at=approval.decided_at,
             decision_reason=approval.decision_reason,
             approver=approval.approver,
+            withdrawn_by=approval.withdrawn_by,
+            withdrawn_at=approval.withdrawn_at,
+            withdrawal_reason=approval.withdrawal_reason,
         )

@@ -176,7 +176,8 @@ class Approvals:
         await self._store.add_approval(approval, self._now())
 
     async def _change(self, before: Approval, after: Approval, kind: str, actor: str) -> None:
-        await self._record(kind, actor, after, reason=after.decision_reason)
+        reason = after.withdrawal_reason or after.decision_reason
+        await self._record(kind, actor, after, reason=reason)
         await self._store.change_approval(before, after)
 
     async def _record(self, kind: str, actor: str, approval: Approval, *, reason: str) -> None:

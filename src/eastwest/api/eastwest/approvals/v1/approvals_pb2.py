@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%eastwest/approvals/v1/approvals.proto\x12\x15\x65\x61stwest.approvals.v1\"\x9c\x02\n\x08\x41pproval\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x0e\n\x06\x64omain\x18\x05 \x01(\t\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x14\n\x0crequested_by\x18\x08 \x01(\t\x12\x14\n\x0crequested_at\x18\t \x01(\x03\x12\x12\n\nexpires_at\x18\n \x01(\x03\x12\r\n\x05state\x18\x0b \x01(\t\x12\x12\n\ndecided_by\x18\x0c \x01(\t\x12\x12\n\ndecided_at\x18\r \x01(\x03\x12\x17\n\x0f\x64\x65\x63ision_reason\x18\x0e \x01(\t\x12\x10\n\x08\x61pprover\x18\x0f \x01(\t\"[\n\x16RequestApprovalRequest\x12\x0e\n\x06\x63\x61ller\x18\x01 \x01(\t\x12\x11\n\toperation\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\" \n\x12GetApprovalRequest\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x14ListApprovalsRequest\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"K\n\x15ListApprovalsResponse\x12\x32\n\tapprovals\x18\x01 \x03(\x0b\x32\x1f.eastwest.approvals.v1.Approval\"3\n\x15\x44\x65\x63ideApprovalRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t2\xd9\x04\n\tApprovals\x12\x61\n\x0fRequestApproval\x12-.eastwest.approvals.v1.RequestApprovalRequest\x1a\x1f.eastwest.approvals.v1.Approval\x12Y\n\x0bGetApproval\x12).eastwest.approvals.v1.GetApprovalRequest\x1a\x1f.eastwest.approvals.v1.Approval\x12j\n\rListApprovals\x12+.eastwest.approvals.v1.ListApprovalsRequest\x1a,.eastwest.approvals.v1.ListApprovalsResponse\x12^\n\rGrantApproval\x12,.eastwest.approvals.v1.DecideApprovalRequest\x1a\x1f.eastwest.approvals.v1.Approval\x12_\n\x0eRefuseApproval\x12,.eastwest.approvals.v1.DecideApprovalRequest\x1a\x1f.eastwest.approvals.v1.Approval\x12\x61\n\x10WithdrawApproval\x12,.eastwest.approvals.v1.DecideApprovalRequest\x1a\x1f.eastwest.approvals.v1.Approvalb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%eastwest/approvals/v1/approvals.proto\x12\x15\x65\x61stwest.approvals.v1\"\xe3\x02\n\x08\x41pproval\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x0e\n\x06\x64omain\x18\x05 \x01(\t\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x14\n\x0crequested_by\x18\x08 \x01(\t\x12\x14\n\x0crequested_at\x18\t \x01(\x03\x12\x12\n\nexpires_at\x18\n \x01(\x03\x12\r\n\x05state\x18\x0b \x01(\t\x12\x12\n\ndecided_by\x18\x0c \x01(\t\x12\x12\n\ndecided_at\x18\r \x01(\x03\x12\x17\n\x0f\x64\x65\x63ision_reason\x18\x0e \x01(\t\x12\x10\n\x08\x61pprover\x18\x0f \x01(\t\x12\x14\n\x0cwithdrawn_by\x18\x10 \x01(\t\x12\x14\n\x0cwithdrawn_at\x18\x11 \x01(\x03\x12\x19\n\x11withdrawal_reason\x18\x12 \x01(\t\"[\n\x16RequestApprovalRequest\x12\x0e\n\x06\x63\x61ller\x18\x01 \x01(\t\x12\x11\n\toperation\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\" \n\x12GetApprovalRequest\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x14ListApprovalsRequest\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"K\n\x15ListApprovalsResponse\x12\x32\n\tapprovals\x18\x01 \x03(\x0b\x32\x1f.eastwest.approvals.v1.Approval\"3\n\x15\x44\x65\x63ideApprovalRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t2\xd9\x04\n\tApprovals\x12\x61\n\x0fRequestApproval\x12-.eastwest.approvals.v1.RequestApprovalRequest\x1a\x1f.eastwest.approvals.v1.Approval\x12Y\n\x0bGetApproval\x12).eastwest.approvals.v1.GetApprovalRequest\x1a\x1f.eastwest.approvals.v1.Approval\x12j\n\rListApprovals\x12+.eastwest.approvals.v1.ListApprovalsRequest\x1a,.eastwest.approvals.v1.ListApprovalsResponse\x12^\n\rGrantApproval\x12,.eastwest.approvals.v1.DecideApprovalRequest\x1a\x1f.eastwest.approvals.v1.Approval\x12_\n\x0eRefuseApproval\x12,.eastwest.approvals.v1.DecideApprovalRequest\x1a\x1f.eastwest.approvals.v1.Approval\x12\x61\n\x10WithdrawApproval\x12,.eastwest.approvals.v1.DecideApprovalRequest\x1a\x1f.eastwest.approvals.v1.Approvalb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,17 +32,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'eastwest.api.eastwest.appro
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_APPROVAL']._serialized_start=65
-  _globals['_APPROVAL']._serialized_end=349
-  _globals['_REQUESTAPPROVALREQUEST']._serialized_start=351
-  _globals['_REQUESTAPPROVALREQUEST']._serialized_end=442
-  _globals['_GETAPPROVALREQUEST']._serialized_start=444
-  _globals['_GETAPPROVALREQUEST']._serialized_end=476
-  _globals['_LISTAPPROVALSREQUEST']._serialized_start=478
-  _globals['_LISTAPPROVALSREQUEST']._serialized_end=546
-  _globals['_LISTAPPROVALSRESPONSE']._serialized_start=548
-  _globals['_LISTAPPROVALSRESPONSE']._serialized_end=623
-  _globals['_DECIDEAPPROVALREQUEST']._serialized_start=625
-  _globals['_DECIDEAPPROVALREQUEST']._serialized_end=676
-  _globals['_APPROVALS']._serialized_start=679
-  _globals['_APPROVALS']._serialized_end=1280
+  _globals['_APPROVAL']._serialized_end=420
+  _globals['_REQUESTAPPROVALREQUEST']._serialized_start=422
+  _globals['_REQUESTAPPROVALREQUEST']._serialized_end=513
+  _globals['_GETAPPROVALREQUEST']._serialized_start=515
+  _globals['_GETAPPROVALREQUEST']._serialized_end=547
+  _globals['_LISTAPPROVALSREQUEST']._serialized_start=549
+  _globals['_LISTAPPROVALSREQUEST']._serialized_end=617
+  _globals['_LISTAPPROVALSRESPONSE']._serialized_start=619
+  _globals['_LISTAPPROVALSRESPONSE']._serialized_end=694
+  _globals['_DECIDEAPPROVALREQUEST']._serialized_start=696
+  _globals['_DECIDEAPPROVALREQUEST']._serialized_end=747
+  _globals['_APPROVALS']._serialized_start=750
+  _globals['_APPROVALS']._serialized_end=1351
 # @@protoc_insertion_point(module_scope)

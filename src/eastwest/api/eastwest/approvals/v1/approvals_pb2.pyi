@@ -37,6 +37,9 @@ class Approval(_message.Message):
     DECIDED_AT_FIELD_NUMBER: _builtins.int
     DECISION_REASON_FIELD_NUMBER: _builtins.int
     APPROVER_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_BY_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_AT_FIELD_NUMBER: _builtins.int
+    WITHDRAWAL_REASON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     caller: _builtins.str
     """SPIFFE ID of the workload that may then act"""
@@ -56,11 +59,15 @@ class Approval(_message.Message):
     state: _builtins.str
     """pending, granted, refused, withdrawn, expired, spent"""
     decided_by: _builtins.str
-    """who granted, refused or withdrew it, or "" """
+    """who granted or refused it, or "" """
     decided_at: _builtins.int
     decision_reason: _builtins.str
     approver: _builtins.str
     """who granted it, or ""; stays when it is withdrawn"""
+    withdrawn_by: _builtins.str
+    """who ended it before its time, or "" """
+    withdrawn_at: _builtins.int
+    withdrawal_reason: _builtins.str
     def __init__(
         self,
         *,
@@ -79,10 +86,13 @@ class Approval(_message.Message):
         decided_at: _builtins.int = ...,
         decision_reason: _builtins.str = ...,
         approver: _builtins.str = ...,
+        withdrawn_by: _builtins.str = ...,
+        withdrawn_at: _builtins.int = ...,
+        withdrawal_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approver", b"approver", "caller", b"caller", "decided_at", b"decided_at", "decided_by", b"decided_by", "decision_reason", b"decision_reason", "domain", b"domain", "expires_at", b"expires_at", "id", b"id", "operation", b"operation", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "service", b"service", "state", b"state", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approver", b"approver", "caller", b"caller", "decided_at", b"decided_at", "decided_by", b"decided_by", "decision_reason", b"decision_reason", "domain", b"domain", "expires_at", b"expires_at", "id", b"id", "operation", b"operation", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "service", b"service", "state", b"state", "tenant", b"tenant", "withdrawal_reason", b"withdrawal_reason", "withdrawn_at", b"withdrawn_at", "withdrawn_by", b"withdrawn_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
