@@ -186,12 +186,27 @@ class RotationMesh:
 
     async def waits_for(self, node_id: str) -> None:
         """Until a sidecar is the only one that keeps its node from confirming the newest bundle."""
+        holders: object = None
+        try:
+            async with asyncio.timeout(30):
+                while True:
+                    async with self.ca() as ca:
+                        state = await ca.state(holders=True)
+                    holders = state.holders
+                    waiting = [name for holder in state.holders for name in holder.waiting if holder.connected]
+                    if len(waiting) == 1 and f"({node_id})" in waiting[0]:
+                        return
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(f"{node_id} is not what is waited for: {holders}\n{self.logs()}") from None
+
+    async def holds(self, count: int) -> None:
+        """Until a node that is connected says that it holds so much that is tainted."""
         async with asyncio.timeout(30):
             while True:
                 async with self.ca() as ca:
                     state = await ca.state(holders=True)
-                waiting = [name for holder in state.holders for name in holder.waiting if holder.connected]
-                if len(waiting) == 1 and f"({node_id})" in waiting[0]:
+                if any(holder.connected and holder.tainted_svids == count for holder in state.holders):
                     return
                 await asyncio.sleep(0.05)
 

@@ -60,7 +60,7 @@ async def test_asked_for_once_granted_and_used_once(world) -> None:
     granted = await grant(world, approval)
     assert (granted.state, granted.approver, granted.caller, granted.tenant) == ("granted", ROOT, CONSOLE, "acme")
     token = from_claims(read_claims(console.token(ADJUST, tenant="acme")))
-    assert (token.approval, token.approver, token.prefix) == (approval, ROOT, "/tenants/acme")
+    assert (token.approval, token.approver, token.tenant) == (approval, ROOT, "acme")
     assert token.expires <= granted.expires_at
     # The operation counts once, and so does its approval.
     assert (await world.approvals("GetApproval", id=approval)).state == "spent"
@@ -245,4 +245,31 @@ async def test_the_commands(world) -> None:
     wrong = json.loads(run("list", "--state", "lost", "--json", code=1).stderr)
     assert wrong["error"]["code"] == "INVALID_INPUT"
     gone = json.loads(run("show", "ffff", "--json", code=1).stderr)
-    assert gone["error"]["code"] == "NOT_FOUND"
+    told = {
+        "code": "NOT_FOUND",
+        "message": "there is no approval 'ffff'",
+        "fix": "see eastwest approval list",
+        "where": "",
+    }
+    assert gone["error"] == told
+    # What is misspelt is not taken for what is not there, and programs get the exact code.
+    misspelt = [CONSOLE.replace("console", "consle") if word == CONSOLE else word for word in request]
+    error = json.loads(run(*misspelt, "--json", code=1).stderr)["error"]
+    assert (error["code"], error["fix"]) == ("UNKNOWN_CALLER", f"did you mean '{CONSOLE}'?")
+    misspelt = ["billing:credit:create" if word == CREDIT else word for word in request]
+    error = json.loads(run(*misspelt, "--json", code=1).stderr)["error"]
+    assert (error["code"], error["fix"]) == ("UNLISTED_OPERATION", f"did you mean '{CREDIT}'?")
+    misspelt = ["nothing" if word == CREDIT else word for word in request]
+    assert "--operation is the name of one operation" in run(*misspelt, code=1).stderr
+    unknown = run("list", "--caller", f"{TD}/prod/shop/consle", code=1)
+    assert "is not registered in the estate" in unknown.stderr
+    assert CONSOLE in unknown.stderr
+    assert run("list", "--caller", WEB).returncode == 0
+    # Who granted stays when it is withdrawn.
+    both = json.loads(run(*request, "--json").stdout)["id"]
+    with world.administering(await world.workload(OWNER)) as channel:
+        await grant(world, both, channel)
+    shown = json.loads(run("withdraw", both, "--reason", "changed my mind", "--json").stdout)
+    assert (shown["state"], shown["decided_by"], shown["decision_reason"]) == ("withdrawn", OWNER, "agreed")
+    assert (shown["withdrawn_by"], shown["withdrawal_reason"]) == (ROOT, "changed my mind")
+    assert json.loads(run("show", both, "--json").stdout) == shown

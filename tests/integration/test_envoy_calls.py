@@ -135,6 +135,14 @@ async def test_each_answer_has_its_code_and_its_row(pair):
             assert "callers-read" not in reply.body.decode()
 
 
+async def test_sidecars_agree_on_http2(pair):
+    http = await pair.mesh.way_out(pair.client)
+    assert (await http.ask("GET", "/healthz", host="billing")).status == 200
+    stats = await admin(pair.client, "/stats?filter=remote/billing.upstream_cx_http[12]_total")
+    assert "http1_total: 0" in stats
+    assert "http2_total: 1" in stats
+
+
 async def test_hosts_that_name_no_service_or_lead_nowhere(pair):
     for host in ("billing", "billing:80", f"billing.{TD}", f"billing.{TD}:8443"):
         http = await pair.mesh.way_out(pair.client)

@@ -1,5 +1,6 @@
 """The gRPC interceptor over real mutual TLS: who may call which method, in all four shapes of a call."""
 
+import ast
 from dataclasses import replace
 
 import grpc
@@ -106,10 +107,10 @@ class Service:
         self.source.rules = rules(*SHAPES)
         self.decisions = []
 
-    async def start(self) -> None:
+    async def start(self, handlers=HANDLERS, *behind) -> None:
         interceptor = EnforcementInterceptor(self.source, "svc", on_decision=self.decisions.append)
-        self.server = grpc.aio.server(interceptors=[interceptor])
-        self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("x.Y", HANDLERS),))
+        self.server = grpc.aio.server(interceptors=[interceptor, *behind])
+        self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("x.Y", handlers),))
         self.port = self.server.add_secure_port("127.0.0.1:0", server_credentials(self.source))
         await self.server.start()
 
@@ -177,3 +178,115 @@ async def test_new_rules_and_identities_count_at_once(service):
     assert (await service.call("UnaryStream", WEB)).startswith("hello")
     service.source.identity = own("spiffe://td.test/renamed")
     assert (await service.call("UnaryStream", WEB)).startswith("hello")
+
+
+class Told(grpc.aio.ServerInterceptor):
+    """An interceptor behind ours, which hears of calls."""
+
+    def __init__(self) -> None:
+        self.calls = []
+
+    async def intercept_service(self, continuation, details):
+        self.calls.append((details.method, dict(details.invocation_metadata)))
+        return await continuation(details)
+
+
+def given(context) -> dict:
+    """The metadata that the handler sees, without what the client's library sends of itself."""
+    return {key: value for key, value in context.invocation_metadata() if key != "user-agent"}
+
+
+async def unary_telling(_request, context):
+    return said(repr(sorted(given(context).items())))
+
+
+async def stream_telling(request, context):
+    await context.write(await unary_telling(request, context))
+
+
+async def taking_telling(_requests, context):
+    assert (await context.read()).value == "hello "
+    assert await context.read() is grpc.aio.EOF
+    return await unary_telling(None, context)
+
+
+async def both_telling(requests, context):
+    async for one in requests:
+        yield await unary_telling(one, context)
+
+
+TELLING = {
+    "UnaryUnary": grpc.unary_unary_rpc_method_handler(unary_telling, **WIRE),
+    "UnaryStream": grpc.unary_stream_rpc_method_handler(stream_telling, **WIRE),
+    "StreamUnary": grpc.stream_unary_rpc_method_handler(taking_telling, **WIRE),
+    "StreamStream": grpc.stream_stream_rpc_method_handler(both_telling, **WIRE),
+}
+SPOOFED = {
+    "x-eastwest-caller": "spiffe://td.test/admin",
+    "x-eastwest-caller-bin": b"spiffe://td.test/admin",
+    "x-eastwest-tenant": "acme",
+    "x-forwarded-client-cert": f"URI={OTHER}",
+    "x-kind": "ordinary",
+    "x-kind-bin": b"\x00\xff",
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_the_handler_sees_the_call_as_it_was_decided(shape):
+    service = Service()
+    await service.start(TELLING)
+    try:
+        seen = dict(ast.literal_eval(await service.call(shape, WEB, metadata=SPOOFED)))
+        assert seen == {"x-eastwest-caller": WEB, "x-kind": "ordinary", "x-kind-bin": b"\x00\xff"}
+    finally:
+        await service.server.stop(None)
+
+
+async def test_interceptors_behind_ours_hear_of_calls_that_pass_alone():
+    service, told = Service(), Told()
+    await service.start(HANDLERS, told)
+    try:
+        assert await service.call("UnaryUnary", OTHER, metadata=SPOOFED) == "OPERATION_NOT_PERMITTED"
+        assert await service.call("Nothing", WEB) == "UNLISTED_OPERATION"
+        assert told.calls == []
+        assert (await service.call("UnaryUnary", WEB, metadata=SPOOFED)).startswith("hello")
+        ((method, metadata),) = told.calls
+        assert method == "/x.Y/UnaryUnary"
+        assert metadata["x-eastwest-caller"] == WEB
+        assert not {"x-eastwest-tenant", "x-eastwest-caller-bin", "x-forwarded-client-cert"} & set(metadata)
+    finally:
+        await service.server.stop(None)
+
+
+async def failing(_request, context):
+    context.set_code(grpc.StatusCode.NOT_FOUND)
+    context.set_details("no such thing")
+    return said("dropped")
+
+
+async def test_a_handler_that_sets_a_status_and_one_that_is_missing():
+    service = Service()
+    await service.start({"UnaryUnary": grpc.unary_unary_rpc_method_handler(failing, **WIRE)})
+    try:
+        assert await service.call("UnaryUnary", WEB) == "NOT_FOUND"
+        assert await service.call("UnaryStream", WEB) == "UNIMPLEMENTED"
+        assert await service.call("UnaryStream", OTHER) == "OPERATION_NOT_PERMITTED"
+    finally:
+        await service.server.stop(None)
+
+
+async def test_a_call_of_one_request_that_has_none(service):
+    identity = CA.identity(WEB)
+    tls = client_context(ders(CA.pem), identity.chain, identity.key)
+    channel = Channel(host="127.0.0.1", port=service.port, tls=tls, check=expect_server(service.source.identity.id))
+    try:
+        with pytest.raises(GRPCError) as caught:
+            async with channel.request(
+                "/x.Y/UnaryUnary", cardinality(True, False), StringValue, StringValue, timeout=10
+            ) as call:
+                await call.send_request()
+                await call.end()
+                await call.recv_message()
+        assert caught.value.status is Status.INTERNAL
+    finally:
+        channel.close()

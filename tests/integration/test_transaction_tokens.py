@@ -38,6 +38,7 @@ from token_world import (
 from eastwest import errors
 from eastwest.policy.transaction import TYPE, from_claims
 from eastwest.rpc.tls import client_context
+from eastwest.server.tokens.usage import USES_PER_SECOND
 from eastwest.spiffe.id import SpiffeId
 from eastwest.testing import TestCA
 
@@ -47,7 +48,7 @@ def running(tmp_path_factory):
     """One server for the module, started in a loop of its own."""
     world = TokenWorld(tmp_path_factory.mktemp("tokens") / "data")
     try:
-        asyncio.run(world.start())
+        asyncio.run(world.start(rate=1000.0, caller_rate=1000.0))
         yield world
     finally:
         world.close()
@@ -283,7 +284,10 @@ async def test_a_transaction_does_not_go_on_from_a_token_that_does_not_count(wor
     # Sixteen workloads are enough.
     chain = [CONSOLE] * 16
     assert code(true_key, tctx={**claims["tctx"], "chain": chain}) == "EXHAUSTED"
+    # As Envoy does not look at the type, nobody does.
     header = {**header, "typ": "JWT"}
+    assert code(true_key) == ""
+    header = {**header, "kid": "another"}
     assert code(true_key) == "TOKEN_INVALID"
 
 
@@ -318,16 +322,16 @@ async def test_what_is_minted_is_recorded_and_no_token_is(world) -> None:
 
 async def test_a_token_counts_once(world) -> None:
     console = await world.workload(CONSOLE)
-    token = console.token("billing:reports:make")
+    token = console.token("billing:exports:make")
     assert not await world.use(token)
     assert await world.use(token)
     # Also after a crash.
-    other = console.token("billing:reports:make")
+    other = console.token("billing:exports:make")
     assert not await world.use(other)
     world.restart()
     assert await world.use(other)
     assert await world.use(token)
-    assert not await world.use(console.token("billing:reports:make"))
+    assert not await world.use(console.token("billing:exports:make"))
     # Ended by the server's clock, or never made: no use.
     assert await world.use(token, token_id="another", expires_at=int(time.time()) - 10)
     with pytest.raises(errors.InvalidInput, match="no token ends more than 300 seconds from now"):
@@ -337,11 +341,27 @@ async def test_a_token_counts_once(world) -> None:
     with pytest.raises(errors.PermissionDenied, match="runs no service"):
         await world.use(token, token_id="other", operation="elsewhere:things:do")
     assert await world.use(token, token_id="third", approval_id="0123456789abcdef")
+    # Nothing is remembered where tokens do not count once.
+    with pytest.raises(errors.PermissionDenied, match="do not count once"):
+        await world.use(console.token("billing:reports:make"))
+
+
+async def test_an_agent_tells_of_no_more_uses_than_its_services_have(world) -> None:
+    token = (await world.workload(CONSOLE)).token("billing:exports:make")
+
+    async def burst() -> list[object]:
+        ids = (f"flood-{number}" for number in range(int(4 * USES_PER_SECOND)))
+        return await asyncio.gather(*(world.use(token, token_id=one) for one in ids), return_exceptions=True)
+
+    answers = await burst()
+    assert answers.count(False) >= 2 * USES_PER_SECOND
+    assert any(isinstance(one, errors.Exhausted) for one in answers)
+    assert all(one is False or isinstance(one, errors.Exhausted) for one in answers)
 
 
 async def test_agents_of_other_nodes_and_workloads_have_no_say(world) -> None:
     console = await world.workload(CONSOLE)
-    token = console.token("billing:reports:make")
+    token = console.token("billing:exports:make")
     outsider = await world.server.join()
     mine, world.agent = world.agent, outsider
     try:
@@ -377,7 +397,7 @@ async def test_every_sidecar_knows_where_tokens_are_made(world) -> None:
 async def test_a_key_is_published_before_it_signs_and_survives(tmp_path) -> None:
     world = TokenWorld(tmp_path / "data")
     try:
-        await world.start(key_life=4, key_publish=2)
+        await world.start(key_life=4, key_publish=2, rate=1000.0, caller_rate=1000.0)
         console = await world.workload(CONSOLE)
         first = jwt.get_unverified_header(console.token("billing:reports:make"))["kid"]
         told: dict[str, float] = {}
@@ -427,6 +447,15 @@ async def test_the_command_line_shows_what_a_token_says(tmp_path, world) -> None
     nowhere = await asyncio.to_thread(eastwest, "transaction", "request", "--operation", "a:b:c")
     assert nowhere.returncode == 1
     assert "it is not said where to ask" in nowhere.stderr
+    both = ["--socket", "a.sock", "--server", "a:1"]
+    twice = await asyncio.to_thread(eastwest, "transaction", "request", "--operation", "a:b:c", *both)
+    assert "--socket and --server are both given" in twice.stderr
+    wrong = tmp_path / "wrong"
+    wrong.write_text("hunter2")
+    command = ["request", "--operation", "a:b:c", "--socket", "a.sock", "--subject-token", wrong]
+    secret = await asyncio.to_thread(eastwest, "transaction", *command)
+    assert (secret.returncode, "what --subject-token names is no token" in secret.stderr) == (1, True)
+    assert "hunter2" not in secret.stderr
     away = await asyncio.to_thread(
         eastwest, "transaction", "request", "--operation", "a:b:c", "--socket", tmp_path / "no.sock"
     )
@@ -511,7 +540,15 @@ async def check_the_ways_to_ask(world, egress) -> None:
     wanted = ["--operation", "billing:credits:create", "--tenant", "acme", "--reason", "ticket 1"]
     pending = await request(*wanted, "--socket", egress, "--json", code=1)
     approval = json.loads(pending.stdout)["approval"]
-    assert json.loads(pending.stderr)["error"]["code"] == "PERMISSION_DENIED"
+    error = json.loads(pending.stderr)["error"]
+    assert (error["code"], error["where"]) == ("APPROVAL_REQUIRED", "")
+    assert error["message"] == f"billing:credits:create needs an approval; {approval} waits for a decision"
+    assert f"eastwest approval grant {approval} --reason 'why it may be done'" in error["fix"]
+    silent = await request(*wanted[:4], "--socket", egress, code=1)
+    assert "(give --reason to have it requested)" in silent.stderr
+    misspelt = await request("--operation", "billing:report:make", "--socket", egress, "--json", code=1)
+    error = json.loads(misspelt.stderr)["error"]
+    assert (error["code"], error["fix"]) == ("UNLISTED_OPERATION", "did you mean 'billing:reports:make'?")
     waiting = asyncio.create_task(request(*wanted, "--socket", egress, "--json", "--wait", 30))
     await world.approvals("GrantApproval", id=approval, reason="agreed")
     said = json.loads((await waiting).stdout)

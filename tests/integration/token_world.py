@@ -79,6 +79,8 @@ operations:
   - {name: "billing:refunds:create", match: {method: POST, path: "/{region}/tenants/{tenant}/refunds"},
      sensitivity: mutate, demands: [step-up]}
   - {name: "billing:reports:make", match: {method: POST, path: /reports}, sensitivity: mutate, demands: [step-up]}
+  - {name: "billing:exports:make", match: {method: POST, path: /exports}, sensitivity: mutate,
+     demands: [step-up, single-use]}
   - {name: "billing:keys:rotate", match: {method: POST, path: /keys}, sensitivity: control, demands: [approval]}
 """,
     "services/ledger.yaml": """

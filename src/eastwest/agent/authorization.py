@@ -54,8 +54,8 @@ class Authorization:
         said = request.attributes.request.http.headers
         service, operation = _text(said, "resource"), _text(said, "action")
         rules = self._rules.current(principal, service)
-        if rules is None or all(known.name != operation for known in rules.inbound.operations):
-            raise PermissionDenied("the caller runs no such operation")
+        if rules is None or not any(one.name == operation and one.single_use for one in rules.inbound.operations):
+            raise PermissionDenied("the caller runs no such operation that demands single-use")
         may = await self._use_token(_text(said, "id"), _time(said), _text(said, "approval", needed=False), operation)
         return _ALLOWED if may else _REFUSED
 

@@ -76,8 +76,8 @@ class Enforcement:
         if len(request.approval_id) > MAX_TEXT:
             raise InvalidInput("the approval's id is too long")
         sidecar = self._sidecar(await self._attest(call))
-        if not any(o.name == request.operation for i in _inbound(sidecar) for o in i.operations):
-            raise PermissionDenied("the caller serves no such operation")
+        if not any(o.name == request.operation and o.single_use for i in _inbound(sidecar) for o in i.operations):
+            raise PermissionDenied("the caller serves no such operation that demands single-use")
         usable = await self._use_token(request.token_id, request.expires_at, request.approval_id, request.operation)
         return api.UseTokenResponse(usable=usable)
 

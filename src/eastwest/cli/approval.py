@@ -100,8 +100,8 @@ async def _call(data: Path, name: str, **fields: Any) -> Any:
 
     from eastwest.api.eastwest.approvals.v1 import approvals_pb2
     from eastwest.cli.admin import admin_channel
-    from eastwest.cli.token_client import NO_ENDPOINT, NO_ENDPOINT_FIX
-    from eastwest.errors import FailedPrecondition
+    from eastwest.cli.token_client import NO_ENDPOINT, NO_ENDPOINT_FIX, in_options
+    from eastwest.errors import Error, FailedPrecondition
     from eastwest.rpc.client import method
     from eastwest.rpc.status import Unimplemented
 
@@ -112,6 +112,9 @@ async def _call(data: Path, name: str, **fields: Any) -> Any:
         return await channel.unary(method(service, name), GetMessageClass(called.input_type)(**fields))
     except Unimplemented:
         raise FailedPrecondition(NO_ENDPOINT, fix=NO_ENDPOINT_FIX) from None
+    except Error as error:
+        error.fix = in_options(error.fix)
+        raise
     finally:
         channel.close()
 
@@ -124,7 +127,7 @@ def _print(approval: approvals_pb2.Approval, *, as_json: bool) -> None:
     from eastwest.cli.table import EMPTY, printable
 
     for name, value in row.items():
-        print(f"{name.replace('_', ' '):17} {printable(value or EMPTY)}")
+        print(f"{name.replace('_', ' '):18} {printable(value or EMPTY)}")
 
 
 def _shown(approval: approvals_pb2.Approval) -> dict[str, Any]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eastwest.cli.options import AsJson, DataDir, print_json, run
+
+if TYPE_CHECKING:
+    from eastwest.cli.admin import AdminClient
 
 COLUMNS = ("row", "time", "caller", "service", "operation", "tenant", "verdict", "code", "policy", "count")
 
@@ -26,10 +30,15 @@ def decisions(
     from eastwest.cli.admin import AdminClient
     from eastwest.cli.table import print_table
 
+    _check_code(code)
+
     async def work() -> None:
         query = {"caller": caller, "service": service, "verdict": verdict, "code": code, "after": after, "limit": limit}
         async with AdminClient.connect(data) as admin:
             rows, lost = await admin.decisions(**query, newest_first=not after)
+            notes = [] if rows else await _unknown(admin, caller, service)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
         rows.sort(key=lambda row: row["row"])
         if as_json:
             print_json({"decisions": rows, "lost": lost})
@@ -42,6 +51,38 @@ def decisions(
             print(f"{lost} decisions were lost by agents and are not shown")
 
     run(work)
+
+
+def _check_code(code: str) -> None:
+    """A misspelt code would match nothing, as a call that was never made."""
+    from eastwest.errors import InvalidInput
+    from eastwest.policy.enforcement import DecisionCode
+    from eastwest.policy.problems import suggest
+
+    if code and code not in DecisionCode.__members__:
+        fix = suggest(code, DecisionCode.__members__, otherwise="see docs/reference/codes.md")
+        raise InvalidInput(f"{code[:64]!r} is no decision code", fix=fix)
+
+
+async def _unknown(admin: AdminClient, caller: str, service: str) -> list[str]:
+    """What was asked for and the estate does not have: a reason why nothing was found."""
+    from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
+    from eastwest.policy.load import load_estate
+    from eastwest.policy.problems import suggest, suggest_id
+
+    status = await admin.estate_status()
+    if status is None or not (caller or service):
+        return []
+    estate = load_estate(status["files"])
+    notes = []
+    services = [one.service for one in estate.services]
+    if service and service not in services:
+        notes.append(f"the estate has no service {service[:64]!r} ({suggest(service, services, otherwise='see plan')})")
+    callers = [one.spiffe_id for one in estate.callers]
+    if caller and caller not in callers and not await admin.entries(pb.ListEntriesRequest(spiffe_id=caller)):
+        near = suggest_id(caller, callers, otherwise="give a whole SPIFFE ID")
+        notes.append(f"nobody is registered as {caller[:300]!r} ({near})")
+    return notes
 
 
 def _shown(row: dict[str, Any]) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ def _policy() -> None:
     )
 )
 def export(
+    context: typer.Context,
     directory: Annotated[
         Path | None,
         typer.Argument(metavar="DIR", exists=True, file_okay=False, help="The directory that holds estate.yaml."),
@@ -64,6 +65,9 @@ def export(
 
     if wanted not in FORMATS:
         raise typer.BadParameter(f"{wanted[:80]!r} is none of {', '.join(FORMATS)}", param_hint="--format")
+    given = context.get_parameter_source("data")
+    if directory is not None and given is not None and given.name == "COMMANDLINE":
+        raise typer.BadParameter("it is either a directory or --data of a server, not both", param_hint="DIR")
     compiled = _compiled(directory, data)
     exported = FORMATS[wanted](compiled, service or ())
     if out is not None:

@@ -15,9 +15,9 @@ import typer
 from eastwest.cli.options import AsJson, counted, examples, print_json
 
 if TYPE_CHECKING:
-    from eastwest.policy.imports.merge import Outcome
     from eastwest.policy.imports.model import Contents
     from eastwest.policy.imports.newfile import NewService
+    from eastwest.policy.imports.outcome import Outcome
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Services of an estate: import their operations.")
 imports = typer.Typer(
@@ -139,17 +139,18 @@ class _Complaints:
 
 
 def _merged(contents: Contents, into: Path | None, new: NewService, *, prune: bool) -> Outcome:
-    from eastwest.policy.imports.merge import merge
-    from eastwest.policy.imports.newfile import head
+    from eastwest.policy.imports.merge import merge, tenant_parameter
+    from eastwest.policy.imports.newfile import head, suggested_tenant
     from eastwest.policy.imports.servicefile import ServiceFile
 
     exists = into is not None and into.exists()
     if into is not None and exists:
         file = ServiceFile(str(into), into.read_bytes())
     elif into is not None or new.workload:
-        file = ServiceFile(str(into or "new file"), head(new).encode())
+        file = ServiceFile(str(into or "new file"), head(new, tenant_parameter(contents)).encode())
     else:  # for a look: the operations alone
-        file = ServiceFile("operations", f"service: {new.service}\n".encode())
+        suggested = suggested_tenant(tenant_parameter(contents))
+        file = ServiceFile("operations", f"service: {new.service}\n{suggested}".encode())
     outcome = merge(file, new.service, contents, prune=prune)
     if not exists:
         outcome.before = ""
@@ -200,7 +201,7 @@ def _tell(outcome: Outcome, stream: TextIO) -> None:
         said = one.sensitivity or f"not classified, suggested: {one.suggestion}"
         tell(f"  + {one.name}  {one.what}  ({said})")
     for change in outcome.changed:
-        tell(f"  ~ {change.name}  {change.field}: {change.before or '-'} -> {change.after}")
+        tell(f"  ~ {change.name}  {change.field}: {change.before or '-'} -> {change.after or 'not classified'}")
     for gone in outcome.vanished:
         kept = "removed" if outcome.pruned else "kept: --prune removes it, a comment # keep on it says that it is meant"
         tell(f"  - {gone.name}  {gone.what}  (not in the document; {kept})")

@@ -1,4 +1,4 @@
-"""Transaction tokens: the one place that makes them, and how they are read again.
+"""Transaction tokens: the one place that makes them; how they are read again is ``eastwest.issuance.presented``.
 
 A token is made only where it could let a call through, by the same table that enforcement points obey: for one
 workload with one certificate, one operation of one service, one tenant. ``eastwest.policy.transaction`` has what it
@@ -7,14 +7,14 @@ says; asking for it over HTTP is ``eastwest.server.tokens``. Times, randomness a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from eastwest.entropy import Entropy, random_hex, random_uuid
 from eastwest.errors import PermissionDenied
-from eastwest.pki.compact import Keys, draft, genuine_claims
+from eastwest.pki.compact import draft
 from eastwest.pki.jwt import UnsignedJwt
 from eastwest.pki.signer import Signer
 from eastwest.policy.enforcement import (
@@ -27,16 +27,13 @@ from eastwest.policy.enforcement import (
     Verdict,
 )
 from eastwest.policy.operations import can_be_tenant
+from eastwest.policy.problems import suggest_id
 from eastwest.policy.transaction import (
     MAX_LIFE,
     MAX_TOKEN,
-    SKEW,
     TYPE,
-    NoToken,
-    Presented,
     Token,
     claims,
-    from_claims,
     outcome,
 )
 
@@ -117,6 +114,14 @@ class Targets:
         """Whether a workload is registered as a caller."""
         return spiffe_id in self._callers
 
+    def like_operation(self, name: str) -> str:
+        """The operation whose name is closest to a misspelt one, or ``""``."""
+        return next(iter(difflib.get_close_matches(name[:200], self._targets, n=1, cutoff=0.7)), "")
+
+    def like_caller(self, spiffe_id: str) -> str:
+        """A question about the caller that a misspelt ID may mean, or ``""``."""
+        return suggest_id(spiffe_id, self._callers, otherwise="")
+
     def operation(self, name: str) -> Target | None:
         """The operation of that name."""
         return self._targets.get(name)
@@ -150,15 +155,7 @@ def permit(
             f"{caller} is not registered in the estate",
             fix="register the workload and apply",
         )
-    target = targets.operation(wanted.operation)
-    if target is None:
-        raise TokenRefused(
-            "invalid_scope",
-            DecisionCode.UNLISTED_OPERATION,
-            f"no service has the operation {wanted.operation[:200]!r}",
-            fix="scope is the name of one operation, such as billing:invoices:read",
-        )
-    _check_tenant(target.rules, wanted)
+    target = _target(targets, wanted)
     if incoming is not None:
         _check_chain(targets, caller, target, wanted, incoming)
     origin = incoming.origin if incoming is not None else caller
@@ -176,13 +173,13 @@ def approvable(targets: Targets, caller: str, wanted: Wanted) -> Target:
     A tenant must be named where the operation is per tenant.
     """
     if not targets.knows(caller):
-        raise TokenRefused("invalid_client", DecisionCode.UNKNOWN_CALLER, f"{caller} is not registered in the estate")
-    target = targets.operation(wanted.operation)
-    if target is None:
         raise TokenRefused(
-            "invalid_scope", DecisionCode.UNLISTED_OPERATION, f"no service has the operation {wanted.operation[:200]!r}"
+            "invalid_client",
+            DecisionCode.UNKNOWN_CALLER,
+            f"{caller[:300]} is not registered in the estate",
+            fix=targets.like_caller(caller) or "register the workload and apply",
         )
-    _check_tenant(target.rules, wanted)
+    target = _target(targets, wanted)
     rule = _rule(target.rules, caller, wanted.tenant)
     if rule.token is None:
         raise _no_help(caller, wanted, rule)
@@ -251,30 +248,6 @@ def mint(
     return token, unsigned
 
 
-def read(token: str, keys: Keys, issuer: str, now: datetime) -> Presented:
-    """What a token is that was brought: as all enforcement points judge signature, form, issuer, audience and times."""
-    said = genuine_claims(token, TYPE, keys, MAX_TOKEN)
-    if said is None:
-        return NoToken.INVALID
-    times = _times(said)
-    if times is None or said.get("iss") != issuer or said.get("aud") not in (issuer, [issuer]):
-        return NoToken.INVALID
-    begun, ends = times
-    moment = int(now.timestamp())
-    if ends - begun > MAX_LIFE or begun > moment + SKEW:
-        return NoToken.INVALID
-    if moment > ends + SKEW:
-        return NoToken.EXPIRED
-    return from_claims(said) or NoToken.INVALID
-
-
-def _times(said: Mapping[str, Any]) -> tuple[int, int] | None:
-    """When the token begins and ends; None where it does not say it in whole seconds."""
-    moments = [said.get("iat"), said.get("nbf", said.get("iat")), said.get("exp")]
-    whole = [moment for moment in moments if isinstance(moment, int) and not isinstance(moment, bool)]
-    return (max(whole[:2]), whole[2]) if len(whole) == len(moments) else None
-
-
 def _begun(incoming: Token | None, now: datetime) -> int:
     """When the transaction began, in Unix seconds."""
     if incoming is None:
@@ -314,6 +287,22 @@ def _check_chain(targets: Targets, caller: str, target: Target, wanted: Wanted, 
         raise TokenRefused("invalid_request", "EXHAUSTED", f"the transaction has {MAX_CHAIN} workloads already")
 
 
+def _target(targets: Targets, wanted: Wanted) -> Target:
+    target = targets.operation(wanted.operation)
+    if target is None:
+        like = targets.like_operation(wanted.operation)
+        raise TokenRefused(
+            "invalid_scope",
+            DecisionCode.UNLISTED_OPERATION,
+            f"no service has the operation {wanted.operation[:200]!r}",
+            fix=f"did you mean {like!r}?"
+            if like
+            else "scope is the name of one operation, such as billing:invoices:read",
+        )
+    _check_tenant(target.rules, wanted)
+    return target
+
+
 def _check_outcome(rules: TokenRules, caller: str, wanted: Wanted, origin: str, approval: Approval | None) -> None:
     approver = approval.approver if approval is not None else ""
     rule = outcome(rules, _probe(caller, origin, approver))
@@ -329,11 +318,20 @@ def _check_outcome(rules: TokenRules, caller: str, wanted: Wanted, origin: str, 
                 fix="have it approved by somebody whom the policy names",
             )
         raise ApprovalNeeded(f"{wanted.operation} needs an approval")
+    begun = (rules.unapproved, *approved)
+    if any(_allows(one) for origins in begun for one in (origins.otherwise, *origins.by_origin.values())):
+        raise TokenRefused(
+            "invalid_scope",
+            rule.code,
+            f"{caller} may do {wanted.operation}{_for_tenant(wanted)} only in a transaction that another workload"
+            " began",
+            fix="give the token of the call that this one goes on from: subject_token",
+        )
     raise _no_help(caller, wanted, rule)
 
 
 def _no_help(caller: str, wanted: Wanted, rule: Rule) -> TokenRefused:
-    where = f" for tenant {wanted.tenant}" if wanted.tenant else ""
+    where = _for_tenant(wanted)
     return TokenRefused(
         "invalid_scope",
         rule.code if rule.verdict is Verdict.DENY else DecisionCode.ALLOWED,
@@ -341,6 +339,10 @@ def _no_help(caller: str, wanted: Wanted, rule: Rule) -> TokenRefused:
         if rule.verdict is Verdict.DENY
         else f"{caller} may do {wanted.operation}{where} without that",
     )
+
+
+def _for_tenant(wanted: Wanted) -> str:
+    return f" for tenant {wanted.tenant}" if wanted.tenant else ""
 
 
 def _probe(caller: str, origin: str, approver: str) -> Token:

@@ -28,6 +28,7 @@ TENANT_MISSING = refused(DecisionCode.TENANT_MISSING)
 _BROUGHT = matching.header(HEADER)
 _ANYTHING = r"\C*"  # bytes, whether they make text or not
 _SOMETHING = r"\C+"
+_SECONDS = "[0-9]{1,12}"  # Envoy takes numbers near 2**64 for the past when it bounds lives, and for the future else
 _SINGLE = r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+"  # several headers arrive joined by commas
 _EXPIRED = "Jwt is expired"  # Envoy's word; everything else it may say means that the token is none of ours
 _NEEDED = ("id", "transaction", "caller", "certificate", "action", "resource", "origin")
@@ -92,6 +93,7 @@ def _judged(place: Place, *, nothing: OnMatch, good: OnMatch) -> OnMatch:
     key = cel.same(cel.header(claim_header("certificate")), cel.peer_digest())
     single = regex(_BROUGHT, _SINGLE)
     readable = [regex(matching.header(claim_header(name)), _ANYTHING) for name in _NEEDED]
+    readable.append(regex(matching.header(claim_header("expires")), _SECONDS))
     expired = cel.same(cel.metadata(METADATA, FAILED, "message"), cel.text(_EXPIRED))
     checks = [
         (negated(single), DecisionCode.TOKEN_INVALID),

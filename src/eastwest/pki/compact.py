@@ -1,13 +1,18 @@
 """JWTs of our own making in compact form (RFC 7515), of one algorithm and one type: drafted, and read again.
 
 For tokens that only this trust domain makes and reads; JWT-SVIDs, which others make too, are ``eastwest.pki.jwt``.
+They are read as Envoy's ``jwt_authn`` reads them, so that one that passes in one place passes in the other.
 """
 
 from __future__ import annotations
 
 import binascii
+import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from string import ascii_letters, digits
 from typing import Any
 
 import msgspec
@@ -26,10 +31,31 @@ Keys = Mapping[str, ec.EllipticCurvePublicKey]
 """Public keys (P-256) by ``kid``."""
 
 
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    alg: str
-    kid: str
-    typ: str
+_KNOWN = frozenset(f"{family}{bits}" for family in ("ES", "HS", "PS", "RS") for bits in (256, 384, 512)) | {"EdDSA"}
+_MAX_DEPTH = 100  # objects and lists in one another
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a token says; nothing of it is proved unless ``is_signed_by`` is true."""
+
+    claims: Mapping[str, Any] = field(repr=False)
+    algorithm: str
+    key_id: str
+    _message: bytes = field(repr=False)
+    _signature: bytes = field(repr=False)
+
+    def is_signed_by(self, keys: Keys) -> bool:
+        """Whether the key that it names signed it; where it names none, whether any did."""
+        if self.algorithm != ALGORITHM:
+            return False
+        half = len(self._signature) // 2
+        r, s = int.from_bytes(self._signature[:half]), int.from_bytes(self._signature[half : 2 * half])
+        named = [keys[self.key_id]] if self.key_id in keys else []
+        return any(_verifies(key, encode_dss_signature(r, s), self._message) for key in named or self._any(keys))
+
+    def _any(self, keys: Keys) -> list[ec.EllipticCurvePublicKey]:
+        return [] if self.key_id else list(keys.values())
 
 
 def draft(signer: Signer, kind: str, claims: Mapping[str, Any]) -> UnsignedJwt:
@@ -41,25 +67,24 @@ def draft(signer: Signer, kind: str, claims: Mapping[str, Any]) -> UnsignedJwt:
     return UnsignedJwt(message, header, claims, _HALF)
 
 
-def genuine_claims(token: str, kind: str, keys: Keys, limit: int) -> dict[str, Any] | None:
-    """The claims of a token of type ``kind`` that one of ``keys`` signed; None for anything else.
+def parse(token: str, limit: int) -> Parsed | None:
+    """A token of at most ``limit`` bytes, taken apart; None where the text is none.
 
-    ``limit``: bytes that it may have. Times and all other claims are the caller's to judge.
+    The header's ``typ`` is not looked at, as Envoy does not: keys of one kind of token sign no other.
     """
     if len(token) > limit or not token.isascii() or token.count(".") != 2:
         return None
     message, _, signature = token.rpartition(".")
     first, _, second = message.partition(".")
     try:
-        header = msgspec.json.decode(_decoded(first), type=_Header)
-        raw = _decoded(signature)
-        if header.alg != ALGORITHM or header.typ != kind or header.kid not in keys or len(raw) != 2 * _HALF:
-            return None
-        der = encode_dss_signature(int.from_bytes(raw[:_HALF]), int.from_bytes(raw[_HALF:]))
-        keys[header.kid].verify(der, message.encode(), _SHA256)
-        return msgspec.json.decode(_decoded(second), type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError, binascii.Error, InvalidSignature, RecursionError, ValueError):
+        header, claims = _object(_bytes(first)), _object(_bytes(second))
+        raw = _bytes(signature)
+    except (msgspec.MsgspecError, binascii.Error, RecursionError, ValueError):
         return None
+    algorithm, key_id = header.get("alg"), header.get("kid", "")
+    if not isinstance(algorithm, str) or algorithm not in _KNOWN or not isinstance(key_id, str):
+        return None
+    return Parsed(claims, algorithm, key_id, message.encode(), raw)
 
 
 def read_keys(document: bytes) -> dict[str, ec.EllipticCurvePublicKey]:
@@ -95,3 +120,48 @@ def _decoded(segment: str) -> bytes:
     if _segment(content) != segment.encode():
         raise ValueError("a segment is not base64url")
     return content
+
+
+def _bytes(segment: str) -> bytes:
+    """Of a token's segment. Stray bits at its end are overlooked; what they could change is signed."""
+    if not segment or not _ALPHABET.issuperset(segment):
+        raise ValueError("a segment is not base64url")
+    return urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """A JSON object that no two readers can read differently: no name is in it twice."""
+    found = msgspec.json.decode(text, type=dict[str, Any])
+    json.loads(text.decode(), object_pairs_hook=_unique, parse_int=_bounded)
+    if _is_deep(found):
+        raise ValueError("the JSON is nested too deep")
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("a name is there twice")
+
+
+def _bounded(text: str) -> None:
+    if not isfinite(float(text)):
+        raise ValueError("a number is too large")
+
+
+def _is_deep(value: dict[str, Any]) -> bool:
+    level: list[Any] = [value]
+    for _ in range(_MAX_DEPTH):
+        inner = [one for outer in level for one in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [one for one in inner if isinstance(one, dict | list)]
+    return bool(level)
+
+
+def _verifies(key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes) -> bool:
+    try:
+        key.verify(signature, message, _SHA256)
+    except InvalidSignature:
+        return False
+    return True
+
+
+_ALPHABET = frozenset(ascii_letters + digits + "-_")

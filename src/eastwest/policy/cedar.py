@@ -34,6 +34,8 @@ MAX_CONDITIONALS = 20
 REQUIRED = ("id", "owner", "reason")
 ANNOTATIONS = (*REQUIRED, "tenants")
 """Those that mean something here."""
+ANY_TENANT = "any"
+"""The value of ``@tenants`` with which a policy says that it permits calls across tenants."""
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+|//[^\n]*)

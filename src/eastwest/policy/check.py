@@ -53,6 +53,8 @@ _LIMITABLE = {
     Right.TOKENS: frozenset({"environments"}),
     Right.MINT: frozenset({"domains", "environments", "spiffe_ids", "dns"}),
 }
+_IDENTITIES = (Right.WORKLOADS, Right.MINT, Right.TOKENS)
+"""Rights by which an administrator comes to identities of its own."""
 _ATTRIBUTE = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _CEDAR_WORDS = frozenset({"true", "false", "if", "then", "else", "in", "is", "like", "has"})
 
@@ -184,6 +186,30 @@ class _Checker:
             kind, _, group = node.partition(":")
             if kind == "group" and group not in self._groups:
                 self.unknown("node group", group, self._groups, places["administrators", index, "nodes", j])
+        if Right.APPROVALS in row.may:
+            self._approver(row, places["administrators", index, "may", row.may.index(Right.APPROVALS)])
+
+    def _approver(self, row: Administrator, where: Position) -> None:
+        """Nobody approves what it is to do itself, but the server cannot know whose hands an identity is in."""
+        others = [r for r in self._settings.administrators if r.who == row.who]
+        if any(Right.EVERYTHING in other.may for other in others):
+            return
+        beside = [
+            right
+            for right in _IDENTITIES
+            if any(
+                right in other.may
+                and (not row.domains or not other.domains or not set(row.domains).isdisjoint(other.domains))
+                for other in others
+            )
+        ]
+        if beside:
+            self._findings.warning(
+                where,
+                f"{row.who} may approve what identities do that it makes itself: "
+                f"it has approvals beside {', '.join(beside)} over the same domains",
+                "give approvals to somebody else, or limit the rows to domains apart",
+            )
 
     def profile(self, name: str) -> None:
         profile, at = self._profiles.items[name], self._profiles.at

@@ -15,9 +15,11 @@ from eastwest.policy.enforcement import (
     Rule,
     Sidecar,
     TenantRules,
+    TenantSource,
     Verdict,
 )
 from eastwest.policy.estate import Estate
+from eastwest.policy.operations import match_text, tenant_source_text
 from eastwest.policy.table import CompiledPolicy
 
 ANY_OTHER = "*"
@@ -28,7 +30,8 @@ class Access(msgspec.Struct, frozen=True, kw_only=True, order=True):
     """One caller at one operation for one tenant ("" where the operation is not per tenant), and what now holds.
 
     ``brings``: "" where nothing is needed, else what the call must bring: ``token``, ``approval`` or ``approval by
-    NAME``, with ``, begun by ID`` where only transactions of that workload count.
+    NAME``, with ``, begun by ID`` where only transactions of that workload count; and ``header NAME`` where that has
+    to name the tenant. At operations whose tenant is in the token, the token has to name it.
     """
 
     operation: str
@@ -54,6 +57,18 @@ class ServiceChange(msgspec.Struct, frozen=True, kw_only=True, order=True):
     changed: tuple[str, ...]
 
 
+class OperationChange(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """An operation that stays by name, and what it was and is now, as people read it.
+
+    ``field``: ``match`` (other requests), ``tenant source`` (where these name their tenant), ``tokens count``.
+    """
+
+    operation: str
+    field: str
+    before: str
+    after: str
+
+
 class RegistrationChange(msgspec.Struct, frozen=True, kw_only=True, order=True):
     """A workload, node group or profile that stays, and which of its facts differ: who may get which certificate."""
 
@@ -75,6 +90,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     services_changed: tuple[ServiceChange, ...] = ()
     operations_added: tuple[str, ...] = ()
     operations_removed: tuple[str, ...] = ()
+    operations_changed: tuple[OperationChange, ...] = ()
     registrations_changed: tuple[RegistrationChange, ...] = ()
 
     @property
@@ -114,6 +130,7 @@ def compare(old: CompiledPolicy, new: CompiledPolicy) -> Difference:
         services_changed=tuple(changed),
         operations_added=_only(after.operations, before.operations),
         operations_removed=_only(before.operations, after.operations),
+        operations_changed=tuple(_operation_changes(before, after)),
     )
 
 
@@ -184,24 +201,51 @@ def _access_changes(name: str, old: OperationRules | None, new: OperationRules |
     for caller in sorted(before.keys() | after.keys()):
         was = before.get(caller, _NOBODY if old is None else old.otherwise)
         now = after.get(caller, _NOBODY if new is None else new.otherwise)
-        if was == now:
+        if was == now and _source(old) == _source(new):
             continue
         tenants = [""]
         if per_tenant:
             tenants = [*sorted(_exceptions(was).keys() | _exceptions(now).keys()), ANY_OTHER]
         for tenant in tenants:
             then, rule = _rule(was, tenant), _rule(now, tenant)
-            before_by, after_by = _ways(then), _ways(rule)
+            before_by, after_by = _ways(then, _source(old)), _ways(rule, _source(new))
             for brings in sorted(before_by.keys() ^ after_by.keys()):
                 gained = brings in after_by
                 told = after_by[brings] if gained else rule
                 code, policy = (told.code, told.policy) if brings == "" or gained else (told.code, "")
+                if not gained and after_by and _names_no_tenant(brings, _source(new)):
+                    code, policy = DecisionCode.TENANT_MISSING, ""
                 access = Access(operation=name, caller=caller, tenant=tenant, code=code, policy=policy, brings=brings)
                 yield access, gained
 
 
-def _ways(rule: Rule) -> dict[str, Rule]:
+def _ways(rule: Rule, source: TenantSource | None) -> dict[str, Rule]:
     """How the call can be made, by what it must bring: nothing more, where nothing is enough."""
+    ways = _ways_by_token(rule)
+    if source is None or source.path:
+        return ways
+    if source.header:
+        header = f"header {source.header}"
+        return {f"{brings} and {header}" if brings else header: told for brings, told in ways.items()}
+    # No call does without a token, and what this brings about is decided by the rule for tokens if there is one.
+    if rule.token is None:
+        return {"token": rule} if ways else {}
+    return _ways_by_token(msgspec.structs.replace(rule, verdict=Verdict.DENY))
+
+
+def _names_no_tenant(brings: str, source: TenantSource | None) -> bool:
+    """Whether the call leaves out the tenant, or the token that would name it."""
+    if source is None or source.path:
+        return False
+    return brings == "" if source.claim else not brings.endswith(f"header {source.header}")
+
+
+def _source(operation: OperationRules | None) -> TenantSource | None:
+    return None if operation is None else operation.tenant
+
+
+def _ways_by_token(rule: Rule) -> dict[str, Rule]:
+    """The same, apart from the tenant."""
     if rule.verdict is Verdict.ALLOW:
         return {"": rule}
     if rule.token is None:
@@ -251,6 +295,18 @@ def _service_changes(name: str, before: _Version, after: _Version) -> Iterator[s
     new_forms = {o.name: (o.match, o.tenant) for o in new.operations}
     if any(old_forms[o] != new_forms[o] for o in old_forms.keys() & new_forms.keys()):
         yield "operations"
+
+
+def _operation_changes(before: _Version, after: _Version) -> Iterator[OperationChange]:
+    for name in sorted(before.operations.keys() & after.operations.keys()):
+        old, new = before.operations[name], after.operations[name]
+        for field, then, now in (
+            ("match", match_text(old), match_text(new)),
+            ("tenant source", tenant_source_text(old), tenant_source_text(new)),
+            ("tokens count", *("once" if o.single_use else "until they expire" for o in (old, new))),
+        ):
+            if then != now:
+                yield OperationChange(operation=name, field=field, before=then or "none", after=now or "none")
 
 
 def _only(these: Mapping[str, object], those: Mapping[str, object]) -> tuple[str, ...]:

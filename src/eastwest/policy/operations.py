@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from eastwest.policy.enforcement import GrpcMatch, HttpMatch, TcpMatch, TenantSource
+from eastwest.policy.enforcement import GrpcMatch, HttpMatch, OperationRules, TcpMatch, TenantSource
 from eastwest.policy.estate import Operation, Sensitivity, Service
 from eastwest.policy.paths import Template, is_parameter_value
 
@@ -63,6 +63,25 @@ def tenant_source(service: Service, operation: Operation) -> TenantSource | None
 def likely_tenant(parameters: Collection[str]) -> str:
     """Which of these parameters of paths names a tenant, by its own name; "" when none does."""
     return next((name for name in TENANT_PARAMETERS if name in parameters), "")
+
+
+def match_text(operation: OperationRules) -> str:
+    """Which requests are the operation's: ``GET /users/{user}``, or ``tcp``."""
+    form = wire_form(operation.match)
+    if form is None:
+        return "tcp"
+    path = "/" + "/".join(f"{{{parameter}}}" if parameter else literal for literal, parameter in form[1].segments)
+    return f"{form[0]} {path}"
+
+
+def tenant_source_text(operation: OperationRules) -> str:
+    """Where requests name their tenant: ``path NAME``, ``header NAME``, ``claim``; "" when it is not per tenant."""
+    source = operation.tenant
+    if source is None:
+        return ""
+    if source.claim:
+        return "claim"
+    return f"path {source.path}" if source.path else f"header {source.header}"
 
 
 def can_be_tenant(source: TenantSource, text: str) -> bool:

@@ -7,17 +7,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import cedarpy
 import msgspec
+from cedarpy import pst
 
-from eastwest.policy.analysis import analyse
+from eastwest.policy.analysis import Analysis, Scope, analyse
 from eastwest.policy.cells import Memory
 from eastwest.policy.diff import Difference, compare, compare_registrations
 from eastwest.policy.enforcement import MtlsMode, Verdict
-from eastwest.policy.estate import EnvironmentKind, Estate
+from eastwest.policy.estate import EnvironmentKind, Estate, Sensitivity
 from eastwest.policy.load import load_estate
 from eastwest.policy.naming import RULE as NAMING_RULE
 from eastwest.policy.naming import Naming
 from eastwest.policy.problems import EstateInvalid, Position, Problem, Severity, ordered
+from eastwest.policy.schema import ACTION, DOMAIN, ENVIRONMENT, SERVICE
 from eastwest.policy.table import CompiledPolicy, Summary, compile_estate
 from eastwest.spiffe.id import SpiffeId
 
@@ -98,7 +101,7 @@ def plan_files(
     except EstateInvalid as error:
         return Plan(problems=error.problems)
     problems = [*estate.notes, *compiled.problems, *not_enforced_yet(estate), *_unclassified(estate)]
-    problems += [*_dates(estate, today), *_unbound(estate, compiled)]
+    problems += [*_dates(estate, today), *_unbound(estate, compiled), *_wide(estate)]
     before: CompiledPolicy | None = None
     applied: Estate | None = None
     if isinstance(previous, CompiledPolicy):
@@ -203,6 +206,48 @@ def _unbound(estate: Estate, compiled: CompiledPolicy) -> Iterator[Problem]:
             f"policy {policy!r} lets {_some(names)} do {_some(at)} for every tenant: they have no tenants of their own",
             'give them tenants, look at context.tenant, or say @tenants("any")',
         )
+
+
+def _wide(estate: Estate) -> Iterator[Problem]:
+    """Permits that ask nothing of the caller and let it change things: rarely meant, and easily written."""
+    environments = {w.spiffe_id: w.environment for w in estate.workloads}
+    for policy in map(analyse, estate.policies):
+        if policy.policy.effect != "permit" or policy.principal != Scope() or _has_condition(policy):
+            continue
+        opened = [
+            operation.sensitivity
+            for service in estate.services
+            for operation in service.operations
+            if operation.sensitivity is not None
+            and policy.action.covers(frozenset({(ACTION, operation.name), (ACTION, operation.sensitivity.value)}))
+            and policy.resource.covers(
+                frozenset(
+                    {
+                        (SERVICE, service.service),
+                        (DOMAIN, service.domain),
+                        (ENVIRONMENT, environments[service.workload]),
+                    }
+                )
+            )
+        ]
+        changing = [one for one in (Sensitivity.CONTROL, Sensitivity.MUTATE) if one in opened]
+        counts = ", ".join(f"{opened.count(one)} of them {one}" for one in changing)
+        if counts or (policy.action == Scope() and policy.resource == Scope()):
+            callers = len(estate.callers)
+            yield Problem(
+                Severity.WARNING,
+                estate.position("policy", policy.policy.id),
+                f"policy {policy.policy.id!r} permits every caller, whoever it is: {callers} callers x {len(opened)} "
+                f"operations{', ' + counts if counts else ''}",
+                "name the callers that need it, or their domain or environment, or add a condition",
+            )
+
+
+def _has_condition(policy: Analysis) -> bool:
+    """Whether the policy as it was written may depend on anything beyond its head."""
+    trees = cedarpy.policies_to_pst(policy.policy.text).static_policies.values()
+    always = (pst.When(pst.BoolLit(True)), pst.Unless(pst.BoolLit(False)))
+    return any(clause not in always for tree in trees for clause in tree.clauses)
 
 
 def _some(names: set[str]) -> str:

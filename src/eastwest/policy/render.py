@@ -23,8 +23,9 @@ def summary_line(plan: Plan) -> str:
         return ""
     return (
         f"{counts.workloads} workloads, {counts.services} services, {counts.operations} operations, "
-        f"{counts.policies} policies: of {counts.allowed + counts.by_tenant + counts.denied} pairs of caller and "
-        f"operation {counts.allowed} are allowed, {counts.by_tenant} by tenant, {counts.denied} denied"
+        f"{counts.policies} policies: of {counts.operations * counts.callers} pairs of caller and operation "
+        f"{counts.allowed} are allowed, {counts.by_tenant} for some tenants, {counts.with_token} only with a token or "
+        f"an approval, {counts.denied} denied"
     )
 
 
@@ -71,6 +72,9 @@ def change_lines(difference: Difference) -> Iterator[str]:
         yield f"  ~ service   {service.service}: {', '.join(service.changed)}"
     yield from _names("+ operation", difference.operations_added)
     yield from _names("- operation", difference.operations_removed)
+    for operation in difference.operations_changed:
+        what = f"{operation.field} " if operation.field != "match" else ""
+        yield f"  ~ operation {operation.operation}: {what}{operation.before} -> {operation.after}"
 
 
 def access_lines(difference: Difference) -> Iterator[str]:

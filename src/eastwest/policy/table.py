@@ -36,15 +36,21 @@ Rules = Mapping[str, tuple[OperationRules, ...]]
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts, for people. Cells count pairs of caller and operation."""
+    """Counts, for people.
+
+    The four before ``asked`` count pairs of caller and operation: ``allowed`` for whatever tenant with nothing that
+    has to be brought, ``by_tenant`` so for some tenants only, ``with_token`` with a token or an approval only.
+    """
 
     workloads: int
     services: int
     operations: int
     policies: int
+    callers: int
     classes: int
     allowed: int
     by_tenant: int
+    with_token: int
     denied: int
     asked: int
 
@@ -131,21 +137,27 @@ def _sidecar_version(sidecar: Sidecar) -> str:
 
 def _summary(estate: Estate, rules: Rules, cells: Cells) -> Summary:
     operations = [operation for group in rules.values() for operation in group]
-    allowed = by_tenant = 0
-    for cell in (c for o in operations for c in o.cells):
-        if cell.tenants is not None and cell.tenants.by_tenant:
-            by_tenant += len(cell.callers)
-        elif any(rule.verdict is Verdict.ALLOW for rule in _rules(cell)):
+    allowed = by_tenant = with_token = 0
+    for operation, cell in ((o, c) for o in operations for c in o.cells):
+        needs_token = operation.tenant is not None and operation.tenant.claim
+        plain = {rule.verdict is Verdict.ALLOW and not needs_token for rule in _rules(cell)}
+        if plain == {True}:
             allowed += len(cell.callers)
+        elif True in plain:
+            by_tenant += len(cell.callers)
+        elif _allows(cell):
+            with_token += len(cell.callers)
     return Summary(
         workloads=len(estate.workloads),
         services=len(estate.services),
         operations=len(operations),
         policies=len(estate.policies),
+        callers=len(estate.callers),
         classes=cells.classes,
         allowed=allowed,
         by_tenant=by_tenant,
-        denied=len(operations) * len(estate.callers) - allowed - by_tenant,
+        with_token=with_token,
+        denied=len(operations) * len(estate.callers) - allowed - by_tenant - with_token,
         asked=cells.asked,
     )
 

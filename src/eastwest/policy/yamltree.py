@@ -132,7 +132,7 @@ class _Builder:
         if isinstance(event, AliasEvent) or event.anchor is not None:
             raise _Refused(where, "anchors and aliases (& and *) are not read here", "write the value out")
         if event.tag is not None:
-            raise _Refused(where, f"tags such as {event.tag} are not read here", "remove the tag")
+            raise _Refused(where, f"tags such as {str(event.tag)[:80]} are not read here", "remove the tag")
         if isinstance(event, ScalarEvent):
             return Scalar(event.value, event.style is None, where)
         if isinstance(event, SequenceStartEvent):
@@ -153,7 +153,9 @@ class _Builder:
                 raise _Refused(key.where, "a key must be a plain text")
             if key.text in seen:
                 raise _Refused(
-                    key.where, f"{key.text!r} is written twice", f"keep one; the first is in line {seen[key.text].line}"
+                    key.where,
+                    f"{key.text[:80]!r} is written twice",
+                    f"keep one; the first is in line {seen[key.text].line}",
                 )
             seen[key.text] = key.where
             yield key, self._node(next(self._events), depth + 1)
@@ -166,6 +168,7 @@ def _syntax_error(file: str, text: str, error: YAMLError) -> tuple[Position, str
     """Position and sentence of a parser's error; its own texts span lines and quote the file."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
+    problem = str(problem)[:200]
     if mark is not None:
         return Position(file, mark.line + 1, mark.column + 1), f"not YAML: {problem}"
     offset = getattr(error, "position", None)

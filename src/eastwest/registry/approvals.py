@@ -108,7 +108,9 @@ def withdraw(approval: Approval, administrator: str, reason: str, now: datetime)
     """Ended by ``administrator``, whether it waits, was granted, or was spent: its token may still be unused."""
     standing = approval.state_at(now)
     if standing not in {ApprovalState.PENDING, ApprovalState.GRANTED, ApprovalState.SPENT}:
-        raise FailedPrecondition(f"approval {approval.id} is {standing}", fix="only what waits or was granted can be withdrawn")
+        raise FailedPrecondition(
+            f"approval {approval.id} is {standing}", fix="only what waits or was granted can be withdrawn"
+        )
     return replace(
         approval,
         state=ApprovalState.WITHDRAWN,

@@ -31,7 +31,9 @@ class Acceptor:
         tls: ssl.SSLContext | None,
         admit: Admission,
         make: Callable[[Place], asyncio.Protocol],
+        handshake: float | None = None,
     ) -> None:
+        """``handshake``: seconds that TLS may take, ``limits.HANDSHAKE_SECONDS`` unless told."""
         self._sock = sock
         self._admit = admit
         self._make = make
@@ -39,7 +41,7 @@ class Acceptor:
         if tls is not None:
             self._more = {
                 "ssl": tls,
-                "ssl_handshake_timeout": limits.HANDSHAKE_SECONDS,
+                "ssl_handshake_timeout": limits.HANDSHAKE_SECONDS if handshake is None else handshake,
                 "ssl_shutdown_timeout": limits.LINGER_SECONDS,
             }
         self._beginning: set[asyncio.Task[None]] = set()

@@ -29,10 +29,17 @@ class Connections:
     address has had for longest. So a crowd pushes out nobody but itself, and whoever can prove something gets in.
     """
 
-    def __init__(self, most: int | None = None, now: Callable[[], float] = time.monotonic) -> None:
-        """``now`` is in seconds of any steady clock."""
-        self._most = _as_many_as_possible() if most is None else most
+    def __init__(
+        self,
+        most: int | None = None,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        of_caller: int | None = None,
+    ) -> None:
+        """``now`` is in seconds of any steady clock; ``of_caller`` is for ``limits.MAX_CONNECTIONS_OF_CALLER``."""
+        self._most = as_many_as_possible() if most is None else most
         self._now = now
+        self._of_caller = of_caller
         self._all = 0
         self._strangers = _Crowds()
         self._known: dict[Source, dict[Place, None]] = {}  # the oldest of each first
@@ -109,8 +116,9 @@ class Connections:
         self._held[caller] += place.held
         places = self._known.setdefault(caller, {})
         places[place] = None
-        if len(places) > limits.MAX_CONNECTIONS_OF_CALLER:
-            self._end(next(iter(places)))
+        if len(places) > (self._of_caller or limits.MAX_CONNECTIONS_OF_CALLER):
+            oldest = next(iter(places))
+            self._end(next((one for one in places if one.busy is not None and not one.busy()), oldest))
 
     def release(self, place: Place) -> None:
         """A counted connection has ended."""
@@ -164,9 +172,12 @@ class Connections:
 
 
 class Place:
-    """One connection's; ``release`` may come more than once. ``ending`` ends the connection at once."""
+    """One connection's; ``release`` may come more than once. ``ending`` ends the connection at once.
 
-    __slots__ = ("_connections", "began", "ending", "held", "source", "unproven")
+    ``busy`` tells, where it is set, whether anything is under way on it: one that is idle goes before others.
+    """
+
+    __slots__ = ("_connections", "began", "busy", "ending", "held", "source", "unproven")
 
     def __init__(self, connections: Connections, source: Source | None, began: float, *, unproven: bool) -> None:
         """``source`` is None for those that are not counted."""
@@ -176,6 +187,7 @@ class Place:
         self.unproven = unproven
         self.held = 0
         self.ending: Callable[[], object] | None = None
+        self.busy: Callable[[], bool] | None = None
 
     def prove(self, caller: str) -> None:
         """The caller is known here by this name: its connection counts no more against its address."""
@@ -252,7 +264,8 @@ def _source(sock: socket.socket) -> str:
     return f"{IPv6Address(int(address) >> 64 << 64)}/64"
 
 
-def _as_many_as_possible() -> int:
+def as_many_as_possible() -> int:
+    """Connections for which the process has descriptors, all its listeners together."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return limits.MAX_CONNECTIONS

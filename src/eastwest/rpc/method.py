@@ -64,9 +64,12 @@ class Method:
 
 
 class Place(Protocol):
-    """What a connection that was admitted holds. ``ending`` is to end it at once, when its place is needed."""
+    """What a connection that was admitted holds. ``ending`` is to end it at once, when its place is needed, and
+    ``busy`` to tell whether anything is under way on it.
+    """
 
     ending: Callable[[], object] | None
+    busy: Callable[[], bool] | None
     unproven: bool
 
     def prove(self, caller: str) -> None:

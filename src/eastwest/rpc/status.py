@@ -56,7 +56,7 @@ class Unimplemented(errors.FailedPrecondition):
 
 _ERROR[Status.UNIMPLEMENTED] = Unimplemented
 DOMAIN = "eastwest"
-"""Of our ``google.rpc.ErrorInfo``: code, sentence and fix apart, for programs; the text of a status has them together."""
+"""Of our ``google.rpc.ErrorInfo``: code, sentence and fix apart. The text of a status has them together, for people."""
 
 
 def status_of(error: errors.Error) -> Status:

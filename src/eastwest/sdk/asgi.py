@@ -20,6 +20,7 @@ from eastwest.errors import Unauthenticated
 from eastwest.mesh.http import CALLER_HEADER
 from eastwest.mesh.replies import CODE_HEADER, REQUEST_REFUSED, sentence
 from eastwest.policy.enforcement import DecisionCode
+from eastwest.sdk import refusals
 from eastwest.sdk.decide import CallInfo, Decision, OnDecision, decide, use_once
 from eastwest.sdk.peers import Peer, Peers, chain_of_pem
 from eastwest.sdk.recording import refused_certificate, told
@@ -51,6 +52,7 @@ class EnforcementMiddleware:
         self._service = service
         self._on_decision = on_decision
         self._peers = Peers()
+        source.expect(service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -62,14 +64,14 @@ class EnforcementMiddleware:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         decision = await self._decide(scope)
-        reference = _header(scope, _REFERENCE)
-        if decision.code in DecisionCode.__members__:
+        reference = refusals.reference(decision, _header(scope, _REFERENCE))
+        if refusals.is_recorded(decision, known=self._source.rules is not None):
             address = str((scope.get("client") or ("",))[0])
             self._source.report(told(decision, self._source.now(), reference=reference, source_address=address))
         if self._on_decision is not None:
             self._on_decision(decision)
         if not decision.passes or decision.request is None:
-            await _refuse(decision.code, reference, send)
+            await _refuse(decision, reference, send)
             return
         await self._app(_handed_on(scope, decision), receive, send)
 
@@ -162,17 +164,19 @@ def _handed_on(scope: Scope, decision: Decision) -> Scope:
     }
 
 
-async def _refuse(code: str, reference: str, send: Send) -> None:
-    """The answer that our Envoys give, but for their own request id."""
-    body = refusal_body(code, reference)
+async def _refuse(decision: Decision, reference: str, send: Send) -> None:
+    """The answer that our Envoys give."""
+    code = decision.code
+    body = refusal_body(code, reference, refusals.said(decision))
     status = _FORBIDDEN if code in DecisionCode.__members__ else _BAD_REQUEST
     await send({"type": "http.response.start", "status": status, "headers": _headers(code, body)})
     await send({"type": "http.response.body", "body": body})
 
 
-def refusal_body(code: str, reference: str = "") -> bytes:
-    """``{"error": {"code", "message", "reference"}}`` as JSON."""
-    return msgspec.json.encode({"error": {"code": code, "message": sentence(code), "reference": reference or None}})
+def refusal_body(code: str, reference: str = "", message: str = "") -> bytes:
+    """``{"error": {"code", "message", "reference"}}`` as JSON; the code's own sentence unless there is another."""
+    told = {"code": code, "message": message or sentence(code), "reference": reference or None}
+    return msgspec.json.encode({"error": told})
 
 
 async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:

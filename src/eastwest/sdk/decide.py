@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from eastwest.errors import Error
-from eastwest.issuance.transaction import read
+from eastwest.issuance.presented import read
 from eastwest.mesh.replies import REQUEST_REFUSED
 from eastwest.policy.enforcement import DecisionCode, MtlsMode, OperationRules, Verdict
 from eastwest.policy.normalise import Headers, Refused, Request, normalise

@@ -3,8 +3,10 @@
     server = grpc.aio.server(interceptors=[EnforcementInterceptor(source, "billing")])
     server.add_secure_port("127.0.0.1:9443", server_credentials(source))
 
-A refused call ends with PERMISSION_DENIED, the sentence as details, and the code in the trailing metadata
-``x-eastwest-code``. Rules of a gRPC service are of methods: its operations match ``grpc: package.Service/Method``.
+A refused call ends with PERMISSION_DENIED, the sentence as details, and in the trailing metadata the code
+(``x-eastwest-code``) and the reference (``x-request-id``). Rules of a gRPC service are of methods: its operations match
+``grpc: package.Service/Method``. Put the interceptor first: those behind it hear of calls that were let through alone,
+and they as the handler see the metadata as it was decided, with ``x-eastwest-caller`` for whom the certificate names.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from typing import Any
 import grpc
 
 from eastwest.errors import FailedPrecondition, Unauthenticated
-from eastwest.mesh.replies import CODE_HEADER, sentence
+from eastwest.mesh.replies import CODE_HEADER
 from eastwest.pki.chain import dump_chain_pem
-from eastwest.policy.enforcement import DecisionCode
+from eastwest.sdk import refusals
 from eastwest.sdk.decide import CallInfo, Decision, OnDecision, decide, use_once
+from eastwest.sdk.grpc_calls import handed_on, serve
 from eastwest.sdk.peers import Peer, Peers, chain_of_pem
 from eastwest.sdk.recording import refused_certificate, told
 from eastwest.sdk.source import RuleSource
@@ -54,21 +57,24 @@ class EnforcementInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] 
         self._service = service
         self._on_decision = on_decision
         self._peers = Peers()
+        source.expect(service)
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
         metadata = handler_call_details.invocation_metadata or ()
 
-        async def enter(context: Any) -> None:
-            decision = await self._decide(method, metadata, context)
+        # Who calls is known only to a handler's context, so the rest of the way is gone from within one.
+        async def guarded(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+            decision, reference = await self._decide(handler_call_details.method, metadata, context)
             if not decision.passes or decision.request is None:
-                await _abort(context, decision)
+                await _abort(context, decision, reference)
             current_call.set(decision.call)
+            decided = handed_on(metadata, decision)
+            async for answer in serve(continuation, handler_call_details, decided, requests, context):
+                yield answer
 
-        return _guarded(handler, enter)
+        return grpc.stream_stream_rpc_method_handler(guarded)
 
-    async def _decide(self, method: str, metadata: Any, context: Any) -> Decision:
+    async def _decide(self, method: str, metadata: Any, context: Any) -> tuple[Decision, str]:
         source = self._source
         rules, now = source.rules, source.now()
         peer: Peer | None = None
@@ -83,11 +89,13 @@ class EnforcementInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] 
         headers.append(("host", "grpc"))  # the library keeps the authority for itself
         decision = decide(rules, self._service, peer, "POST", method, headers, now, http_version="2")
         decision = refused_certificate(decision, refused) if refused else await use_once(decision, source.use_token)
-        if decision.code in DecisionCode.__members__:
-            source.report(told(decision, source.now(), source_address=context.peer()))
+        given = dict(headers).get("x-request-id", "")
+        reference = refusals.reference(decision, given)
+        if refusals.is_recorded(decision, known=rules is not None):
+            source.report(told(decision, source.now(), reference=reference, source_address=context.peer()))
         if self._on_decision is not None:
             self._on_decision(decision)
-        return decision
+        return decision, reference
 
 
 def _configuration(source: RuleSource) -> grpc.ServerCertificateConfiguration:
@@ -111,41 +119,6 @@ def _certificates(texts: Iterable[bytes]) -> tuple[bytes, ...]:
     return chain_of_pem([part + _END for part in joined.split(_END) if part.strip()])
 
 
-async def _abort(context: Any, decision: Decision) -> None:
-    await context.abort(grpc.StatusCode.PERMISSION_DENIED, sentence(decision.code), ((CODE_HEADER, decision.code),))
-
-
-def _guarded(handler: Any, enter: Callable[[Any], Awaitable[None]]) -> Any:
-    """The handler behind ``enter``; where there is none, the refusal comes first all the same."""
-    if handler is None:
-
-        async def unimplemented(_: Any, context: Any) -> None:
-            await enter(context)
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
-
-        return grpc.unary_unary_rpc_method_handler(unimplemented)
-
-    async def single(request: Any, context: Any) -> Any:
-        await enter(context)
-        return await (handler.unary_unary or handler.stream_unary)(request, context)
-
-    async def many(request: Any, context: Any) -> AsyncIterator[Any]:
-        await enter(context)
-        answers = (handler.unary_stream or handler.stream_stream)(request, context)
-        if hasattr(answers, "__aiter__"):
-            async for answer in answers:
-                yield answer
-        else:
-            await answers  # writes to the context itself
-
-    make = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[handler.request_streaming, handler.response_streaming]
-    return make(
-        many if handler.response_streaming else single,
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
-    )
+async def _abort(context: Any, decision: Decision, reference: str) -> None:
+    more = ((CODE_HEADER, decision.code), ("x-request-id", reference))
+    await context.abort(grpc.StatusCode.PERMISSION_DENIED, refusals.said(decision), more)

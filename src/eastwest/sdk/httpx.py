@@ -9,6 +9,7 @@ connections, and those under way finish on the old ones.
 
 from __future__ import annotations
 
+import difflib
 import json
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
@@ -41,8 +42,8 @@ class TokenNotGiven(PermissionDenied):
     ``approval``: the approval that waits for a decision, where one is needed.
     """
 
-    def __init__(self, message: str, error: str, reason: str, approval: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, message: str, error: str, reason: str, approval: str = "", *, fix: str = "") -> None:
+        super().__init__(message, fix=fix)
         self.error = error
         self.reason = reason
         self.approval = approval
@@ -57,9 +58,12 @@ def client_for(source: RuleSource, service: str, **options: Any) -> httpx.AsyncC
     """A client of a service by its name in the estate, which this workload may call; raises ``FailedPrecondition``."""
     outbound = source.rules.outbound(service) if source.rules is not None else None
     if outbound is None or not outbound.endpoints or outbound.protocol != "http":
+        known = source.rules.callees if source.rules is not None else ()
+        otherwise = "permit the call by a policy, and give the service an endpoint"
+        near = difflib.get_close_matches(service, known, n=1) if outbound is None else []
         raise FailedPrecondition(
             f"the rules of this workload name no HTTP service {service!r} to call",
-            fix="permit the call by a policy, and give the service an endpoint",
+            fix=f"did you mean {near[0]!r}? Else {otherwise}" if near else otherwise,
         )
     return client(source, outbound.spiffe_id, f"https://{outbound.endpoints[0]}", **options)
 
@@ -104,8 +108,9 @@ async def request_token(
     token = said.get("access_token")
     if answer.is_success and isinstance(token, str):
         return token
-    word, reason, text, waiting = (str(said.get(n, "")) for n in ("error", "code", "error_description", "approval"))
-    raise TokenNotGiven(text or f"the token endpoint answered {answer.status_code}", word, reason, waiting)
+    names = ("error", "code", "error_description", "approval", "fix")
+    word, reason, text, waiting, fix = (str(said.get(name, "")) for name in names)
+    raise TokenNotGiven(text or f"the token endpoint answered {answer.status_code}", word, reason, waiting, fix=fix)
 
 
 class Transport(httpx.AsyncBaseTransport):

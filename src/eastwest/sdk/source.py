@@ -39,6 +39,7 @@ MAX_WAITING = 10_000
 MAX_WAITING_BYTES = 8 * 1024 * 1024
 MAX_BATCH_BYTES = 1024 * 1024
 """Of decisions in one message, well below what the agent takes."""
+_SERVICES = "services"
 _FIRST_DELAY, _LAST_DELAY = 0.1, 5.0
 _REPORT_PERIOD = 0.5
 _API = api.DESCRIPTOR.services_by_name["Enforcement"]
@@ -59,6 +60,16 @@ class Rules:
     def inbound(self, service: str) -> Inbound | None:
         """The rules of one service of this workload."""
         return self._inbound.get(service)
+
+    @property
+    def services(self) -> Sequence[str]:
+        """The names of the services of this workload."""
+        return sorted(self._inbound)
+
+    @property
+    def callees(self) -> Sequence[str]:
+        """The names of the services that this workload may call."""
+        return sorted(self._outbound)
 
     def outbound(self, service: str) -> Outbound | None:
         """Where and as whom a service that this workload may call answers."""
@@ -98,6 +109,7 @@ class RuleSource:
         self.rules: Rules | None = None
         self.identity: OwnSvid | None = None
         self._problems: dict[str, str] = {}
+        self._expected: set[str] = set()
         self.lost = 0
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -128,7 +140,7 @@ class RuleSource:
 
     @property
     def problem(self) -> str:
-        """What keeps newer rules, identities or reports from passing; "" when nothing does."""
+        """What keeps newer rules, identities, reports or calls from passing; "" when nothing does."""
         return "; ".join(sorted(set(self._problems.values())))
 
     async def ready(self, seconds: float = 30) -> None:
@@ -147,6 +159,11 @@ class RuleSource:
         """Wait until something that came makes ``condition`` true."""
         while not condition():
             await self._changed.wait()
+
+    def expect(self, service: str) -> None:
+        """Enforce ``service``: where the rules do not name it, ``problem`` and the log say so."""
+        self._expected.add(service)
+        self._look_for_services()
 
     def on_identity(self, listener: Callable[[OwnSvid], None]) -> None:
         """Call ``listener`` with the identity that is held, if any, and with each that follows it."""
@@ -199,6 +216,7 @@ class RuleSource:
             await stream.send_message(api.WatchRequest(), end=True)
             while (message := await stream.recv_message()) is not None:
                 self.rules = read_rules(message)
+                self._look_for_services()
                 self._set_problem(self._watch_rules.__name__)
             await stream.recv_trailing_metadata()
 
@@ -261,6 +279,18 @@ class RuleSource:
     def _forget(self, batch: list[api.Decision]) -> None:
         del self._waiting[: len(batch)]
         self._waiting_bytes -= sum(decision.ByteSize() for decision in batch)
+
+    def _look_for_services(self) -> None:
+        if self.rules is None:
+            return
+        missing = sorted(service for service in self._expected if self.rules.inbound(service) is None)
+        served = ", ".join(self.rules.services) or "none"
+        found = "; ".join(f"this workload serves no service {name!r} (it serves: {served})" for name in missing)
+        if found and found != self._problems.get(_SERVICES):
+            _log.warning("%s: every call of it is refused", found)
+        self._problems.pop(_SERVICES, None)
+        if found:
+            self._problems[_SERVICES] = found
 
     def _set_problem(self, of: str, problem: str = "") -> None:
         if problem and problem != self._problems.get(of):

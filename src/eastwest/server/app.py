@@ -60,7 +60,7 @@ from eastwest.server.federation.admin import federation_service
 from eastwest.server.federation.keeper import Federation
 from eastwest.server.federation.poll import BundlePoller
 from eastwest.server.federation.serve import endpoint_trust, listen_bundle_endpoint, publish_wait
-from eastwest.server.gate import Gate, PortGate, SocketGate
+from eastwest.server.gate import Gate, PortGate, SocketGate, standing
 from eastwest.server.http import HealthServer
 from eastwest.server.identity import ServerIdentity
 from eastwest.server.public.endpoints import Revocable, listen_oidc, public_addresses
@@ -175,6 +175,7 @@ class Server:
         self.registry.entries.rules = replace(self.registry.entries.rules, federates=self.federation.knows)
         self.estate.on_environments = self.ca.want
         self.estate.without_ca = self.ca.without_ca
+        self.estate.makes_tokens = config.file.tokens is not None
         await self.estate.load()
         if config.file.post_quantum:
             await self.ca.offer_post_quantum(f"{config.trust_domain.uri}/spire/server")
@@ -196,7 +197,16 @@ class Server:
         noted = self.registry.nodes.set_agent_version
         self.hub = ControlHub(self.view.of, self._clock, self._entropy, self.metrics, limit, noted)
         around = Around(
-            config, database, opened.keys, self.estate, self.view, self.journal, self._clock, self._entropy, pool
+            config,
+            database,
+            opened.keys,
+            self.estate,
+            self.view,
+            self.journal,
+            self._clock,
+            self._entropy,
+            pool,
+            lambda name: standing(name, self.administrators, self.registry, self._clock.now()),
         )
         self.tokens = await TokenService.open(around, self.hub.wake)
         self.confirmations = Confirmations(
@@ -327,7 +337,7 @@ class Server:
         broken = [f"the certificate of {name} is not fit for use: {told}" for name, told in pairs if told]
         waiting = self.ca.without_ca(self.ca.environments)
         keys = [self.tokens.keys.problem] if self.tokens is not None and self.tokens.keys.problem else []
-        others = [*self.federation.warnings(), *broken, *keys, *self.estate.failing]
+        others = [*self.federation.warnings(), *broken, *keys, *self.estate.failing, *self.estate.warnings()]
         return sorted([*self.ca.problems.values(), *waiting, *others])
 
     async def _publish_jwt(self, key: JwtAuthority, actor: str) -> Bundle:

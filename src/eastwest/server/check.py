@@ -38,6 +38,7 @@ async def check_server(data: Path, clock: Clock) -> list[Finding]:
     findings += _plugins(config, clock)
     findings += _authority(config, clock)
     findings += _pairs(config, clock)
+    findings += _tokens(config)
     findings += _log(config)
     findings.append(_space(config))
     return findings
@@ -162,6 +163,22 @@ def _pairs(config: ServerConfig, clock: Clock) -> list[Finding]:
         complaint = files.complaint(clock.now())
         findings.append(Finding(what, complaint or f"until {files.not_after:%Y-%m-%d}", bad=bool(complaint)))
     return findings
+
+
+def _tokens(config: ServerConfig) -> list[Finding]:
+    """What the estate in force demands and this server does not make."""
+    from eastwest.policy.load import load_estate
+    from eastwest.server.estate import TOKENS_FIX, out_of_reach
+    from eastwest.store.estate import peek as peek_estate
+
+    if config.file.tokens is not None:
+        return [Finding("tokens", "transaction tokens are made")]
+    try:
+        applied = peek_estate(config.paths.database)
+        unreachable = out_of_reach(load_estate(applied.files)) if applied is not None else []
+    except Error as error:
+        return [Finding("tokens", str(error), bad=True)]
+    return [Finding("tokens", sentence, bad=True, fix=TOKENS_FIX) for sentence in unreachable]
 
 
 def _log(config: ServerConfig) -> list[Finding]:

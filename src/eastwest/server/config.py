@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,9 @@ class TokenSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8082
     advertise: str = ""
     life: Annotated[int, msgspec.Meta(ge=10, le=300)] = 120
-    rate: Annotated[float, msgspec.Meta(ge=0.1, le=10_000)] = 100.0
+    rate: Annotated[float, msgspec.Meta(ge=0.1, le=10_000)] = 5.0
+    burst: Annotated[float, msgspec.Meta(ge=1, le=10_000)] = 50.0
+    caller_rate: Annotated[float, msgspec.Meta(ge=0.1, le=100_000)] = 50.0
     approval_wait: Annotated[int, msgspec.Meta(ge=60, le=7 * 86_400)] = 3600
     approval_life: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 900
     key_life: Annotated[int, msgspec.Meta(ge=2, le=365 * 86_400)] = 7 * 86_400
@@ -238,7 +242,33 @@ def read_file(text: bytes, where: str, flags: dict[str, Any]) -> ServerFile:
     try:
         return msgspec.convert(table, ServerFile)
     except msgspec.ValidationError as error:
-        raise InvalidInput(str(error), where=where, fix="see docs/reference/server.md") from None
+        raise _located(str(error), text.decode(), where) from None
+
+
+def _located(message: str, text: str, where: str) -> InvalidInput:
+    """What msgspec says, with the line it is about and, for a misspelt name, the name that may be meant."""
+    path = re.search(r" - at `\$\.?([^`]*)`$", message)
+    unknown = re.match(r"Object contains unknown field `([^`]*)`", message)
+    table, _, name = (path[1] if path else "").rpartition(".")
+    if unknown is not None:
+        table, name = path[1] if path else "", unknown[1]
+    line = _line(text, table, name)
+    told = f"there is no setting {f'[{table}] ' if table else ''}{name}" if unknown else message
+    fields = {"": ServerFile, "tokens": TokenSettings}
+    near = difflib.get_close_matches(name, fields[table].__struct_fields__, n=1, cutoff=0.5) if table in fields else []
+    meant = f"did you mean {near[0]!r}? " if unknown and near else ""
+    return InvalidInput(told, where=f"{where}:{line}" if line else where, fix=f"{meant}see docs/reference/server.md")
+
+
+def _line(text: str, table: str, name: str) -> int:
+    """The number of the line that sets ``name`` in a table ("": before the first); 0 where none does."""
+    within = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if opened := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
+            within = opened[1]
+        if re.match(rf"\s*\"?{re.escape(name)}\"?\s*=", line) and within == table:
+            return number
+    return 0
 
 
 def render(file: ServerFile) -> str:

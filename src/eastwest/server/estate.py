@@ -48,6 +48,9 @@ from eastwest.store.estate import AppliedEstate, SqliteEstates
 ANY_VERSION = "*"
 MAX_FILES = 5000
 MAX_BYTES = 16 * 1024 * 1024 - 64 * 1024
+MAX_NAMED = 5
+"""Operations that a warning names."""
+TOKENS_FIX = "add [tokens] to server.toml and restart the server"
 _log = structlog.get_logger()
 
 
@@ -115,6 +118,8 @@ class EstateKeeper:
         self.federation: Federation | None = None
         self.on_environments: Callable[[Collection[str], str], Awaitable[None]] | None = None
         self.without_ca: Callable[[Collection[str]], Sequence[str]] = lambda _environments: ()
+        self.makes_tokens = True
+        """Whether callers can get transaction tokens here."""
 
     @property
     def version(self) -> str:
@@ -177,8 +182,15 @@ class EstateKeeper:
             return registered, str(error), warnings
         return registered, "", warnings
 
+    def warnings(self) -> Sequence[str]:
+        """What of the estate in force nobody can reach as this server is set up."""
+        return self._unreachable(self._estate) if self._estate is not None else ()
+
     def _warnings(self, estate: Estate) -> Sequence[str]:
-        return self.without_ca([one.name for one in estate.settings.environments])
+        return [*self.without_ca([one.name for one in estate.settings.environments]), *self._unreachable(estate)]
+
+    def _unreachable(self, estate: Estate) -> Sequence[str]:
+        return [] if self.makes_tokens else [f"{found} ({TOKENS_FIX})" for found in out_of_reach(estate)]
 
     async def _planned(self, files: dict[str, bytes], now: datetime) -> tuple[Plan, Estate, CompiledPolicy, EstatePlan]:
         if len(files) > MAX_FILES or sum(map(len, files.values())) > MAX_BYTES:
@@ -309,6 +321,22 @@ class EstateKeeper:
                 if callers != self._registered:
                     self._registered = callers
                     await self._compile_sidecars()
+
+
+def out_of_reach(estate: Estate) -> list[str]:
+    """What nobody can call where no transaction tokens are made, in one sentence; nothing when all can."""
+    claimed = {one.service for one in estate.services if one.tenant is not None and one.tenant.claim}
+    wanting = [
+        operation.name
+        for service in estate.services
+        for operation in service.operations
+        if operation.demands or service.service in claimed
+    ]
+    if not wanting:
+        return []
+    rest = [f"{len(wanting) - MAX_NAMED} more"] if len(wanting) > MAX_NAMED else []
+    shown = ", ".join([*wanting[:MAX_NAMED], *rest])
+    return [f"nobody can call {shown}: transaction tokens are demanded, and this server makes none"]
 
 
 def _with(sidecar: Sidecar, offered: Outbound | None) -> Sidecar:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import zlib
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import msgspec
 
+from eastwest.errors import FailedPrecondition
 from eastwest.store.database import Database
 
 MAX_FILES = 64 * 1024 * 1024
@@ -43,16 +46,28 @@ class SqliteEstates:
 
     async def current(self) -> AppliedEstate | None:
         """The estate in force, or None before the first."""
+        row = await self._database.read(_newest)
+        return None if row is None else _decode(row)
 
-        def newest(connection: sqlite3.Connection) -> tuple[str, str, str, bytes] | None:
-            row: tuple[str, str, str, bytes] | None = connection.execute(
-                "SELECT version, applied_at, applied_by, files FROM estates ORDER BY id DESC LIMIT 1"
-            ).fetchone()
-            return row
 
-        row = await self._database.read(newest)
-        if row is None:
-            return None
-        unpacked = zlib.decompressobj().decompress(row[3], MAX_FILES)
-        files = msgspec.msgpack.decode(unpacked, type=dict[str, bytes])
-        return AppliedEstate(row[0], files, datetime.fromisoformat(row[1]), row[2])
+def peek(path: Path) -> AppliedEstate | None:
+    """The estate in force in the database at ``path``, read beside a running server; None before the first."""
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as connection:
+            row = _newest(connection)
+    except sqlite3.Error as error:
+        raise FailedPrecondition(f"the estate cannot be read: {error}", where=str(path)) from None
+    return None if row is None else _decode(row)
+
+
+def _newest(connection: sqlite3.Connection) -> tuple[str, str, str, bytes] | None:
+    row: tuple[str, str, str, bytes] | None = connection.execute(
+        "SELECT version, applied_at, applied_by, files FROM estates ORDER BY id DESC LIMIT 1"
+    ).fetchone()
+    return row
+
+
+def _decode(row: tuple[str, str, str, bytes]) -> AppliedEstate:
+    unpacked = zlib.decompressobj().decompress(row[3], MAX_FILES)
+    files = msgspec.msgpack.decode(unpacked, type=dict[str, bytes])
+    return AppliedEstate(row[0], files, datetime.fromisoformat(row[1]), row[2])

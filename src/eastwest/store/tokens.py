@@ -44,8 +44,8 @@ class SqliteTokens:
         content = msgspec.json.encode(ring)
         await self._database.write(lambda c: c.execute("INSERT OR REPLACE INTO token_ring VALUES (1, ?)", (content,)))
 
-    async def use(self, token_id: str, ends: int, approval: str, now: int) -> bool:
-        """Note that a token is used; false where it was before, or its approval was withdrawn or refused.
+    async def use(self, service: str, token_id: str, ends: int, approval: str, now: int) -> bool:
+        """Note that a token is used at a service; false where it was before, or its approval was withdrawn or refused.
 
         What ended before ``now`` is forgotten: nobody accepts it any more.
         """
@@ -54,8 +54,8 @@ class SqliteTokens:
             connection.execute("DELETE FROM used_tokens WHERE ends < ?", (now,))
             if approval and not _stands(connection, approval):
                 return False
-            row = (token_id, ends)
-            return connection.execute("INSERT OR IGNORE INTO used_tokens VALUES (?, ?)", row).rowcount == 1
+            row = (service, token_id, ends)
+            return connection.execute("INSERT OR IGNORE INTO used_tokens VALUES (?, ?, ?)", row).rowcount == 1
 
         return await self._database.write(insert)
 

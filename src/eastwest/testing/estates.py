@@ -205,7 +205,10 @@ def _matches(random: Random, shape: Shape) -> list[tuple[str, str, dict[str, Any
     if shape.protocol == "tcp":
         return [("", "", {"tcp": True})]
     found: list[tuple[str, str, dict[str, Any]]] = []
-    for template in random.sample(_TEMPLATES, random.randint(1, 5)):
+    templates = random.sample(_TEMPLATES, random.randint(1, 5))
+    if shape.tenant == "path" and not any("{tenant}" in template for template in templates):
+        templates[0] = "/t/{tenant}"  # a source that no path has is a mistake, and told
+    for template in templates:
         method = random.choice(_METHODS)
         found.append((method, template, {"method": method, "path": template}))
         if random.random() < 0.2:  # the same path by another method is another operation

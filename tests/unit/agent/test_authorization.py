@@ -22,12 +22,16 @@ ASKED = {
 
 
 class OneService:
-    """``web`` with one operation, run by one workload."""
+    """``web``, run by one workload, with one operation where tokens count once, and one where they do not."""
 
     def current(self, principal: Principal, service: str) -> object:
         if principal is not ME or service != "web":
             return None
-        return SimpleNamespace(inbound=SimpleNamespace(operations=[SimpleNamespace(name="web:x:do")]))
+        operations = [
+            SimpleNamespace(name="web:x:do", single_use=True),
+            SimpleNamespace(name="web:z:do", single_use=False),
+        ]
+        return SimpleNamespace(inbound=SimpleNamespace(operations=operations))
 
 
 def service(uses: TokenUses, principal: Principal = ME) -> Authorization:
@@ -64,6 +68,7 @@ async def test_who_does_not_run_the_service_learns_nothing_and_uses_nothing():
         (service(uses, Principal(("spiffe://td.test/other",))), {}),
         (service(uses), {"resource": "other"}),
         (service(uses), {"action": "web:y:do"}),
+        (service(uses), {"action": "web:z:do"}),
     ):
         with pytest.raises(PermissionDenied):
             await ask(authorization, **changed)

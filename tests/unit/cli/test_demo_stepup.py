@@ -12,7 +12,7 @@ from eastwest.cli.demo import estate, stepup
 from eastwest.cli.demo.calls import Made
 from eastwest.cli.demo.place import SERVICES, Place, Uids
 from eastwest.cli.estate import read_directory
-from eastwest.issuance.transaction import read
+from eastwest.issuance.presented import read
 from eastwest.pki.compact import read_keys
 from eastwest.policy.enforcement import DecisionCode
 from eastwest.policy.load import load_estate

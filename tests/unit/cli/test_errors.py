@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from eastwest.cli import transaction
 from eastwest.cli.main import EXIT_REFUSED, EXIT_UNREACHABLE, main
 
 
@@ -39,6 +40,22 @@ def test_a_machine_reads_one_object(monkeypatch, capsys, nowhere):
             "where": "",
         }
     }
+
+
+def test_the_exact_code_is_for_both(monkeypatch, capsys, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("x")
+    words = ("transaction", "request", "--operation", "a:b:c", "--socket", "s", "--subject-token", token)
+    code, told = fail(monkeypatch, capsys, *words)
+    assert (code, told.partition(" (")[0]) == (EXIT_REFUSED, "error: what --subject-token names is no token")
+    refused = transaction._refusal(
+        403, {"code": "TENANT_MISSING", "error_description": "scope", "fix": "subject_token"}
+    )
+    monkeypatch.setattr("eastwest.cli.main.app", lambda **_: (_ for _ in ()).throw(refused))
+    code, told = fail(monkeypatch, capsys)
+    assert (code, told) == (EXIT_REFUSED, "error: TENANT_MISSING: --operation (--subject-token)\n")
+    code, told = fail(monkeypatch, capsys, "--json")
+    assert json.loads(told)["error"]["code"] == "TENANT_MISSING"
 
 
 def test_where_it_is_stays_apart_from_the_message(monkeypatch, capsys, tmp_path):

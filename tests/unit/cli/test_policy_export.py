@@ -44,6 +44,11 @@ def test_what_is_narrower_is_told(tmp_path):
 def test_wrong_usage(tmp_path):
     assert run(EXAMPLE, "--format", "word").exit_code == 2
     assert run("--format", "rego").exit_code == 2
+    both = run(EXAMPLE, "--data", tmp_path)
+    assert both.exit_code == 2
+    assert "not both" in " ".join(both.output.replace("│", " ").split())
+    elsewhere = CliRunner().invoke(policy.app, ["export", str(EXAMPLE)], env={"EASTWEST_DATA": str(tmp_path)})
+    assert elsewhere.exit_code == 0, "what is set for all commands is no contradiction"
     assert isinstance(run(EXAMPLE, "--service", "biling").exception, NotFound)
     (tmp_path / "estate.yaml").write_text("trust_domain: x\n")
     assert isinstance(run(tmp_path).exception, EstateInvalid)

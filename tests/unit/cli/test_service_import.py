@@ -125,3 +125,30 @@ def test_a_link_stays_a_link(copy, tmp_path):
     assert run("openapi", DOCUMENTS / "phone.yaml", "--service", "billing", "--into", link).exit_code == 0
     assert link.is_symlink()
     assert "billing:account:list" in (copy / "services/billing.yaml").read_text()
+
+
+def test_a_new_file_suggests_where_the_tenant_is(copy, tmp_path):
+    document = tmp_path / "api.yaml"
+    document.write_text("openapi: 3.1.0\npaths:\n  /t/{tenant_id}/things: {get: {operationId: listThings}}\n")
+    file = copy / "services/shop.yaml"
+    result = run("openapi", document, "--service", "shop", "--into", file, *NEW)
+    assert f"{file}: warning: paths have {{tenant_id}}, and nothing says that this is the tenant" in result.output
+    comment = "# suggested: tenant: {path: tenant_id}\noperations:\n"
+    assert comment in file.read_text()
+    assert comment in run("openapi", document, "--service", "shop").stdout
+    file.write_text(file.read_text().replace("# suggested: tenant:", "tenant:"))
+    again = run("openapi", document, "--service", "shop", "--into", file, "--check")
+    assert again.exit_code == 0
+    assert "warning" not in again.output
+
+
+def test_an_operation_that_is_unclassified_again_is_told(copy, tmp_path):
+    document = tmp_path / "api.yaml"
+    paths = "openapi: 3.1.0\npaths:\n  /admin/users/{user}: {delete: {x-eastwest-name: 'admin:users:read'}}\n"
+    document.write_text(paths)
+    result = run("openapi", document, "--service", "admin", "--into", copy / "services/admin.yaml")
+    assert "  ~ admin:users:read  sensitivity: restricted-read -> not classified\n" in result.output
+    assert "  ~ admin:users:read  method: GET -> DELETE\n" in result.output
+    assert "warning: admin:users:read was classified as restricted-read when it was GET" in result.output
+    again = run("openapi", document, "--service", "admin", "--into", copy / "services/admin.yaml", "--check", "--json")
+    assert json.loads(again.output)["altered"] == []

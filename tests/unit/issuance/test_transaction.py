@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 from token_world import BILLING, CONSOLE, ESTATE, LEDGER, TD, WEB
 
+from eastwest.issuance.presented import read
 from eastwest.issuance.transaction import (
     MAX_CHAIN,
     Approval,
@@ -18,7 +19,6 @@ from eastwest.issuance.transaction import (
     approvable,
     mint,
     permit,
-    read,
 )
 from eastwest.pki.signer import KeyAlgorithm, SoftwareSigner, generate_private_key
 from eastwest.policy.enforcement import Verdict
@@ -105,6 +105,23 @@ def test_what_is_minted_is_allowed_and_nothing_else_would_be(rules) -> None:
     assert refused
 
 
+def test_a_refusal_says_what_would_help() -> None:
+    with pytest.raises(TokenRefused, match="only in a transaction that another workload began") as raised:
+        made(BILLING, Wanted("ledger:entries:write", "acme"))
+    assert "subject_token" in raised.value.fix
+    with pytest.raises(TokenRefused, match="may not do billing:reports:make, whatever token it brings"):
+        made(WEB, Wanted("billing:reports:make"))
+    with pytest.raises(TokenRefused, match="no service has the operation 'billing:report:make'") as raised:
+        made(CONSOLE, Wanted("billing:report:make"))
+    assert raised.value.fix == "did you mean 'billing:reports:make'?"
+    with pytest.raises(TokenRefused) as raised:
+        made(CONSOLE, Wanted("x"))
+    assert "billing:reports:make" not in raised.value.fix, "names are not told to whom guesses"
+    with pytest.raises(TokenRefused, match="is not registered") as raised:
+        approvable(TARGETS, f"{TD}/prod/shop/consol", Wanted("billing:credits:create", "acme"))
+    assert raised.value.fix == f"did you mean '{CONSOLE}'?"
+
+
 def test_what_an_approval_would_change() -> None:
     credit = Wanted("billing:credits:create", "acme")
     with pytest.raises(ApprovalNeeded):
@@ -161,10 +178,10 @@ SELF_SERVING = Targets(
                     + '  - {name: "billing:health:read", match: {method: GET, path: /healthz}, sensitivity: read}\n',
                     "services/ledger.yaml": ESTATE["services/ledger.yaml"]
                     + '  - {name: "ledger:health:read", match: {method: GET, path: /healthz}, sensitivity: read}\n',
-                    "policies/health.cedar": '''
+                    "policies/health.cedar": """
 @id("all-look-at-health") @owner("group:shop") @reason("whether it lives is no secret")
 permit (principal, action in [Action::"billing:health:read", Action::"ledger:health:read"], resource);
-''',
+""",
                 }.items()
             }
         )
@@ -248,10 +265,13 @@ def test_a_token_that_would_be_too_long_is_not_made() -> None:
 BAD_TIMES = {
     "expired": ({"exp": -SKEW - 1}, NoToken.EXPIRED),
     "within the skew": ({"exp": -SKEW}, None),
-    "too long": ({"exp": MAX_LIFE + 1, "iat": 0}, NoToken.INVALID),
-    "as long as may be": ({"exp": MAX_LIFE, "iat": 0}, None),
-    "from the future": ({"iat": SKEW + 1, "exp": 60}, NoToken.INVALID),
+    # What is left of its life is bounded, by the reader's clock; when it was made is the signer's word.
+    "too long": ({"exp": MAX_LIFE + SKEW + 1, "iat": 0}, NoToken.INVALID),
+    "as long as may be": ({"exp": MAX_LIFE + SKEW, "iat": 0}, None),
+    "long, with little left": ({"exp": MAX_LIFE, "iat": -MAX_LIFE}, None),
+    "from the future": ({"iat": SKEW + 1, "exp": 60}, None),
     "not yet": ({"nbf": SKEW + 1}, NoToken.INVALID),
+    "not yet, within the skew": ({"nbf": SKEW}, None),
 }
 
 
@@ -271,9 +291,11 @@ def test_times(case: str) -> None:
     [
         {"iss": "spiffe://other.test"},
         {"aud": "spiffe://other.test"},
-        {"aud": [TD, "spiffe://other.test"]},
+        {"aud": ["spiffe://other.test"]},
+        {"aud": [TD, 7]},
         {"exp": None},
-        {"iat": None},
+        {"iat": "1"},
+        {"iat": -1},
         {"exp": "1"},
         {"exp": True},
         {"tctx": None},

@@ -11,10 +11,12 @@ from eastwest.policy.table import compile_estate
 
 BILLING, NOTIFICATION, ADMIN = "services/billing.yaml", "services/notification.yaml", "services/admin.yaml"
 ALL, TOP, PROFILE = "workloads/all.yaml", "estate.yaml", "profiles/workload.yaml"
+REPORTING = "services/reporting.yaml"
 COMMERCE = "policies/commerce.cedar"
 NOTIFICATION_WAIVER = "waivers/notification-plaintext.yaml"
 EVERYTHING = "may: [everything]}"
 LIMITED = 'may: [everything]}}\n  - {{who: "spiffe://saas.example/prod/platform/ci", may: [{}], {}}}'
+CI_ROW = '\n  - {{who: "spiffe://saas.example/prod/platform/ci", may: [{}], {}}}'
 REPORTING_ID = "spiffe://saas.example/prod/commerce/reporting"
 
 ERRORS = [
@@ -35,6 +37,18 @@ ERRORS = [
     (ALL, None, "- a", "1:1: this must be a mapping, not a list (write workloads)"),
     (TOP, "kind: vm", "kind: vms", "4:24: field 'kind' cannot be 'vms' (did you mean 'vm'?)"),
     (PROFILE, "ec-p256", "rsa-2048", "4:8: an item of field 'keys' cannot be 'rsa-2048' (known: ec-p256,"),
+    # where a tenant is read
+    (
+        BILLING,
+        "{path: tenant}",
+        "{path: tenat}",
+        "7:16: no operation of 'billing' has the parameter {tenat}, so no call",
+    ),
+    (BILLING, "{path: tenant}", "{path: tenat}", "would be held to a tenant (did you mean {tenant}?)"),
+    (BILLING, "{path: tenant}", "{path: customer}", "would be held to a tenant (did you mean {tenant}?)"),
+    (ADMIN, "operations:", "tenant: {path: account}\noperations:", "(parameters of its paths: {user})"),
+    (REPORTING, "/reports/{tenant}", "/reports", "7:16: no operation of 'reporting' has the parameter {tenant}"),
+    (REPORTING, "/reports/{tenant}", "/reports", "(remove tenant: no path has parameters)"),
     # forms of texts
     (BILLING, "commerce/billing", "commerce/bil ling", "2:11: field 'workload': 'spiffe://saas.example/prod/commerce"),
     (ALL, "spiffe_id: spiffe://", "spiffe_id: http://", "2:16: field 'spiffe_id': 'http://saas.example/prod/commerce/"),
@@ -234,6 +248,34 @@ ERRORS = [
     (COMMERCE, "principal has tenants &&", "", "(test `principal has tenants &&` before it)"),
     (
         COMMERCE,
+        "context.tenant",
+        "context.tennant",
+        "9:62: policy 'callers-read-their-tenants-invoices': context has no",
+    ),
+    (COMMERCE, "context.tenant", "context.tennant", "context has no 'tennant' (did you mean 'tenant'?)"),
+    (
+        COMMERCE,
+        "principal has tenants",
+        "context has tennant",
+        "9:15: policy 'callers-read-their-tenants-invoices': co",
+    ),
+    (COMMERCE, "context.tenant", "context.time", "(no answer depends on the time; known: approval, method, path,"),
+    (
+        COMMERCE,
+        "contains(context.tenant)",
+        "contains(context.approval.by)",
+        "context.approval has no 'by' (known: appro",
+    ),
+    (COMMERCE, 'Workload::"', '"', '16:16: Cedar: expected an entity uid or matching template slot, found literal `"s'),
+    (COMMERCE, 'Workload::"', '"', '(write Workload::"spiffe://saas.example/prod/messaging/notification")'),
+    (COMMERCE, 'Domain::"', '"', '(write Domain::"commerce")'),
+    (COMMERCE, 'resource == Service::"', 'resource == "', '(write Service::"billing")'),
+    (COMMERCE, "principal has tenants &&", f'principal == "{REPORTING_ID}" &&', f'(write Workload::"{REPORTING_ID}")'),
+    (COMMERCE, "principal has tenants &&", f'"{REPORTING_ID}" != principal &&', f'(write Workload::"{REPORTING_ID}")'),
+    (COMMERCE, "principal has tenants &&", '"x" != resource.domain &&', "9:3: policy"),
+    (COMMERCE, "principal has tenants &&", '"x" != resource.domain &&', '(write Domain::"x")'),
+    (
+        COMMERCE,
         "principal.tenants.",
         "principal.tenant.",
         "9:38: policy 'callers-read-their-tenants-invoices': attribute `ten",
@@ -344,10 +386,46 @@ WARNINGS = [
         "service 'billing' is of domain messaging, its workload of comm",
     ),
     (NOTIFICATION, ", until: 2027-03-31", "", "service 'notification' is permissive without an end"),
-    (BILLING, "/invoices/{invoice}", "/{other}", "some requests match both"),
+    (REPORTING, "tenant: {path: tenant}", "", "has paths with {tenant} and does not say that this is the tenant"),
+    (
+        COMMERCE,
+        "@owner",
+        '@ower("x") @owner',
+        "2:1: warning: nothing reads the annotation @ower (did you mean 'owner'?)",
+    ),
+    (COMMERCE, '@reason("t', '@tenant("x") @reason("t', "3:1: warning: nothing reads the annotation @tenant (did you"),
+    (
+        COMMERCE,
+        "  principal has tenants && principal.tenants.contains(context.tenant)",
+        "  principal has tennants",
+        "9:3: warning: policy 'callers-read-their-tenants-invoices': principal never has 'tennants' (did you mean",
+    ),
     (BILLING, "/{tenant}/contacts", "/x/contacts", "'billing:contacts:read' is not per tenant"),
     ("notes.txt", None, "x", "this file is not read"),
+    *(
+        (TOP, EVERYTHING, LIMITED.format(rights, limits) + more, expected)
+        for rights, limits, more, expected in [
+            ("approvals, workloads", "domains: [commerce]", "", "has approvals beside workloads over the same domains"),
+            ("workloads, mint, approvals", "domains: [commerce]", "", "approvals beside workloads, mint over"),
+            ("approvals", "domains: [commerce]", CI_ROW.format("tokens", "nodes: []"), "beside tokens over the same"),
+            ("approvals", "nodes: []", CI_ROW.format("mint", "domains: [platform]"), "approvals beside mint over"),
+        ]
+    ),
 ]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        LIMITED.format("approvals", "domains: [commerce]") + CI_ROW.format("workloads", "domains: [platform]"),
+        LIMITED.format("approvals", "nodes: []").replace("platform/ci", "platform/approver")
+        + CI_ROW.format("workloads", "nodes: []"),
+        LIMITED.format("approvals, workloads", "domains: [commerce]") + CI_ROW.format("everything", "nodes: []"),
+    ],
+)
+def test_approvers_without_identities_of_their_own_are_nothing_unusual(edited, rows) -> None:
+    estate = load_estate(edited(TOP, EVERYTHING, rows))
+    assert not [p for p in estate.notes if "approvals beside" in p.message]
 
 
 @pytest.mark.parametrize(("file", "old", "new", "expected"), WARNINGS)
@@ -359,6 +437,40 @@ def test_likely_mistakes_are_warnings(edited, file, old, new, expected) -> None:
         )
     warnings = [p for p in load_estate(files).notes if p.severity is Severity.WARNING]
     assert any(expected in str(w) for w in warnings), [str(w) for w in warnings]
+
+
+def test_two_templates_for_one_request_are_nothing_unusual(edited) -> None:
+    notes = [p for p in load_estate(edited(BILLING, "/invoices/{invoice}", "/{other}")).notes if "match both" in str(p)]
+    assert {note.severity for note in notes} == {Severity.NOTE}
+    assert any("'billing:invoices:list' and 'billing:invoices:read'" in note.message for note in notes)
+
+
+@pytest.mark.parametrize("parameter", ["tenant", "tenant_id", "tenantId"])
+def test_a_parameter_that_must_be_the_tenant(edited, parameter) -> None:
+    template = f'path: "/catalog/{{{parameter}}}"'
+    files = edited("services/storefront.yaml", "path: /catalog", template)
+    (warning,) = [p for p in load_estate(files).notes if p.severity is Severity.WARNING]
+    assert str(warning.where) == "services/storefront.yaml:1:10"
+    assert warning.fix == f"write tenant: {{path: {parameter}}}"
+    other = edited("services/storefront.yaml", "path: /catalog", 'path: "/catalog/{tenancy}"')
+    assert not [p for p in load_estate(other).notes if p.severity is Severity.WARNING]
+    files["services/storefront.yaml"] += b"tenant: {header: x-tenant}\n"
+    assert not [p for p in load_estate(files).notes if p.severity is Severity.WARNING], "it is said elsewhere"
+
+
+def test_a_service_of_a_workload_that_is_not_declared_yet(edited) -> None:
+    def fix(wrong: str) -> str:
+        with pytest.raises(EstateInvalid) as caught:
+            load_estate(edited(BILLING, "workload: spiffe://saas.example/prod/commerce/billing", f"workload: {wrong}"))
+        (error,) = [p for p in caught.value.problems if "which nobody registered" in p.message]
+        return error.fix
+
+    assert fix("spiffe://saas.example/prod/commerce/invoices") == "declare it in workloads/"
+    assert fix("spiffe://saas.example/prod/commerce/biling") == (
+        "did you mean 'spiffe://saas.example/prod/commerce/billing'?"
+    )
+    assert fix("spiffe://saas.example/prod/comerce/billing").startswith("did you mean")
+    assert fix("spiffe://saas.example/staging/commerce/billing") == "declare it in workloads/"
 
 
 def test_sensitivities_are_not_listed_as_operations(edited) -> None:

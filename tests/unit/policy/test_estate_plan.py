@@ -211,3 +211,145 @@ def test_what_tenants_does_not_say(example, said) -> None:
     (error,) = plan_files({**example, "policies/x.cedar": body.encode()}, TODAY).errors
     assert "says nothing here" in error.message
     assert (error.where.line, error.where.column) == (1, 37)
+
+
+SOURCES = "{path: tenant}"
+
+
+def test_a_tenant_that_is_named_elsewhere_denies_calls_that_worked(example, edited) -> None:
+    claim = edited("services/billing.yaml", SOURCES, "{claim: true}")
+    change = difference(example, claim)
+    told = [c for c in change.operations_changed if c.operation == "billing:invoices:list"]
+    assert [(c.field, c.before, c.after) for c in told] == [("tenant source", "path tenant", "claim")]
+    mine = (STOREFRONT, "billing:invoices:list")
+    lost = {(a.tenant, a.brings, a.code) for a in change.newly_denied if (a.caller, a.operation) == mine}
+    assert lost == {(tenant, "", DecisionCode.TENANT_MISSING) for tenant in ("acme", "globex")}
+    won = {(a.tenant, a.brings) for a in change.newly_allowed if (a.caller, a.operation) == mine}
+    assert won == {("acme", "token"), ("globex", "token")}
+    text = render(plan_files(claim, TODAY, example))
+    assert "  ~ operation billing:invoices:list: tenant source path tenant -> claim\n" in text
+    assert f"  newly denied  {STOREFRONT} billing:invoices:list tenant acme (TENANT_MISSING)\n" in text
+    assert plan_files(claim, TODAY).summary.by_tenant == 2, "messages, by their header"
+
+    header = edited("services/billing.yaml", SOURCES, "{header: x-tenant}")
+    change = difference(example, header)
+    lost = {(a.tenant, a.brings, a.code) for a in change.newly_denied if (a.caller, a.operation) == mine}
+    assert lost == {(tenant, "", DecisionCode.TENANT_MISSING) for tenant in ("acme", "globex")}
+    won = {(a.tenant, a.brings) for a in change.newly_allowed if (a.caller, a.operation) == mine}
+    assert won == {("acme", "header x-tenant"), ("globex", "header x-tenant")}
+    back = difference(header, claim)
+    assert {(a.tenant, a.brings) for a in back.newly_denied if (a.caller, a.operation) == mine} == {
+        ("acme", "header x-tenant"),
+        ("globex", "header x-tenant"),
+    }
+
+
+def test_a_tenant_source_where_there_was_none(example, edited) -> None:
+    before = edited("services/billing.yaml", f"tenant: {SOURCES}\n", "")
+    before["policies/commerce.cedar"] = before["policies/commerce.cedar"].replace(
+        b"principal has tenants && principal.tenants.contains(context.tenant)", b"true"
+    )
+    after = {**before, "services/billing.yaml": example["services/billing.yaml"]}
+    change = difference(before, after)
+    lost = [a for a in change.newly_denied if (a.caller, a.operation) == (STOREFRONT, "billing:invoices:list")]
+    assert [(a.tenant, a.code) for a in lost] == [("*", DecisionCode.TENANT_NOT_PERMITTED)]
+    assert "billing:contacts:read: tenant source none -> path tenant" in render(plan_files(after, TODAY, before))
+
+
+def test_a_step_up_needs_a_token_wherever_the_tenant_is(example, edited) -> None:
+    """A call with a token for its tenant works before and after, so it is neither newly allowed nor newly denied."""
+
+    def demanding(files: dict[str, bytes]) -> dict[str, bytes]:
+        service = files["services/billing.yaml"].replace(b"data: financial", b"demands: [step-up]")
+        return {**files, "services/billing.yaml": service}
+
+    change = difference(demanding(example), demanding(edited("services/billing.yaml", SOURCES, "{claim: true}")))
+    assert not [a for a in (*change.newly_allowed, *change.newly_denied) if a.operation == "billing:invoices:list"]
+    assert [c.operation for c in change.operations_changed if c.operation == "billing:invoices:list"]
+
+
+def test_requests_that_belong_to_an_operation_are_a_change_of_it(example, edited) -> None:
+    after = edited("services/admin.yaml", 'GET, path: "/admin/users/{user}"', 'DELETE, path: "/admin/user/{user}"')
+    (change,) = difference(example, after).operations_changed
+    assert (change.operation, change.field) == ("admin:users:read", "match")
+    assert "~ operation admin:users:read: GET /admin/users/{user} -> DELETE /admin/user/{user}\n" in render(
+        plan_files(after, TODAY, example)
+    )
+
+
+def test_a_token_that_counts_once_is_a_change(example, edited) -> None:
+    before = edited("services/admin.yaml", "    data: personal", "    demands: [step-up]")
+    after = edited("services/admin.yaml", "    data: personal", "    demands: [step-up, single-use]")
+    plan = plan_files(after, TODAY, before)
+    assert not plan.difference.is_empty
+    assert "~ operation admin:users:read: tokens count until they expire -> once\n" in render(plan)
+
+
+def summary(files: dict[str, bytes]) -> tuple[int, int, int, int]:
+    counts = plan_files(files, TODAY).summary
+    assert counts.allowed + counts.by_tenant + counts.with_token + counts.denied == counts.callers * counts.operations
+    return counts.allowed, counts.by_tenant, counts.with_token, counts.denied
+
+
+def test_the_summary_counts_what_a_caller_can_do(example) -> None:
+    """One service with two operations and six callers; each policy moves pairs from one number to another."""
+    service = b"""service: shop
+workload: spiffe://saas.example/prod/commerce/storefront
+owner: group:commerce
+domain: commerce
+listen: {port: 8500, protocol: http, mtls: strict}
+upstream: {unix: /run/shop.sock}
+tenant: {path: tenant}
+operations:
+  - {name: "shop:bills:read", match: {method: GET, path: "/t/{tenant}"}, sensitivity: read}
+  - {name: "shop:bills:void", match: {method: DELETE, path: "/t/{tenant}"}, sensitivity: control, demands: [step-up]}
+"""
+
+    def policy(name: str, text: str) -> bytes:
+        return f'@id("{name}") @owner("a:b") @reason("r") {text}\n'.encode()
+
+    head = f'(principal == Workload::"{CONSOLE}", action, resource == Service::"shop")'
+    files = {k: v for k, v in example.items() if not k.startswith(("services/", "policies/", "waivers/"))}
+    files["services/shop.yaml"] = service
+    assert summary(files) == (0, 0, 0, 12)
+    files["policies/x.cedar"] = policy("x", f'@tenants("any") permit {head};')
+    assert summary(files) == (1, 0, 1, 10)
+    some = {**files, "policies/y.cedar": policy("y", f'forbid {head} when {{ context.tenant == "acme" }};')}
+    assert summary(some) == (0, 1, 1, 10)
+    every = {**files, "policies/y.cedar": policy("y", f'forbid {head} when {{ context.tenant != "" || true }};')}
+    assert summary(every) == (0, 0, 0, 12), "every outcome denies"
+    claim = {**files, "services/shop.yaml": service.replace(b"{path: tenant}", b"{claim: true}")}
+    assert summary(claim) == (0, 0, 2, 10)
+    assert (
+        "of 12 pairs of caller and operation 1 are allowed, 0 for some tenants, 1 only with a token or an approval, "
+        "10 denied" in render(plan_files(files, TODAY))
+    )
+
+
+WIDE = "permits every caller, whoever it is: 6 callers x "
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [
+        ("permit (principal, action, resource);", "17 operations, 2 of them control, 3 of them mutate"),
+        ("permit (principal is Workload, action, resource) when { true };", "17 operations, 2 of them control, 3 of"),
+        ('permit (principal, action in Action::"control", resource);', "2 operations, 2 of them control"),
+        ('permit (principal, action, resource == Service::"billing");', "5 operations, 1 of them mutate"),
+        ('permit (principal, action in Action::"open", resource);', ""),
+        ('permit (principal, action in Action::"read", resource);', ""),
+        ('permit (principal in Domain::"commerce", action, resource);', ""),
+        ('permit (principal, action, resource) when { principal.owner == "group:platform" };', ""),
+        ("forbid (principal, action, resource);", ""),
+    ],
+)
+def test_a_permit_that_asks_nothing_of_its_caller_is_noticed(example, text, counts) -> None:
+    body = f'@id("x") @owner("a:b") @reason("r") @tenants("any") {text}'.replace('@tenants("any") f', "f").encode()
+    plan = plan_files({**example, "policies/x.cedar": body}, TODAY)
+    assert plan.ok
+    found = [p.message for p in plan.problems if p.severity is Severity.WARNING]
+    if counts:
+        (message,) = found
+        assert message.startswith(f"policy 'x' {WIDE}{counts}")
+    else:
+        assert not found

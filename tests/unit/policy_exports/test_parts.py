@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -193,3 +194,22 @@ def test_exports_are_the_same_every_time():
     for wanted, export in FORMATS.items():
         first, second = (export(compile_estate(load_estate(files)), ()) for _ in range(2))
         assert first == second, wanted
+
+
+def test_the_table_says_where_the_tenant_is_and_what_a_call_without_a_token_gets():
+    root = Path(__file__).parents[3] / "examples" / "estate"
+    files = {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+    def rows(operation: str) -> list[list[str]]:
+        text = FORMATS["table"](compile_estate(load_estate(files)), ()).files["table.txt"]
+        return [re.split(r" {2,}", line)[3:] for line in text.splitlines() if f" {operation} " in line]
+
+    caller, policy = "spiffe://saas.example/prod/messaging/notification", "notification-reads-its-tenants-contacts"
+    assert [caller, "acme", f"ALLOWED {policy}", "-"] in [row[1:] for row in rows("billing:contacts:read")]
+    assert {row[0] for row in rows("billing:contacts:read")} == {"path tenant"}
+    assert {row[0] for row in rows("notification:messages:send")} == {"header x-tenant"}
+    assert {row[0] for row in rows("billing:health:read")} == {"-"}
+    files["services/billing.yaml"] = files["services/billing.yaml"].replace(b"{path: tenant}", b"{claim: true}")
+    by_token = rows("billing:contacts:read")
+    assert ["claim", caller, "acme", "TENANT_MISSING", f"ALLOWED {policy}"] in by_token
+    assert {row[3] for row in by_token if row[1] == caller} == {"TENANT_MISSING"}

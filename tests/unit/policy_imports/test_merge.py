@@ -209,3 +209,84 @@ def test_the_documents_names_must_be_the_services(imported):
         imported(API.replace("operationId: getThing", "x-eastwest-name: 'other:a:b'"))
     with pytest.raises(DocumentInvalid, match="is there already"):
         imported(API.replace("operationId: getThing", "x-eastwest-name: 'shop:health:read'"), BY_HAND)
+
+
+PERSONAL = "    data: personal\n"
+DELETED = API.replace("    get: {operationId: getThing}", "    delete: {operationId: getThing}")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "    sensitivity: read  # ours\n",
+            "    # when it was GET: sensitivity: read  # ours\n    # suggested: sensitivity: mutate\n",
+        ),
+        (
+            "    'sensitivity':\n      'restricted-read'\n" + PERSONAL,
+            "    # when it was GET: sensitivity: restricted-read\n    # suggested: sensitivity: mutate\n" + PERSONAL,
+        ),
+    ],
+)
+def test_a_method_that_changes_more_is_classified_anew(imported, operations, before, after):
+    first = imported(API, BY_HAND).text.replace("    # suggested: sensitivity: read\n", before)
+    outcome = imported(DELETED, first)
+    assert after in outcome.text
+    assert outcome.text.replace(after, before).replace("DELETE", "GET") == first, "nothing else is touched"
+    assert "sensitivity" not in operations(outcome.text)["shop:thing:get"]
+    said = [(c.field, c.after) for c in outcome.changed]
+    assert said == [("sensitivity", ""), ("method", "DELETE")]
+    (note,) = outcome.notes
+    assert "shop:thing:get was classified as" in note.message
+    assert "when it was GET; now it is DELETE, and refused to everybody" in note.message
+    again = imported(DELETED, outcome.text)
+    assert not again.is_changed
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{name: "shop:thing:get", match: {method: GET, path: "/t/{tenant}/things/{id}"}, sensitivity: read}',
+        '{"sensitivity" : read, name: "shop:thing:get", match: {method: GET, path: "/t/{tenant}/things/{id}"}}',
+        '{name: "shop:thing:get", sensitivity: "read",\n     match: {method: GET, path: "/t/{tenant}/things/{id}"}}',
+    ],
+)
+def test_so_is_one_in_braces(imported, operations, row):
+    outcome = imported(DELETED, BY_HAND.replace("  # the load", f"  - {row}\n  # the load"))
+    assert operations(outcome.text)["shop:thing:get"] == {
+        "name": "shop:thing:get",
+        "match": {"method": "DELETE", "path": "/t/{tenant}/things/{id}"},
+    }
+    assert "\n    # when it was GET: sensitivity: read\n    # suggested: sensitivity: mutate\n" in outcome.text
+    assert not imported(DELETED, outcome.text).is_changed
+
+
+def test_and_one_whose_sensitivity_stands_at_the_dash(imported, operations):
+    row = '  - sensitivity: read\n    name: shop:thing:get\n    match: {method: GET, path: "/t/{tenant}/things/{id}"}\n'
+    outcome = imported(DELETED, BY_HAND.replace("  # the load", f"{row}  # the load"))
+    assert "  - # when it was GET: sensitivity: read\n    # suggested: sensitivity: mutate\n    name: s" in outcome.text
+    assert "sensitivity" not in operations(outcome.text)["shop:thing:get"]
+
+
+def test_a_method_that_changes_no_more_than_was_said_keeps_its_words(imported):
+    first = imported(API, BY_HAND).text
+    for said in ("control", "mutate"):
+        outcome = imported(DELETED, first.replace("# suggested: sensitivity: read", f"sensitivity: {said}"))
+        assert f"    sensitivity: {said}\n" in outcome.text
+        assert [(c.field, c.after) for c in outcome.changed] == [("method", "DELETE")]
+        assert not outcome.notes
+    document = DELETED.replace("getThing}", "getThing, x-eastwest-sensitivity: control}")
+    outcome = imported(document, first.replace("# suggested: sensitivity: read", "sensitivity: read"))
+    assert "    sensitivity: control\n" in outcome.text, "the document has a word for the new method"
+    assert ("sensitivity", "read", "control") in [(c.field, c.before, c.after) for c in outcome.changed]
+    assert not outcome.notes
+
+
+def test_a_tenant_that_nobody_named_is_told(imported):
+    document = API.replace("{account}", "{tenantId}")
+    (note,) = imported(document).notes
+    assert note.message == "paths have {tenantId}, and nothing says that this is the tenant"
+    assert "write tenant: {path: tenantId}" in note.fix
+    assert not imported(document, BY_HAND).notes, "the file says it"
+    assert not imported("x-eastwest-tenant: {header: x-tenant}\n" + document).notes, "the document says it"
+    assert not imported(API).notes, "no parameter is called like a tenant"

@@ -65,6 +65,14 @@ def test_neither_the_caller_nor_who_asked_grants(requested_by: str) -> None:
     assert grant(approval, ADMIN, "yours", NOW, 900).approver == ADMIN
 
 
+def test_what_is_withdrawn_still_says_who_granted_it() -> None:
+    granted = grant(PENDING, ADMIN, "agreed", later(10), 900)
+    after = withdraw(granted, "unix:uid:7", "not needed", later(20))
+    assert (after.decided_by, after.decided_at, after.decision_reason) == (ADMIN, granted.decided_at, "agreed")
+    assert (after.withdrawn_by, after.withdrawal_reason) == ("unix:uid:7", "not needed")
+    assert after.withdrawn_at == int(later(20).timestamp())
+
+
 def test_withdrawn_by_anybody_with_the_right_at_any_stage() -> None:
     granted = grant(PENDING, ADMIN, "agreed", NOW, 900)
     spent = Approval(**{**_fields(granted), "spent_at": 1})

@@ -292,7 +292,7 @@ def test_places_follow_the_descriptors_that_the_process_may_have(monkeypatch):
 
     for soft, most in ((1024, 768), (300, 150), (10**6, limits.MAX_CONNECTIONS), (resource.RLIM_INFINITY, 20_000)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
-        assert admission._as_many_as_possible() == most
+        assert admission.as_many_as_possible() == most
 
 
 @pytest.fixture

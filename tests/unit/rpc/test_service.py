@@ -29,6 +29,10 @@ async def echo(request: pb.HealthCheckRequest, _call: Call) -> pb.HealthCheckRes
     match request.service:
         case "missing":
             raise errors.NotFound("no such thing", fix="name another")
+        case "refined":
+            refined = errors.PermissionDenied("not yours", where="a.yaml:1")
+            refined.reason = "OPERATION_NOT_PERMITTED"
+            raise refined
         case "banned":
             raise Refused("banned", [types_pb2.PermissionDeniedDetails(reason=4)])
         case "log":
@@ -69,6 +73,17 @@ async def test_errors_cross_the_wire_with_their_kind(unix, service, error, text)
         await ask(unix, service)
     assert type(raised.value) is error
     assert str(raised.value) == text
+
+
+async def test_the_parts_of_an_error_cross_the_wire_apart(unix):
+    with pytest.raises(errors.NotFound) as raised:
+        await ask(unix, "missing")
+    assert (raised.value.message, raised.value.fix, raised.value.reason) == ("no such thing", "name another", "")
+    with pytest.raises(errors.PermissionDenied) as raised:
+        await ask(unix, "refined")
+    told = raised.value
+    assert (told.message, told.fix, told.where, told.reason) == ("not yours", "", "a.yaml:1", "OPERATION_NOT_PERMITTED")
+    assert type(told) is errors.PermissionDenied, "what has no details for agents is no Refused"
 
 
 async def test_details_of_a_refusal_cross_the_wire(unix):

@@ -1,6 +1,7 @@
 """The middleware: whom it believes, what it answers, and what it hands on."""
 
 import json
+import re
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -149,6 +150,45 @@ async def test_who_is_believed(extensions, expected):
 async def test_before_the_first_word_of_the_agent_nothing_passes():
     sent, scope = await ask(enforced(source(empty=True)), extensions=shown(WEB))
     assert (code(sent), scope) == ("CHECK_UNAVAILABLE", None)
+
+
+async def test_a_service_that_the_workload_does_not_serve(caplog):
+    kept = source()
+    told = "this workload serves no service 'scv' (it serves: svc)"
+    sent, scope = await ask(lambda app: EnforcementMiddleware(app, kept, "scv"), extensions=shown(WEB))
+    assert (code(sent), scope) == ("CHECK_UNAVAILABLE", None)
+    message = json.loads(sent[1]["body"])["error"]["message"]
+    assert message == "this service has no rules to decide calls by"
+    assert kept.problem == told
+    assert told in caplog.text
+    assert not kept._waiting, "the agent takes no decisions of others' services"
+    right = source()
+    EnforcementMiddleware(None, right, "svc")
+    assert right.problem == ""
+
+
+UUID = "98087af3-a847-4b13-b662-6fc46dcb1b2e"
+
+
+@pytest.mark.parametrize(
+    ("request_id", "extensions", "taken"),
+    [
+        (UUID, shown("spiffe://td.test/other"), True),
+        ("x" * 36, shown("spiffe://td.test/other"), False),
+        ("", shown("spiffe://td.test/other"), False),
+        (UUID, {}, False),
+        (UUID, shown(WEB, ca=Ca("td.test")), False),
+    ],
+)
+async def test_a_refusal_can_be_found_by_its_reference(request_id, extensions, taken):
+    kept = source()
+    headers = [("x-request-id", request_id)] if request_id else []
+    sent, _ = await ask(enforced(kept), "/open/a", *headers, extensions=extensions)
+    [decision] = kept._waiting
+    reference = json.loads(sent[1]["body"])["error"]["reference"]
+    assert reference == decision.reference
+    assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", reference)
+    assert (reference == UUID) is taken
 
 
 async def test_requests_in_no_accepted_form():

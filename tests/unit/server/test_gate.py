@@ -8,11 +8,13 @@ from eastwest.pki.rotation import lifecycle
 from eastwest.pki.rotation.state import Kind, Source, Stage, State
 from eastwest.policy.estate import Administrator, Right
 from eastwest.registry.administrators import Administrators
+from eastwest.registry.entry import Entry
 from eastwest.registry.registry import Registry
 from eastwest.rpc.service import Call
 from eastwest.server.ca.authority import issuing_of, root_of
 from eastwest.server.ca.own_issuers import OwnIssuers
-from eastwest.server.gate import PortGate
+from eastwest.server.gate import PortGate, standing
+from eastwest.spiffe.selector import Selector
 from eastwest.testing.ca import TestCA
 from eastwest.testing.clock import FakeClock
 from eastwest.testing.entropy import SeededEntropy
@@ -105,3 +107,35 @@ async def test_only_whom_the_gate_knows_has_proved_something_to_the_port() -> No
     await gate.enter(Call(workload, "/spire.api.server.bundle.v1.Bundle/GetBundle"))
     await gate.enter(Call(admin, CALLED))
     assert (workload.proved, admin.proved) == ([], ["spiffe://saas.example/ops"])
+
+
+async def test_who_has_a_name_now_is_whom_a_gate_would_find() -> None:
+    clock, trust_domain = FakeClock(), TestCA().trust_domain
+    registry = await Registry.open(trust_domain, MemoryRegistryStore(), SeededEntropy())
+    administrators = Administrators()
+    ops, chief = (str(trust_domain.id(path)) for path in ("/ops", "/chief"))
+    administrators.replace([Administrator(who=ops, may=(Right.APPROVALS,))])
+
+    def rights(name: str) -> set[Right]:
+        found = standing(name, administrators, registry, clock.now())
+        return set() if found is None else {right for grant in found.grants for right in grant.rights}
+
+    assert rights(ops) == {Right.APPROVALS}
+    assert rights(chief) == rights("unix:uid:4711") == set()
+    assert rights("unix:uid:0") == {Right.EVERYTHING}
+    # An entry with admin counts until it ends, and root only as the estate says where it says anything.
+    entry = Entry(
+        spiffe_id=trust_domain.id("/chief"),
+        parent_id=trust_domain.id("/spire/agent/x/1"),
+        selectors=frozenset({Selector("unix", "uid:1")}),
+        admin=True,
+        expires_at=int(clock.now().timestamp()) + 60,
+    )
+    [made] = await registry.entries.create([entry], clock.now())
+    assert made.error is None
+    assert rights(chief) == {Right.EVERYTHING}
+    administrators.replace([Administrator(who="unix:uid:0", may=(Right.READ,))])
+    assert rights("unix:uid:0") == {Right.READ}
+    assert rights(ops) == set()
+    clock.advance(61)
+    assert rights(chief) == set()

@@ -61,15 +61,14 @@ class Provider:
     async def serving(self):
         # The issuer's name has the port in it, so the socket is taken first.
         box = {}
-        listener = PublicListener(Starlette(routes=[]), "oidc", tls=self.files.listening)
-        port = listener.bind("127.0.0.1", 0)
-        self.issuer = f"https://localhost:{port}{self.path}"
-        box["app"] = oidc_app(self.issuer, self.bundle, SystemClock())
 
         async def app(scope, receive, send):
             await box["app"](scope, receive, send)
 
-        listener._server.config.app = app
+        listener = PublicListener(app, "oidc", tls=self.files.listening)
+        port = listener.bind("127.0.0.1", 0)
+        self.issuer = f"https://localhost:{port}{self.path}"
+        box["app"] = oidc_app(self.issuer, self.bundle, SystemClock())
         self.door = Issuer(
             {"": self.ca.authority},
             self.keys[0],

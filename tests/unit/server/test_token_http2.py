@@ -20,11 +20,13 @@ from h2.events import (
 )
 from h2.settings import SettingCodes
 
-from eastwest.rpc import frames
+from eastwest.rpc import frames, limits
 from eastwest.rpc.tls import client_context, mutual_context
+from eastwest.server.public import https
 from eastwest.server.public.https import PublicListener
 from eastwest.server.tokens import http2
 from eastwest.server.tokens.endpoint import application
+from eastwest.server.tokens.flood import REQUEST_COST
 from eastwest.server.tokens.http2 import MAX_BODY, MAX_RESETS, MAX_STREAMS, Answer, Asked, by_alpn
 from eastwest.testing import TestCA
 
@@ -40,6 +42,7 @@ class Handler:
         self.asked: list[Asked] = []
         self.answered = 0
         self.size = 0
+        self.status = 200
 
     async def __call__(self, certificate: bytes, asked: Asked) -> Answer:
         self.asked.append(asked)
@@ -47,14 +50,16 @@ class Handler:
         self.answered += 1
         said = {"path": asked.path, "length": len(asked.body), "large": asked.too_large, "pad": "x" * self.size}
         assert certificate
-        return Answer(200, json.dumps(said).encode())
+        return Answer(self.status, json.dumps(said).encode())
 
 
 @asynccontextmanager
 async def serving(handler: Handler):
     chain, key = CA.pem(*CA.svid("/spire/server"))
     context = mutual_context(chain, key, CA.roots)
-    listener = PublicListener(application(handler), "tokens", tls=context, protocol=by_alpn(handler))
+    listener = PublicListener(
+        application(handler), "tokens", tls=context, protocol=by_alpn(handler), places=http2.places()
+    )
     port = listener.bind("127.0.0.1", 0)
     task = asyncio.create_task(listener.run())
     try:
@@ -77,8 +82,8 @@ class Client:
         self.settings: dict = {}
 
     @classmethod
-    async def connect(cls, port: int) -> "Client":
-        chain, key = CA.pem(*CA.svid("/console"))
+    async def connect(cls, port: int, path: str = "/console") -> "Client":
+        chain, key = CA.pem(*CA.svid(path))
         tls = client_context(CA.roots, chain, key)
         tls.set_alpn_protocols(["h2"])
         return cls(*await asyncio.open_connection("127.0.0.1", port, ssl=tls))
@@ -188,6 +193,165 @@ async def test_an_answer_waits_for_a_callers_window() -> None:
         client.send()
         await client.hear(lambda: stream in client.ended)
         assert json.loads(client.content[stream])["pad"] == "x" * 9000
+        await client.close()
+
+
+FLOODS = {
+    "PING": frames.frame(frames.PING, 0, 0, b"12345678"),
+    "SETTINGS": frames.settings([]),
+    "SETTINGS, acknowledged": frames.frame(frames.SETTINGS, frames.ACK, 0),
+    "WINDOW_UPDATE": frames.window_update(0, 1),
+    "PRIORITY": frames.frame(frames.PRIORITY, 0, 1, bytes(5)),
+    "unknown": frames.frame(0xFA, 0, 0, b""),
+    "empty DATA": frames.frame(frames.DATA, 0, 1, b""),
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+async def test_frames_that_carry_nothing_are_paid_for(kind: str, monkeypatch) -> None:
+    monkeypatch.setattr(limits, "ALLOWANCE_PER_SECOND", 0)
+    handler = Handler()
+    async with serving(handler) as (_, port):
+        client, other = await Client.connect(port), await Client.connect(port, "/web")
+        await client.hear(lambda: client.settings)
+        client.begin(b"x", ended=False)
+        client.writer.write(FLOODS[kind] * (limits.ALLOWANCE + 50))
+        await client.hear(lambda: client.goaway is not None)
+        assert client.goaway == ErrorCodes.ENHANCE_YOUR_CALM
+        # Whatever comes after that is not looked at, and the end does not wait for the caller.
+        assert await asyncio.wait_for(client.reader.read(), 10) is not None
+        # As many connections as it may have share one allowance.
+        again = await Client.connect(port)
+        with suppress(ConnectionError, ssl.SSLError):
+            again.writer.write(FLOODS["PING"] * (limits.ALLOWANCE // 2))
+            await again.hear(lambda: again.goaway is not None)
+        assert again.goaway == ErrorCodes.ENHANCE_YOUR_CALM
+        stream = other.begin(b"abc")
+        await other.hear(lambda: stream in other.ended)
+        assert json.loads(other.content[stream])["length"] == 3
+        for one in (client, again, other):
+            await one.close()
+
+
+async def test_requests_of_http1_are_paid_for_too(monkeypatch) -> None:
+    monkeypatch.setattr(limits, "ALLOWANCE", 2 * REQUEST_COST)
+    monkeypatch.setattr(limits, "ALLOWANCE_PER_SECOND", 0)
+    handler = Handler()
+    handler.status = 400
+    async with serving(handler) as (_, port):
+        chain, key = CA.pem(*CA.svid("/console"))
+        tls = client_context(CA.roots, chain, key)
+        tls.set_alpn_protocols(["http/1.1"])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+        writer.write(b"POST /token HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n" * 5)
+        answers = await asyncio.wait_for(reader.read(), 10)
+        assert answers.count(b"HTTP/1.1 400") == 2
+        assert answers.count(b"HTTP/1.1 429") == 1
+        writer.transport.abort()
+
+
+async def test_a_caller_who_makes_tokens_may_go_on(monkeypatch) -> None:
+    monkeypatch.setattr(limits, "ALLOWANCE", 30)
+    monkeypatch.setattr(limits, "ALLOWANCE_PER_SECOND", 0)
+    handler = Handler()
+    async with serving(handler) as (_, port):
+        client = await Client.connect(port)
+        for _ in range(100):  # far more frames than the allowance has
+            stream = client.begin(b"abc")
+            await client.hear(lambda stream=stream: stream in client.ended)
+        assert handler.answered == 100
+        await client.close()
+
+
+async def test_one_caller_has_few_connections_and_idle_ones_go_first(monkeypatch) -> None:
+    monkeypatch.setattr(http2, "MAX_CONNECTIONS_OF_CALLER", 2)
+    handler = Handler()
+    handler.go.clear()
+    async with serving(handler) as (_, port):
+        busy = await Client.connect(port)
+        busy.begin(b"abc")
+        async with asyncio.timeout(10):
+            while not handler.asked:
+                await asyncio.sleep(0.01)
+        other = await Client.connect(port, "/web")
+        idle = await Client.connect(port)
+        await idle.hear(lambda: idle.settings)
+        late = await Client.connect(port)
+        with suppress(ConnectionError, ssl.SSLError):
+            await idle.hear(lambda: False)
+        assert idle.reader.at_eof() or idle.reader.exception() is not None
+        handler.go.set()
+        for client in (other, late):
+            stream = client.begin(b"abc")
+            await client.hear(lambda client=client, stream=stream: stream in client.ended)
+            assert stream in client.ended
+        await busy.hear(lambda: 1 in busy.ended)
+        assert 1 in busy.ended
+        for client in (busy, other, late, idle):
+            await client.close()
+
+
+async def test_a_connection_on_which_nothing_is_asked_any_more_is_ended(monkeypatch) -> None:
+    monkeypatch.setattr(http2, "IDLE_SECONDS", 0.2)
+    async with serving(Handler()) as (_, port):
+        client = await Client.connect(port)
+        stream = client.begin(b"abc")
+        await client.hear(lambda: client.goaway is not None)
+        assert stream in client.ended
+        assert client.goaway == ErrorCodes.NO_ERROR
+        await client.close()
+
+
+async def test_who_begins_no_handshake_takes_no_place_for_long(monkeypatch) -> None:
+    monkeypatch.setattr(http2, "as_many_as_possible", lambda: 8 * https.SHARE)
+    monkeypatch.setattr(limits, "UNDISTURBED_SECONDS", 0.0)
+    handler = Handler()
+    async with serving(handler) as (_, port):
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(40)]
+        # Strangers get half of the places: the others of them have been let go, and whoever proves something gets in.
+        gone = [asyncio.create_task(reader.read()) for reader, _ in silent]
+        async with asyncio.timeout(10):
+            while sum(task.done() for task in gone) < 36:
+                await asyncio.sleep(0.01)
+        for _ in range(3):
+            client = await Client.connect(port)
+            stream = client.begin(b"abc")
+            await client.hear(lambda client=client, stream=stream: stream in client.ended)
+            assert stream in client.ended
+            await client.close()
+        for _, writer in silent:
+            writer.transport.abort()
+        await asyncio.gather(*gone, return_exceptions=True)
+
+
+async def test_a_handshake_has_an_end(monkeypatch) -> None:
+    monkeypatch.setattr(https, "HANDSHAKE_SECONDS", 0.1)
+    async with serving(Handler()) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.transport.abort()
+
+
+async def test_a_caller_who_reads_nothing_is_not_kept(monkeypatch) -> None:
+    monkeypatch.setattr(http2, "MAX_UNSENT", 64 * 1024)
+    handler = Handler()
+    handler.size = 15_000
+    async with serving(handler) as (listener, port):
+        client = await Client.connect(port)
+        client.writer.transport.pause_reading()
+        client.http.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 2**30})
+        client.http.increment_flow_control_window(2**30)
+        open_still = listener._serving.connections
+        async with asyncio.timeout(20):
+            while not open_still:
+                await asyncio.sleep(0.01)
+            for asked in range(1, 2000):  # the kernel's buffers take some megabytes
+                client.begin()
+                while open_still and handler.answered < asked:
+                    await asyncio.sleep(0.001)
+                if not open_still:
+                    break
+        assert not open_still
         await client.close()
 
 

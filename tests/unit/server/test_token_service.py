@@ -17,12 +17,14 @@ from eastwest.log.entry import decode
 from eastwest.pki.signer import KeyAlgorithm
 from eastwest.pki.token_keys import Calendar
 from eastwest.plugins.disk_keys import DiskKeyStore
+from eastwest.policy.estate import Right
 from eastwest.policy.load import load_estate
 from eastwest.policy.table import compile_estate
 from eastwest.process.signing import ThreadSigningPool
+from eastwest.registry.administrators import Administrator, Grant, full
 from eastwest.server.journal import Journal
 from eastwest.server.tokens.approvals import MAX_PENDING, Approvals, Lifetimes
-from eastwest.server.tokens.endpoint import Endpoint
+from eastwest.server.tokens.endpoint import Endpoint, Rates
 from eastwest.server.tokens.exchange import Exchange
 from eastwest.server.tokens.http2 import Asked
 from eastwest.server.tokens.keys import TokenKeys
@@ -34,6 +36,7 @@ from eastwest.testing.log import Failure, MemoryLog
 
 DOMAIN = TrustDomain("td.test")
 CALENDAR = Calendar(period=7 * 86_400, lead=600, kept=365)
+MANY_RATES = Rates(1000.0, 1000.0, 1000.0)
 FORM = "application/x-www-form-urlencoded"
 MANY = ESTATE | {
     "workloads/all.yaml": ESTATE["workloads/all.yaml"].replace(
@@ -71,6 +74,7 @@ class World:
         self.changes = 0
         self.keys.on_change = self.changed
         self.pool = ThreadSigningPool()
+        self.administrators = {"unix:uid:0": full("unix:uid:0")}
 
     def changed(self) -> None:
         self.changes += 1
@@ -79,12 +83,13 @@ class World:
     def published(self) -> list[str]:
         return [key["kid"] for key in json.loads(self.keys.document)["keys"]]
 
-    def endpoint(self, rate: float = 1000.0) -> Endpoint:
+    def endpoint(self, rates: Rates = MANY_RATES) -> Endpoint:
         targets = Targets(SIDECARS.values())
         self.approvals = Approvals(
             self.tokens,
             lambda: targets,
             lambda _service: "shop",
+            self.administrators.get,
             Lifetimes(3600, 900),
             self.journal,
             self.clock,
@@ -101,7 +106,7 @@ class World:
             self.pool,
             120,
         )
-        return Endpoint(DOMAIN, exchange, self.clock, rate)
+        return Endpoint(DOMAIN, exchange, self.clock, rates)
 
     async def recorded(self, kind: str) -> list[dict]:
         entries = [decode(raw) for raw in await self.log.entries(0, self.log.size)]
@@ -221,7 +226,7 @@ async def test_a_key_store_that_is_away_is_told_and_tried_again(tmp_path) -> Non
 async def test_a_caller_that_asks_too_often_waits(tmp_path) -> None:
     clock = FakeClock()
     async with opened(tmp_path, clock) as world:
-        endpoint = world.endpoint(rate=2)
+        endpoint = world.endpoint(Rates(rate=2, burst=2))
         console, web = certificate(clock), certificate(clock, "/prod/shop/web")
         assert [(await ask(endpoint, console, "billing:reports:make"))[0] for _ in range(3)] == [200, 200, 429]
         status, said = await ask(endpoint, console, "billing:reports:make")
@@ -230,6 +235,33 @@ async def test_a_caller_that_asks_too_often_waits(tmp_path) -> None:
         assert (await ask(endpoint, web, "billing:invoices:read", tenant="t1"))[0] == 200
         clock.advance(0.5)
         assert (await ask(endpoint, console, "billing:reports:make"))[0] == 200
+
+
+async def test_certificates_of_one_caller_have_a_bound_together(tmp_path) -> None:
+    clock = FakeClock()
+    async with opened(tmp_path, clock) as world:
+        endpoint = world.endpoint(Rates(rate=1, burst=2, caller_rate=2))
+        for _ in range(2):
+            mine = certificate(clock)
+            assert [(await ask(endpoint, mine, "billing:reports:make"))[0] for _ in range(3)] == [200, 200, 429]
+        status, said = await ask(endpoint, certificate(clock), "billing:reports:make")
+        assert status == 429
+        assert "requests by spiffe://td.test/prod/shop/console" in said["error_description"]
+        assert (await ask(endpoint, certificate(clock, "/prod/shop/web"), "billing:invoices:read", tenant="t1"))[
+            0
+        ] == 200
+
+
+async def test_tokens_that_nothing_demands_count_too(tmp_path) -> None:
+    clock = FakeClock()
+    async with opened(tmp_path, clock) as world:
+        endpoint, web = world.endpoint(Rates()), certificate(clock, "/prod/shop/web")
+        # A read without demands, which the policy allows as it is.
+        answers = [(await ask(endpoint, web, "billing:invoices:read", tenant="t1"))[0] for _ in range(51)]
+        assert answers == [200] * 50 + [429]
+        clock.advance(1)
+        answers = [(await ask(endpoint, web, "billing:invoices:read", tenant="t1"))[0] for _ in range(6)]
+        assert answers == [200] * 5 + [429]
 
 
 async def test_what_cannot_be_recorded_is_not_given(tmp_path) -> None:
@@ -245,6 +277,54 @@ async def test_what_cannot_be_recorded_is_not_given(tmp_path) -> None:
         assert (status, said["code"]) == (503, "LOG_UNAVAILABLE")
         assert not await world.approvals.listed("", "", 10)
         assert (await ask(endpoint, console, "billing:reports:make"))[0] == 200
+
+
+ADJUST = "billing:adjustments:create"
+
+
+async def approved(world: World, endpoint: Endpoint, console: bytes) -> str:
+    """The id of an approval of one adjustment, granted by root."""
+    _, said = await ask(endpoint, console, ADJUST, tenant="t1", reason="x")
+    await world.approvals.grant(said["approval"], full("unix:uid:0"), "fine")
+    return said["approval"]
+
+
+async def test_an_approval_is_not_spent_on_a_token_that_nobody_got(tmp_path) -> None:
+    clock = FakeClock()
+    async with opened(tmp_path, clock) as world:
+        endpoint, console = world.endpoint(), certificate(clock)
+        approval = await approved(world, endpoint, console)
+        world.log.fail_next(Failure.REFUSED)
+        status, said = await ask(endpoint, console, ADJUST, tenant="t1")
+        assert (status, said["code"]) == (503, "LOG_UNAVAILABLE")
+        assert (await world.approvals.get(approval)).spent_at == 0
+        answers = await asyncio.gather(*(ask(endpoint, console, ADJUST, tenant="t1") for _ in range(5)))
+        assert sorted(status for status, _ in answers) == [200, 403, 403, 403, 403]
+        assert len(await world.recorded("token.minted")) == 1
+        assert (await world.approvals.get(approval)).spent_at
+
+
+async def test_an_approval_holds_while_its_approver_may_approve(tmp_path) -> None:
+    clock = FakeClock()
+    async with opened(tmp_path, clock) as world:
+        endpoint, console = world.endpoint(), certificate(clock)
+        approval = await approved(world, endpoint, console)
+        for administrators in (
+            {},
+            {"unix:uid:0": Administrator("unix:uid:0", (Grant(frozenset({Right.READ})),))},
+            {"unix:uid:0": Administrator("unix:uid:0", (Grant(frozenset({Right.APPROVALS}), frozenset({"base"})),))},
+        ):
+            world.administrators.clear()
+            world.administrators.update(administrators)
+            status, said = await ask(endpoint, console, ADJUST, tenant="t1")
+            assert (status, said["error"]) == (403, "approval_required")
+            status, said = await ask(endpoint, console, ADJUST, tenant="t1", approval=approval)
+            assert (status, said["error"], said["code"]) == (403, "access_denied", "APPROVAL_REQUIRED")
+            assert "unix:uid:0, who granted" in said["error_description"]
+        world.administrators["unix:uid:0"] = Administrator(
+            "unix:uid:0", (Grant(frozenset({Right.APPROVALS}), frozenset({"shop"})),)
+        )
+        assert (await ask(endpoint, console, ADJUST, tenant="t1"))[0] == 200
 
 
 async def test_not_too_many_approvals_wait(tmp_path) -> None:
@@ -295,11 +375,13 @@ async def test_a_single_use_token_is_remembered_until_nobody_would_take_it(tmp_p
     async with opened(tmp_path, clock) as world:
         now = int(clock.now().timestamp())
         store = world.tokens
-        answers = await asyncio.gather(*(store.use("t1", now + 60, "", now) for _ in range(50)))
+        answers = await asyncio.gather(*(store.use("billing", "t1", now + 60, "", now) for _ in range(50)))
         assert answers.count(True) == 1
-        assert await store.use("t2", now + 90, "", now + 60)
-        assert not await store.use("t1", now + 60, "", now + 60)
-        assert await store.use("t3", now + 400, "", now + 61)
+        assert await store.use("billing", "t2", now + 90, "", now + 60)
+        assert not await store.use("billing", "t1", now + 60, "", now + 60)
+        # Nobody uses up what is another service's.
+        assert await store.use("ledger", "t1", now + 60, "", now + 60)
+        assert await store.use("billing", "t3", now + 400, "", now + 61)
         rows = await world.database.read(lambda c: c.execute("SELECT token_id FROM used_tokens").fetchall())
         assert {row[0] for row in rows} == {"t2", "t3"}
 

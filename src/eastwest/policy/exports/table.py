@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from eastwest.policy.enforcement import Inbound, OperationRules, OriginRules, Rule, TokenRules
+from eastwest.policy.enforcement import DecisionCode, Inbound, OperationRules, OriginRules, Rule, TokenRules
 from eastwest.policy.exports.model import Exported, chosen, preamble, printable
-from eastwest.policy.operations import wire_form
+from eastwest.policy.operations import match_text, tenant_source_text
 from eastwest.policy.table import CompiledPolicy
 
-COLUMNS = ("SERVICE", "OPERATION", "MATCH", "CALLER", "TENANT", "WITHOUT TOKEN", "WITH TOKEN")
+COLUMNS = ("SERVICE", "OPERATION", "MATCH", "TENANT FROM", "CALLER", "TENANT", "WITHOUT TOKEN", "WITH TOKEN")
 Row = tuple[str, ...]
 
 
@@ -25,7 +25,7 @@ def export_table(compiled: CompiledPolicy, services: Collection[str] = ()) -> Ex
 
 def _rows(inbound: Inbound) -> Iterator[Row]:
     for operation in inbound.operations:
-        head = (inbound.service, operation.name, _match(operation))
+        head = (inbound.service, operation.name, match_text(operation), tenant_source_text(operation))
         for cell in operation.cells:
             outcomes: list[tuple[str, Rule]] = []
             if cell.rule is not None:
@@ -34,16 +34,16 @@ def _rows(inbound: Inbound) -> Iterator[Row]:
                 outcomes = [*sorted(cell.tenants.by_tenant.items()), ("(any other)", cell.tenants.otherwise)]
             for caller in cell.callers:
                 for tenant, rule in outcomes:
-                    yield (*head, caller, tenant, _shown(rule), _with_token(rule, single_use=operation.single_use))
+                    yield (*head, caller, tenant, *_outcomes(operation, rule, per_tenant=cell.tenants is not None))
         yield (*head, "(any other)", "", _shown(operation.otherwise), "")
 
 
-def _match(operation: OperationRules) -> str:
-    form = wire_form(operation.match)
-    if form is None:
-        return "tcp"
-    path = "/" + "/".join(f"{{{parameter}}}" if parameter else literal for literal, parameter in form[1].segments)
-    return f"{form[0]} {path}"
+def _outcomes(operation: OperationRules, rule: Rule, *, per_tenant: bool) -> Row:
+    """Without and with a token. Where the token is what names the tenant, nothing else does."""
+    with_token = _with_token(rule, single_use=operation.single_use)
+    if per_tenant and operation.tenant is not None and operation.tenant.claim:
+        return DecisionCode.TENANT_MISSING.value, with_token or _shown(rule)
+    return _shown(rule), with_token
 
 
 def _shown(rule: Rule) -> str:

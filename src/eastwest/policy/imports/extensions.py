@@ -11,10 +11,12 @@ from typing import Any
 
 from eastwest.policy.estate import Demand, Sensitivity
 from eastwest.policy.forms import complaint
-from eastwest.policy.imports.source import Document
+from eastwest.policy.imports.source import Document, shown
 from eastwest.policy.problems import Findings, Position, suggest
 
 PREFIX = "x-eastwest-"
+MAX_DEMANDS = 20
+"""Of one operation."""
 INHERITED = ("sensitivity", "data", "demands", "ignore")
 _OPERATION = (*INHERITED, "name")
 _TOP = (*INHERITED, "tenant")
@@ -45,7 +47,7 @@ def read_extensions(
         short = key.removeprefix(PREFIX)
         if short not in KNOWN[level]:
             known = [PREFIX + name for name in KNOWN[level]]
-            findings.error(at, f"{key[:80]!r} is not known at this place", suggest(key, known))
+            findings.error(at, f"{key[:80]!r} is not known at this place", suggest(key[:80], known))
         elif short != "tenant":
             _read(short, table[key], at, said, findings)
     return Extensions(
@@ -65,7 +67,7 @@ def read_tenant(value: Any, where: Position, findings: Findings) -> tuple[str, s
         return None
     (kind, name), *_ = value.items()
     if kind not in {"path", "header"} or not isinstance(name, str):
-        findings.error(where, f"{PREFIX}tenant cannot be {str(kind)[:80]!r}", fix)
+        findings.error(where, f"{PREFIX}tenant cannot be {shown(kind)!r}", fix)
         return None
     wrong = complaint("parameter" if kind == "path" else "header", name)
     if wrong is not None:
@@ -87,9 +89,12 @@ def _read(short: str, value: Any, at: Position, said: dict[str, Any], findings: 
         return
     if short == "demands":
         values = value if isinstance(value, list) else [value]
+        if len(values) > MAX_DEMANDS:
+            findings.error(at, f"{PREFIX}demands names more than {MAX_DEMANDS}", "name each once")
+            return
         good = tuple(v for v in values if isinstance(v, str) and v in set(Demand))
         for wrong in (v for v in values if v not in good):
-            findings.error(at, f"{PREFIX}demands cannot be {str(wrong)[:80]!r}", suggest(str(wrong), list(Demand)))
+            findings.error(at, f"{PREFIX}demands cannot be {shown(wrong)!r}", suggest(shown(wrong), list(Demand)))
         said[short] = good
         return
     if not isinstance(value, str):
@@ -97,7 +102,7 @@ def _read(short: str, value: Any, at: Position, said: dict[str, Any], findings: 
         return
     if short == "sensitivity":
         if value not in set(Sensitivity):
-            findings.error(at, f"{PREFIX}sensitivity cannot be {value[:80]!r}", suggest(value, list(Sensitivity)))
+            findings.error(at, f"{PREFIX}sensitivity cannot be {value[:80]!r}", suggest(value[:80], list(Sensitivity)))
             return
     elif (problem := complaint("operation" if short == "name" else "name", value)) is not None:
         findings.error(at, f"{PREFIX}{short}: {problem[0]}", problem[1])

@@ -2,94 +2,28 @@
 
 Operations are the same when they match the same requests, whatever their parameters are called; what is left over on
 both sides is the same when it has the same name. People's words win: a document never overrides what the file says.
+One word does not last: a sensitivity that was given to a milder method (GET) than the operation has now (DELETE).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from eastwest.errors import Internal
-from eastwest.policy.imports.model import Contents, Found, LeftOut, refuse
+from eastwest.policy.estate import Sensitivity
+from eastwest.policy.imports.model import Contents, Found, refuse
+from eastwest.policy.imports.outcome import Appeared, Change, Outcome, Vanished
+from eastwest.policy.imports.renames import Renames
 from eastwest.policy.imports.servicefile import SUGGESTED, ServiceFile, Span
+from eastwest.policy.operations import likely_tenant
 from eastwest.policy.paths import Template
 from eastwest.policy.problems import Findings, Position, Problem, Severity
 
+_STRENGTH = {sensitivity.value: i for i, sensitivity in enumerate(Sensitivity)}
 _PLAIN = re.compile(r"[/A-Za-z_][A-Za-z0-9._/-]*")
 Key = tuple[object, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A field of an operation that differs from what it was."""
-
-    name: str
-    field: str
-    before: str
-    after: str
-
-
-@dataclass(frozen=True, slots=True)
-class Appeared:
-    """An operation that the file had not."""
-
-    name: str
-    what: str
-    sensitivity: str  # said by the document, or ""
-    suggestion: str
-
-
-@dataclass(frozen=True, slots=True)
-class Vanished:
-    """An operation of the file that the document has not; it is still there unless it was pruned."""
-
-    name: str
-    what: str
-    where: Position
-
-
-@dataclass(slots=True)
-class Outcome:
-    """The new text, and what differs. ``text`` equals the old one exactly when ``is_changed`` is False."""
-
-    before: str
-    text: str = ""
-    total: int = 0
-    appeared: list[Appeared] = field(default_factory=list)
-    vanished: list[Vanished] = field(default_factory=list)
-    changed: list[Change] = field(default_factory=list)
-    left_out: tuple[LeftOut, ...] = ()
-    notes: list[Problem] = field(default_factory=list)
-    pruned: bool = False
-
-    @property
-    def is_changed(self) -> bool:
-        """Whether the file would be another one."""
-        return self.text != self.before
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain data that JSON can hold."""
-        return {
-            "changed": self.is_changed,
-            "operations": self.total,
-            "appeared": [
-                {"name": a.name, "what": a.what, "sensitivity": a.sensitivity or None, "suggested": a.suggestion}
-                for a in self.appeared
-            ],
-            "vanished": [
-                {"name": v.name, "what": v.what, "where": str(v.where), "removed": self.pruned} for v in self.vanished
-            ],
-            "altered": [
-                {"name": c.name, "field": c.field, "before": c.before or None, "after": c.after} for c in self.changed
-            ],
-            "left_out": [
-                {"where": str(out.where), "what": out.what, "reason": out.reason, "fix": out.fix}
-                for out in self.left_out
-            ],
-            "notes": [{"where": str(n.where), "message": n.message, "fix": n.fix} for n in self.notes],
-        }
 
 
 def merge(file: ServiceFile, service: str, contents: Contents, *, prune: bool = False) -> Outcome:
@@ -107,6 +41,7 @@ class _Merge:
         self._done = Outcome(before=file.mark + file.text, left_out=contents.left_out, notes=list(contents.notes))
         self._names = {operation.said("name") for operation in file.operations}
         self._removed: set[str] = set()
+        self._outgrown: set[tuple[str, str]] = set()
 
     def outcome(self) -> Outcome:
         self._check_service()
@@ -184,6 +119,8 @@ class _Merge:
         for key, value in moved:
             scalar = operation.get("match", key)
             if scalar is not None and value and scalar.text != value:
+                if key == "method":
+                    self._weigh(found, operation, scalar.text or "")
                 self._done.changed.append(Change(name, key, scalar.text or "", value))
                 self._edits.append((scalar.start, scalar.end, _like(scalar, value)))
         for key, value in _said(found):
@@ -191,7 +128,7 @@ class _Merge:
             if there is None:
                 self._done.changed.append(Change(name, key, "", value))
                 self._insert(operation, key, value)
-            elif _shown(there) != value:
+            elif _shown(there) != value and (name, key) not in self._outgrown:
                 self._done.notes.append(
                     Problem(
                         Severity.NOTE,
@@ -199,6 +136,44 @@ class _Merge:
                         f"{name}: the document says {key}: {value}, the file {_shown(there)}: the file is kept",
                     )
                 )
+
+    def _weigh(self, found: Found, operation: Span, before: str) -> None:
+        """What was said of a milder method is no word about this one: then nobody has classified the operation."""
+        said = operation.get("sensitivity")
+        new = found.sensitivity or found.suggestion
+        if said is None or _STRENGTH.get(said.text or "", -1) >= _STRENGTH[new]:
+            return
+        name, old = operation.said("name"), said.text or ""
+        self._outgrown.add((name, "sensitivity"))
+        if found.sensitivity:
+            self._done.changed.append(Change(name, "sensitivity", old, new))
+            self._edits.append((said.start, said.end, new))
+            return
+        self._done.changed.append(Change(name, "sensitivity", old, ""))
+        self._done.notes.append(
+            Problem(
+                Severity.WARNING,
+                self._file.where(said),
+                f"{name} was classified as {old} when it was {before}; now it is {found.method}, "
+                "and refused to everybody until it is classified again",
+                f"suggested: {new}",
+            )
+        )
+        was, indent = f"# when it was {before}: sensitivity: {old}", " " * (operation.column - 1)
+        suggestion = f"{indent}{SUGGESTED}{new}\n"
+        text = self._file.text
+        if operation.flow:
+            start, end = _entry(text, operation.start, said)
+            self._edits.append((start, end, ""))
+            after, suggestion = self._file.line_end(operation.end), f"{indent}{was}\n{suggestion}"
+        else:
+            start = text.rindex("sensitivity", operation.start, said.start)
+            start -= text[start - 1] in "'\""
+            self._edits.append((start, said.end, was))
+            after = self._file.line_end(said.end)
+        if text[after - 1] != "\n":
+            suggestion = "\n" + suggestion
+        self._edits.append((after, after, suggestion))
 
     def _insert(self, operation: Span, key: str, value: str) -> None:
         if operation.flow:
@@ -287,6 +262,7 @@ class _Merge:
 
     def _say_tenant(self) -> None:
         if self._contents.tenant is None:
+            self._suggest_tenant()
             return
         kind, name = self._contents.tenant
         there = self._file.root.get("tenant")
@@ -309,6 +285,19 @@ class _Merge:
             line = "\n" + line
         self._edits.append((at, at, line))
 
+    def _suggest_tenant(self) -> None:
+        """Without ``tenant:`` every caller may act for every tenant; only a person knows whether there are any."""
+        likely = tenant_parameter(self._contents)
+        if likely and self._file.root.get("tenant") is None:
+            self._done.notes.append(
+                Problem(
+                    Severity.WARNING,
+                    Position(self._file.name),
+                    f"paths have {{{likely}}}, and nothing says that this is the tenant",
+                    f"write tenant: {{path: {likely}}}, so that calls are held to their caller's tenants",
+                )
+            )
+
     def _verify(self) -> None:
         """The text says what was meant: it is read again."""
         again = ServiceFile(self._file.name, self._done.text.encode())
@@ -319,46 +308,22 @@ class _Merge:
             raise Internal(f"{self._file.name} could not be edited; nothing was written: {', '.join(lost[:3])}")
 
 
-class Renames:
-    """What the file calls the parameters of the document; people may have renamed one, for the tenant's sake."""
-
-    def __init__(self, tenant: str) -> None:
-        self._tenant = tenant
-        self._names: dict[str, set[str]] = {}
-
-    def learn(self, document: str, file: str) -> None:
-        """Two templates of one shape."""
-        if document:
-            pairs = zip(Template.parse(document).parameters, Template.parse(file).parameters, strict=True)
-            for theirs, ours in pairs:
-                self._names.setdefault(theirs, set()).add(ours)
-
-    def apply(self, path: str) -> str:
-        """A path of the document with the file's names, as far as the file agrees with itself."""
-        if not path:
-            return path
-        template = Template.parse(path)
-        names = {p: next(iter(self._names[p])) for p in template.parameters if len(self._names.get(p, ())) == 1}
-        return _renamed(template, [names.get(p, p) for p in template.parameters])
-
-    def carried(self, before: str, path: str) -> str | None:
-        """The path that an operation moves to, with the names it had; None where it would lose its tenant."""
-        if not path or not before:
-            return ""
-        old, new = Template.parse(before), Template.parse(self.apply(path))
-        had = {old.segments[i - 1][0]: p for i, (_, p) in enumerate(old.segments) if p and i and old.segments[i - 1][0]}
-        names = [had.get(new.segments[i - 1][0], p) if i else p for i, (_, p) in enumerate(new.segments) if p]
-        if self._tenant in old.parameters and self._tenant not in names:
-            return None
-        return _renamed(new, names)
+def tenant_parameter(contents: Contents) -> str:
+    """The parameter of the document's paths that by its name is the tenant; "" without one, or if it says itself."""
+    paths = [Template.parse(found.path) for found in contents.operations if found.path]
+    return "" if contents.tenant else likely_tenant({name for path in paths for name in path.parameters})
 
 
-def _renamed(template: Template, names: Sequence[str]) -> str:
-    """The template with other names for its parameters, unless two would be the same."""
-    if len(set(names)) != len(names):
-        names = template.parameters
-    left = iter(names)
-    return "".join(f"/{{{next(left)}}}" if parameter else f"/{literal}" for literal, parameter in template.segments)
+def _entry(text: str, begin: int, value: Span) -> tuple[int, int]:
+    """From where to where the sensitivity stands in braces that ``begin`` there, with one of the commas beside it."""
+    key = re.search(r"(,\s*)?[\"']?sensitivity[\"']?\s*:\s*\Z", text[begin : value.start])
+    if key is None:
+        raise Internal("a value in braces has no key before it")
+    start = begin + key.start()
+    if key[1]:
+        return start, value.end
+    after = re.compile(r"\s*,\s*").match(text, value.end)
+    return start, after.end() if after else value.end
 
 
 def entry_text(found: Found, name: str, dash: int, key: int) -> str:

@@ -20,8 +20,11 @@ class NewService(msgspec.Struct, frozen=True, kw_only=True):
     upstream: str = ""
 
 
-def head(new: NewService) -> str:
-    """The beginning of the file, without operations; raises ``DocumentInvalid`` with all that is missing or wrong."""
+def head(new: NewService, tenant: str = "") -> str:
+    """The beginning of the file, without operations; raises ``DocumentInvalid`` with all that is missing or wrong.
+
+    ``tenant``: the parameter of paths that may be the tenant, for a person to confirm.
+    """
     findings = Findings()
     forms = {"service": "name", "workload": "spiffe-id", "owner": "owner", "domain": "name"}
     for field, form in forms.items():
@@ -37,8 +40,13 @@ def head(new: NewService) -> str:
     return (
         f"service: {new.service}\nworkload: {new.workload}\nowner: {new.owner}\ndomain: {new.domain}\n"
         f"listen: {{port: {new.port}, protocol: http, mtls: strict}}\n"
-        f'upstream: {{{kind}: "{new.upstream}"}}\n'
+        f'upstream: {{{kind}: "{new.upstream}"}}\n' + suggested_tenant(tenant)
     )
+
+
+def suggested_tenant(parameter: str) -> str:
+    """A comment that becomes the tenant's source where it is right; "" without a parameter."""
+    return f"# suggested: tenant: {{path: {parameter}}}\n" if parameter else ""
 
 
 def _check(findings: Findings, field: str, form: str, value: str) -> None:

@@ -15,7 +15,7 @@ from eastwest.policy.forms import complaint
 from eastwest.policy.imports.extensions import PREFIX, Extensions, is_true, read_extensions, read_tenant
 from eastwest.policy.imports.model import MAX_OPERATIONS, Budget, Contents, Found, LeftOut, refuse
 from eastwest.policy.imports.names import http_names, suggested_sensitivity
-from eastwest.policy.imports.source import Document, read_document
+from eastwest.policy.imports.source import Document, read_document, shown
 from eastwest.policy.imports.templates import Inexpressible, path_template
 from eastwest.policy.paths import Template, template_problem
 from eastwest.policy.problems import Findings, Position, Problem, Severity, suggest
@@ -24,6 +24,10 @@ METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 MAX_REFERENCES = 32
 """In a chain."""
 MAX_PARAMETERS = 1000
+MAX_VALUE = 256
+"""Characters of a server's variable."""
+_STEPS = 20
+"""Of the budget, for an operation or a server: as aliases and references, many may be written as one."""
 _VERSION = re.compile(r"3\.[0-2](\.[0-9]+)?(-.*)?")
 _VARIABLE = re.compile(r"\{([^{}]*)\}")
 _PATH_KEYS = frozenset({"$ref", "summary", "description", "servers", "parameters", "additionalOperations"})
@@ -52,9 +56,10 @@ class _Reader:
         self._operations: list[Found] = []
         self._left_out: list[LeftOut] = []
         self._notes: list[Problem] = []
-        self._shapes: dict[tuple[str, tuple[str | None, ...]], Found] = {}
+        self._shapes: dict[tuple[str, tuple[str | None, ...]], int] = {}  # places in operations
         self._tenant: tuple[str, str] | None = None
         self._callbacks = 0
+        self._version = ""
 
     def contents(self) -> Contents:
         """Everything of the document."""
@@ -76,6 +81,8 @@ class _Reader:
         for path, item in paths.items():
             if path.startswith("x-"):
                 continue
+            if not self._budget.spend():
+                break
             self._path(path, item, self._document.at(paths, path, start), root, base)
         self._remarks(top, paths)
         return Contents(tuple(self._operations), tuple(self._left_out), tuple(self._notes), self._tenant)
@@ -87,10 +94,10 @@ class _Reader:
             return None
         if "swagger" in top:
             self.findings.error(
-                self._document.where("swagger"), f"Swagger {str(top['swagger'])[:20]} is not read", _CONVERT
+                self._document.where("swagger"), f"Swagger {shown(top['swagger'], 20)} is not read", _CONVERT
             )
             return None
-        version = str(top.get("openapi", ""))
+        self._version = version = shown(top.get("openapi", ""))
         if not _VERSION.fullmatch(version):
             told = f"OpenAPI {version[:20]!r} is not read" if version else "this is not an OpenAPI document"
             self.findings.error(self._document.where("openapi"), told, "3.0, 3.1 and 3.2 are; " + _CONVERT)
@@ -99,20 +106,22 @@ class _Reader:
 
     def _path(self, path: str, item: Any, where: Position, above: Extensions, base: str) -> None:
         item = self._resolved(item, where, path)
-        if item is None:
+        if item is None or not self._budget.spend(len(item)):
             return
         said = read_extensions(self._document, item, "path", above, where, self.findings)
         here = self._base(item, where)
         base = base if here is None else here
         for key, value in item.items():
             at = self._document.at(item, key, where)
-            if key in METHODS or (key == "query" and str(self._document.value["openapi"]).startswith("3.2")):
+            if key in METHODS or (key == "query" and self._version.startswith("3.2")):
                 self._operation(key.upper(), path, item, value, at, said, base)
             elif key == "additionalOperations" and isinstance(value, dict):
                 for method, operation in value.items():
+                    if self._budget.exhausted:
+                        return
                     self._operation(method, path, item, operation, self._document.at(value, method, at), said, base)
             elif key not in _PATH_KEYS and not key.startswith("x-"):
-                fix = suggest(key.lower(), METHODS, otherwise=f"methods are {', '.join(METHODS)}")
+                fix = suggest(key[:80].lower(), METHODS, otherwise=f"methods are {', '.join(METHODS)}")
                 self._leave(at, f"{key[:80]} {path[:200]}", f"{key[:80]!r} is not a method of OpenAPI", fix)
 
     def _operation(
@@ -121,6 +130,8 @@ class _Reader:
         what = f"{method[:40]} {base}{path[:200]}"
         if not isinstance(value, dict):
             self.findings.error(where, f"{what} must be a mapping", "write the operation, such as {responses: {}}")
+            return
+        if not self._budget.spend(_STEPS + len(value)):
             return
         self._callbacks += bool(value.get("callbacks"))
         said = read_extensions(self._document, value, "operation", above, where, self.findings)
@@ -158,20 +169,21 @@ class _Reader:
     def _new(self, found: Found) -> bool:
         """Keep it, unless another operation has the same requests: then the first by path, in any order."""
         key = (found.method, Template.parse(found.path).shape)
-        first = self._shapes.get(key)
-        if first is not None:
+        place = self._shapes.get(key)
+        if place is not None:
+            first = self._operations[place]
             kept, left = sorted((first, found), key=lambda one: one.path)
             self._leave(left.where, left.what, f"the same requests as {kept.what} in line {kept.where.line}")
             if kept is first:
                 return False
-            self._operations[self._operations.index(first)] = found
+            self._operations[place] = found
         elif len(self._operations) == MAX_OPERATIONS:
             if not self.findings.failed:
                 self.findings.error(found.where, f"more than {MAX_OPERATIONS} operations", "import in parts")
             return False
         else:
+            self._shapes[key] = len(self._operations)
             self._operations.append(found)
-        self._shapes[key] = found
         return True
 
     def _parameters(self, item: dict[str, Any], value: dict[str, Any], names: dict[str, str], where: Position) -> None:
@@ -187,11 +199,12 @@ class _Reader:
                 parameter = self._followed(one)
                 if not isinstance(parameter, dict) or not is_true(parameter.get(PREFIX + "tenant")):
                     continue
-                kind, name = parameter.get("in"), str(parameter.get("name", ""))
+                kind, name = shown(parameter.get("in"), 20), parameter.get("name")
+                name = name if isinstance(name, str) else ""
                 tenant = ("path", names.get(name, name)) if kind == "path" else ("header", name.lower())
                 if kind not in {"path", "header"}:
                     self.findings.error(
-                        at, f"a tenant cannot be in the {str(kind)[:20]}", "only a path or header parameter says one"
+                        at, f"a tenant cannot be in the {kind}", "only a path or header parameter says one"
                     )
                 elif self._tenant not in (None, tenant):
                     self.findings.error(
@@ -237,6 +250,8 @@ class _Reader:
         return found[0] if found else None
 
     def _server(self, server: Any, where: Position) -> str | None:
+        if not self._budget.spend(_STEPS):
+            return None
         url = server.get("url") if isinstance(server, dict) else None
         if not isinstance(url, str):
             self.findings.error(where, "a server has no url", "write url: /, or a whole URL")
@@ -246,7 +261,8 @@ class _Reader:
         def default(found: re.Match[str]) -> str:
             one = variables.get(found[1])
             value = one.get("default") if isinstance(one, dict) else None
-            return str(value) if value is not None else found[0]
+            said = isinstance(value, str | int | float) and len(str(value)) <= MAX_VALUE
+            return str(value) if said else found[0]
 
         filled = _VARIABLE.sub(default, url[:4096])
         try:
@@ -269,10 +285,10 @@ class _Reader:
         if isinstance(item, dict) and "$ref" in item:
             target = self._followed(item)
             if not isinstance(target, dict):
-                reason = f"{str(item['$ref'])[:80]!r} {self._why(item)}"
+                reason = f"{shown(item['$ref'])!r} {self._why(item)}"
                 self._leave(where, path[:200], reason, "bundle the document into one file")
                 return None
-            if len(item) == 1:
+            if len(item) == 1 or not self._budget.spend(len(target)):
                 return target
             return {**target, **{key: value for key, value in item.items() if key != "$ref"}}
         if item is None or item in ("", "null", "~"):

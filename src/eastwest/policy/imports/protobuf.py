@@ -14,9 +14,16 @@ from google.protobuf.message import DecodeError
 from eastwest.policy.forms import complaint
 from eastwest.policy.imports.model import MAX_OPERATIONS, Contents, DocumentInvalid, Found, LeftOut
 from eastwest.policy.imports.names import grpc_names, is_reading
+from eastwest.policy.imports.wire import Malformed, Pruner, TooMany
 from eastwest.policy.problems import Position, Problem, Severity, suggest
 
 MAX_DESCRIPTORS = 64 << 20  # bytes
+MAX_FIELDS = 1_000_000
+"""Of the set: names, messages, services and methods with their options."""
+MAX_NAME = 512
+"""Characters of package, service and method."""
+_METHOD = {1: None, 4: {34: None}}  # name, options: idempotency_level
+_READ = {1: {1: None, 2: None, 6: {1: None, 2: _METHOD}}}  # file: name, package, service: name, method
 _FIX = "make it with protoc --descriptor_set_out=FILE, or buf build -o FILE.binpb"
 
 
@@ -32,39 +39,48 @@ def read_protobuf(
         raise _refusal(where, f"the descriptor set is larger than {MAX_DESCRIPTORS >> 20} MiB", "import in parts")
     descriptors = FileDescriptorSet()
     try:
-        descriptors.ParseFromString(data)
-    except DecodeError:
+        descriptors.ParseFromString(Pruner(MAX_FIELDS).prune(memoryview(data), _READ))
+    except TooMany:
+        raise _refusal(where, f"the descriptor set has more than {MAX_FIELDS} fields", "import in parts") from None
+    except (Malformed, DecodeError):
         raise _refusal(where, "this is not a set of protobuf descriptors", _FIX) from None
     if not descriptors.file or not all(one.name for one in descriptors.file):
         raise _refusal(where, "this is not a set of protobuf descriptors", _FIX)
     _check_filters(descriptors, packages, services, where)
     operations: list[Found] = []
     left_out: list[LeftOut] = []
+    known: set[str] = set()
     for one in descriptors.file:
-        here = Position(one.name)
+        here = Position(one.name[:MAX_NAME])
         for service in one.service:
             full = f"{one.package}.{service.name}" if one.package else service.name
             if (packages and one.package not in packages) or (services and full not in services):
                 continue
             for method in service.method:
-                _take(full, method, here, operations, left_out)
-    if len(operations) > MAX_OPERATIONS:
-        raise _refusal(where, f"more than {MAX_OPERATIONS} methods", "import in parts, by --package")
+                if len(operations) + len(left_out) == MAX_OPERATIONS:
+                    raise _refusal(where, f"more than {MAX_OPERATIONS} methods", "import in parts, by --package")
+                _take(full, method, here, operations, left_out, known)
     notes = () if operations or left_out else (Problem(Severity.NOTE, where, "the descriptors have no services"),)
     return Contents(tuple(operations), tuple(left_out), notes, kind="grpc")
 
 
 def _take(
-    full: str, method: MethodDescriptorProto, where: Position, operations: list[Found], left_out: list[LeftOut]
+    full: str,
+    method: MethodDescriptorProto,
+    where: Position,
+    operations: list[Found],
+    left_out: list[LeftOut],
+    known: set[str],
 ) -> None:
     grpc = f"{full}/{method.name}"
-    wrong = complaint("grpc-method", grpc)
+    wrong = complaint("grpc-method", grpc) if len(grpc) <= MAX_NAME else (f"longer than {MAX_NAME} characters", "")
     if wrong is not None:
         left_out.append(LeftOut(where, grpc[:200], wrong[0], wrong[1]))
         return
-    if any(one.grpc == grpc for one in operations):
+    if grpc in known:
         left_out.append(LeftOut(where, grpc, "the same method is in two files"))
         return
+    known.add(grpc)
     names = grpc_names(full, method.name)
     safe = method.options.idempotency_level == MethodOptions.NO_SIDE_EFFECTS
     suggestion = "read" if safe or is_reading(names) else "mutate"

@@ -1,8 +1,8 @@
 """A document in JSON or YAML as plain values that know their lines.
 
 Unlike the estate's own files, foreign documents may use anchors: an alias is the same value again, never a copy, so
-that its expansion costs nothing. JSON is parsed by hand only where positions matter; the rest is left to the fast
-decoder.
+that its expansion costs nothing, as long as nobody writes it out: values are shown by ``shown`` alone. JSON is parsed
+by hand only where positions matter; the rest is left to the fast decoder.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from eastwest.policy.yamltree import read_text
 MAX_DOCUMENT = 64 << 20  # bytes
 MAX_DEPTH = 150
 MAX_NODES = 5_000_000
+MAX_MERGED = 200_000
+"""Keys that merges (``<<``) may copy, which cost a document nothing."""
 _JSON_LEVELS = 5  # of objects whose keys have positions: document, paths, path, operation, extension
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
@@ -45,6 +47,13 @@ class Table(dict[str, Any]):
     def __init__(self) -> None:
         super().__init__()
         self.places: dict[str, tuple[int, int]] = {}
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A scalar as people are shown it; of anything else, which may repeat itself without end, only the kind."""
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return str(value)[:most]
 
 
 class Document:
@@ -98,11 +107,15 @@ class _Json:
         self._lines: list[int] | None = None
 
     def document(self) -> Any:
+        if sum(map(self._text.count, ",[{")) > MAX_NODES:
+            raise _refusal(Position(self._file), f"more than {MAX_NODES} values", "split the document")
         try:
             value, end = self._value(self._skip(0), 0)
             end = self._skip(end)
         except json.JSONDecodeError as error:
             raise _refusal(self._position(error.pos), f"not JSON: {error.msg.lower()}") from None
+        except ValueError:  # Python's own bound, as long numbers take quadratic time
+            raise _refusal(Position(self._file), "a number has too many digits", "write it as a text") from None
         if end != len(self._text):
             raise _refusal(self._position(end), "not JSON: something follows the document")
         return value
@@ -152,6 +165,7 @@ class _Yaml:
         self._events: Iterator[Any] = iter(YAML(typ="safe", pure=True).parse(text))
         self._anchors: dict[str, Any] = {}
         self._nodes = 0
+        self._merged = 0
 
     def document(self) -> Any:
         value: Any = None
@@ -166,7 +180,9 @@ class _Yaml:
             mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
             where = Position(self._file, mark.line + 1, mark.column + 1) if mark else Position(self._file)
             problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not a document"
-            raise _refusal(where, f"not YAML: {problem}", "check brackets, quotes and indentation here") from None
+            raise _refusal(
+                where, f"not YAML: {str(problem)[:200]}", "check brackets, quotes and indentation here"
+            ) from None
         if not seen:
             raise _refusal(Position(self._file, 1, 1), "the document is empty")
         return value
@@ -177,7 +193,7 @@ class _Yaml:
             raise _refusal(self._position(event), f"nested deeper than {MAX_DEPTH} levels", "is this the right file?")
         if isinstance(event, AliasEvent):
             if event.anchor not in self._anchors:
-                raise _refusal(self._position(event), f"*{event.anchor} is not known here", "write the value out")
+                raise _refusal(self._position(event), f"*{event.anchor[:80]} is not known here", "write the value out")
             return self._anchors[event.anchor]
         value: Any
         if isinstance(event, ScalarEvent):
@@ -196,7 +212,7 @@ class _Yaml:
 
     def _table(self, depth: int) -> Table:
         table = Table()
-        merged: list[Any] = []
+        merged: list[tuple[Table, Position]] = []
         while not isinstance(event := next(self._events), MappingEndEvent):
             position = self._position(event)
             key = self._value(event, depth + 1)
@@ -206,21 +222,35 @@ class _Yaml:
                 raise _refusal(position, f"{key[:80]!r} is written twice", "keep one")
             value = self._value(next(self._events), depth + 1)
             if key == "<<" and isinstance(event, ScalarEvent) and event.style is None:
-                merged += value if isinstance(value, list) else [value]
+                merged += self._merges(value, position)
                 continue
             table.places[key] = (position.line, position.column)
             table[key] = value
-        for other in merged:
-            for key, value in other.items() if isinstance(other, Table) else ():
-                self._count(Position(self._file))
+        for other, position in merged:
+            self._count_merged(len(other), position)
+            for key, value in other.items():
                 if key not in table:
                     table[key] = value
                     if key in other.places:
                         table.places[key] = other.places[key]
         return table
 
-    def _count(self, where: Position) -> None:
-        self._nodes += 1
+    def _merges(self, value: Any, where: Position) -> list[tuple[Table, Position]]:
+        """What a merge names: a mapping, or a list of them, which costs the document nothing where it is an alias."""
+        others = value if isinstance(value, list) else [value]
+        self._count_merged(len(others), where)
+        if not all(isinstance(other, Table) for other in others):
+            raise _refusal(where, "<< must name a mapping, or a list of mappings", "write the keys out")
+        return [(other, where) for other in others]
+
+    def _count_merged(self, items: int, where: Position) -> None:
+        self._count(where, items)
+        self._merged += items
+        if self._merged > MAX_MERGED:
+            raise _refusal(where, f"merges (<<) of more than {MAX_MERGED} keys", "use $ref, or write the keys out")
+
+    def _count(self, where: Position, values: int = 1) -> None:
+        self._nodes += values
         if self._nodes > MAX_NODES:
             raise _refusal(where, f"more than {MAX_NODES} values", "split the document")
 

@@ -22,6 +22,8 @@ def path_template(text: str) -> tuple[str, dict[str, str]]:
 
     Parameters keep their names as far as these are parameter names of the estate. Raises ``Inexpressible``.
     """
+    if len(text) > MAX_PATH:
+        raise Inexpressible(f"its path is longer than {MAX_PATH} characters")
     bare = _BRACES.sub("", text)
     if "?" in bare or "#" in bare:
         raise Inexpressible("its path has a query or a fragment", fix="list it without: queries are not matched")
@@ -33,7 +35,7 @@ def path_template(text: str) -> tuple[str, dict[str, str]]:
     if problem is not None:
         raise Inexpressible(problem[0], fix=problem[1])
     if len(template) > MAX_PATH:
-        raise Inexpressible(f"its path is longer than {MAX_PATH} characters")
+        raise Inexpressible(f"its path is longer than {MAX_PATH} characters, with its parameters' names")
     return template, names
 
 

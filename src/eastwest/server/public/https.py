@@ -1,7 +1,8 @@
 """HTTP and HTTPS listeners for what the authority shows to everybody: discovery, key sets, bundles, CRLs, OCSP.
 
-Who connects is unknown here, so everything is bounded: connections, the time to say something, the age of a
-connection, the size of a request. Certificates change between two handshakes, without closing the port.
+Who connects is unknown here, so everything is bounded: connections (before TLS costs anything), the time to say
+something, the age of a connection, the size of a request. Certificates change between two handshakes, without closing
+the port.
 
     files = CertificateFiles(certificate, key)
     listener = PublicListener(app, "oidc", tls=files.listening)
@@ -15,9 +16,9 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,18 @@ from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eastwest.errors import Exhausted, FailedPrecondition, InvalidInput
+from eastwest.rpc.accepting import Acceptor
+from eastwest.rpc.admission import Connections, as_many_as_possible
+from eastwest.rpc.method import Place
 from eastwest.rpc.tls import web_context
 
 MAX_CONNECTIONS = 512
+SHARE = 4
+"""One listener has at most so large a part of the connections that the process can have."""
+BACKLOG = 512
+HANDSHAKE_SECONDS = 10.0
+STOP_SECONDS = 1.0
+"""How long what has begun may take when the server stops."""
 FIRST_REQUEST_SECONDS = 10.0
 MAX_AGE_SECONDS = 60.0
 MAX_FILE_BYTES = 1024 * 1024
@@ -98,16 +108,31 @@ class CertificateFiles:
 class PublicListener:
     """Serves one Starlette application on one port or unix socket, over TLS when a context is given."""
 
-    def __init__(self, app: Starlette, name: str, *, tls: ssl.SSLContext | None = None, protocol: Any = None) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        name: str,
+        *,
+        tls: ssl.SSLContext | None = None,
+        protocol: Callable[[uvicorn.Config, Serving, Place], asyncio.Protocol] | None = None,
+        places: Connections | None = None,
+    ) -> None:
         """``name`` begins the names of its settings, such as ``oidc`` for ``oidc_port``; ``protocol`` makes what speaks
-        on each connection, in place of ``Impatient``.
+        on each connection, in place of ``Impatient``, and ``places`` says which connections may be.
         """
         self._name = name
+        self._tls = tls
         self._socket: socket.socket | None = None
         self._unix: Path | None = None
-        config = uvicorn.Config(
+        self._stopping = asyncio.Event()
+        self._running = False
+        self._serving = Serving()
+        self._protocol = protocol or Impatient
+        # Strangers get half of all places, and prove nothing here.
+        self._places = places or Connections(min(2 * MAX_CONNECTIONS, as_many_as_possible() // SHARE))
+        self._config = uvicorn.Config(
             app,
-            http=protocol or Impatient,
+            http=Impatient,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -115,10 +140,7 @@ class PublicListener:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=5,
-            timeout_graceful_shutdown=1,
-            ssl_context_factory=None if tls is None else lambda _config, _default: tls,
         )
-        self._server = _QuietServer(config)
 
     def bind(self, host: str, port: int) -> int:
         """Take the port (0: a free one) and return it; raises ``FailedPrecondition`` when that cannot be."""
@@ -155,23 +177,29 @@ class PublicListener:
     async def run(self) -> None:
         """Serve until ``stop``."""
         assert self._socket is not None, "bind first"
+        if self._stopping.is_set():
+            return
+        self._running = True
+        acceptor = Acceptor(self._socket, self._tls, self._places.admit, self._connection, HANDSHAKE_SECONDS)
+        acceptor.start(BACKLOG)
         try:
-            await self._server.serve(sockets=[self._socket])
+            await self._stopping.wait()
+            await acceptor.close()
+            await self._serving.finish()
         finally:
-            # Also when this task was cancelled, which uvicorn itself does not expect.
-            for server in getattr(self._server, "servers", ()):
-                server.close()
-            for connection in list(self._server.server_state.connections):
-                connection.transport.abort()
-            self._socket.close()
+            await acceptor.close()
+            self._serving.abort()
             if self._unix is not None:
                 self._unix.unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Ask ``run`` to end; where it has not begun, let go of the port."""
-        self._server.should_exit = True
-        if not self._server.started and self._socket is not None:
+        self._stopping.set()
+        if not self._running and self._socket is not None:
             self._socket.close()
+
+    def _connection(self, place: Place) -> asyncio.Protocol:
+        return self._protocol(self._config, self._serving, place)
 
 
 async def bounded_body(request: Request, limit: int) -> bytes:
@@ -191,12 +219,55 @@ async def bounded_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-class _QuietServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: the process has one place for signals."""
+class Serving:
+    """What the connections of one listener share, in the shape that uvicorn's protocols expect."""
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    def __init__(self) -> None:
+        self.total_requests = 0
+        self.connections: _Open = _Open()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """What every answer has."""
+        return [(b"date", formatdate(usegmt=True).encode())]
+
+    async def finish(self) -> None:
+        """Let what has begun end, for ``STOP_SECONDS``."""
+        for connection in list(self.connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self.connections.emptied.wait()
+                while self.tasks:
+                    await asyncio.wait(self.tasks)
+        except TimeoutError:
+            pass
+
+    def abort(self) -> None:
+        """End all that is left."""
+        for task in list(self.tasks):
+            task.cancel()
+        for connection in list(self.connections):
+            connection.transport.abort()
+
+
+class _Open(set[Any]):
+    """Open connections; ``emptied`` is set while there are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emptied = asyncio.Event()
+        self.emptied.set()
+
+    def add(self, connection: Any) -> None:
+        super().add(connection)
+        self.emptied.clear()
+
+    def discard(self, connection: Any) -> None:
+        super().discard(connection)
+        if not self:
+            self.emptied.set()
 
 
 class Impatient(H11Protocol):
@@ -205,9 +276,16 @@ class Impatient(H11Protocol):
     _timer: asyncio.TimerHandle | None = None
     _asked = False
 
+    def __init__(self, config: uvicorn.Config, serving: Any, place: Place) -> None:
+        super().__init__(config, serving, {})
+        self._place = place
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
+        self._place.ending = transport.abort
+        self._place.busy = lambda: self.cycle is not None and not self.cycle.response_complete
+        # Not all are counted that come by a unix socket.
+        if len(self.connections) > MAX_CONNECTIONS and transport.get_extra_info("socket").family == socket.AF_UNIX:
             transport.abort()
             return
         self._timer = self.loop.call_later(FIRST_REQUEST_SECONDS, transport.abort)
@@ -221,6 +299,7 @@ class Impatient(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._place.release()
         super().connection_lost(exc)
 
     def _restart(self, seconds: float) -> None:

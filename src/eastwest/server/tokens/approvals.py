@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from eastwest.clock import Clock
@@ -12,7 +12,7 @@ from eastwest.errors import Exhausted, FailedPrecondition, InvalidInput, NotFoun
 from eastwest.issuance.transaction import Targets, Wanted, accepts_approver, approvable
 from eastwest.policy.estate import Right
 from eastwest.registry import approvals as steps
-from eastwest.registry.administrators import Administrator, Subject
+from eastwest.registry.administrators import Administrator, NotAllowed, Subject
 from eastwest.registry.approvals import Approval, ApprovalState, check_reason
 from eastwest.server.finishing import to_the_end
 from eastwest.server.journal import Journal
@@ -38,15 +38,19 @@ class Approvals:
         store: SqliteTokens,
         targets: Callable[[], Targets],
         domain_of: Callable[[str], str],
+        administrator: Callable[[str], Administrator | None],
         lifetimes: Lifetimes,
         journal: Journal,
         clock: Clock,
         entropy: Entropy,
     ) -> None:
-        """``targets`` gives the operations of the policy in force, ``domain_of`` a service's domain."""
+        """``targets`` gives the operations of the policy in force, ``domain_of`` a service's domain, and
+        ``administrator`` who has a name now, if anybody.
+        """
         self._store = store
         self._targets = targets
         self._domain_of = domain_of
+        self._administrator = administrator
         self._lifetimes = lifetimes
         self._journal = journal
         self._clock = clock
@@ -83,10 +87,22 @@ class Approvals:
             return approval
 
     async def usable(self, caller: str, wanted: Wanted) -> Approval | None:
-        """A granted approval that covers just this now."""
+        """A granted approval that covers just this now, of somebody who might grant it still."""
         now = self._clock.now()
         granted = (one for one in await self._live(caller) if one.state_at(now) is ApprovalState.GRANTED)
-        return next((one for one in granted if one.covers(caller, wanted.operation, wanted.tenant)), None)
+        covering = (one for one in granted if one.covers(caller, wanted.operation, wanted.tenant))
+        return next((one for one in covering if self.is_answered_for(one)), None)
+
+    def is_answered_for(self, approval: Approval) -> bool:
+        """Whether who granted it has the right to do so still."""
+        approver = self._administrator(approval.approver)
+        if approver is None:
+            return False
+        try:
+            self._check(approver, approval, "approve")
+        except NotAllowed:
+            return False
+        return True
 
     async def find(self, approval_id: str) -> Approval | None:
         """One approval, if there is one of this id."""
@@ -100,11 +116,20 @@ class Approvals:
         return found
 
     async def listed(self, state: str, caller: str, limit: int) -> list[Approval]:
-        """Approvals, newest first; raises ``InvalidInput`` for a state that there is not."""
+        """Approvals, newest first; raises ``InvalidInput`` for a state that there is not.
+
+        Raises ``NotFound`` for a caller that no approval is for and that is not registered.
+        """
         if state and state not in set(ApprovalState):
             raise InvalidInput(f"{state[:32]!r} is not a state", fix=f"one of {', '.join(ApprovalState)}")
         now = self._clock.now()
         found = await self._store.approvals(caller, limit if not state else 0x7FFF)
+        targets = self._targets()
+        if caller and not found and not targets.knows(caller):
+            raise NotFound(
+                f"{caller[:300]} is not registered in the estate, and no approval is for it",
+                fix=targets.like_caller(caller) or "see eastwest approval list",
+            )
         return [one for one in found if not state or one.state_at(now) == state][:limit]
 
     async def grant(self, approval_id: str, administrator: Administrator, reason: str) -> Approval:
@@ -141,9 +166,16 @@ class Approvals:
             lambda approval: steps.withdraw(approval, administrator.name, reason, self._clock.now()),
         )
 
-    async def spend(self, approval_id: str) -> bool:
-        """Take it for its one token; false where that was done before, or it no longer stands."""
+    async def spend(self, approval_id: str, record: Callable[[], Awaitable[None]]) -> bool:
+        """Take it for its one token, once ``record`` has; false where that was done before, or it no longer stands.
+
+        Where ``record`` fails nothing is taken.
+        """
         async with self._turn:
+            found = await self.find(approval_id)
+            if found is None or found.state_at(self._clock.now()) is not ApprovalState.GRANTED:
+                return False
+            await record()
             return await self._store.spend(approval_id, self._now())
 
     def check_request(self, administrator: Administrator, caller: str, wanted: Wanted) -> None:

@@ -8,7 +8,6 @@ Errors are JSON (RFC 6749, 5.2) with a stable ``code`` beside OAuth's ``error``,
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -28,26 +27,40 @@ from eastwest.issuance.transaction import Caller, TokenRefused
 from eastwest.policy.enforcement import DecisionCode
 from eastwest.rpc.tls import certificate_id
 from eastwest.server.public.https import bounded_body
+from eastwest.server.tokens.buckets import Buckets
 from eastwest.server.tokens.exchange import Exchange, PendingApproval
 from eastwest.server.tokens.http2 import MAX_BODY, Answer, Asked, Handler
 from eastwest.spiffe.id import TrustDomain
 
 PATH = "/token"
 FORM = "application/x-www-form-urlencoded"
-MAX_CALLERS = 20_000
 _STATUS = {"invalid_client": 401, "access_denied": 403, "approval_required": 403}
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Requests a second, and at once, of one certificate; and a second of all certificates of one SPIFFE ID."""
+
+    rate: float = 5.0
+    burst: float = 50.0
+    caller_rate: float = 50.0
+
+    @property
+    def caller_burst(self) -> float:
+        """As much larger as the rate is."""
+        return self.burst * max(1.0, self.caller_rate / self.rate)
 
 
 class Endpoint:
     """Serves ``eastwest.server.tokens.http2.Handler``."""
 
-    def __init__(self, trust_domain: TrustDomain, exchange: Exchange, clock: Clock, rate: float) -> None:
-        """``rate``: requests a second that one caller may make; it may make as many at once."""
+    def __init__(self, trust_domain: TrustDomain, exchange: Exchange, clock: Clock, rates: Rates) -> None:
         self._trust_domain = trust_domain
         self._exchange = exchange
         self._clock = clock
-        self._buckets = _Buckets(rate, clock)
+        self._of_certificate = Buckets(rates.rate, rates.burst, clock)
+        self._of_caller = Buckets(rates.caller_rate, rates.caller_burst, clock)
 
     async def __call__(self, certificate: bytes, asked: Asked) -> Answer:
         try:
@@ -60,7 +73,9 @@ class Endpoint:
                 return _answer(413, "invalid_request", Code.EXHAUSTED, f"a request has at most {MAX_BODY} bytes")
             if asked.content_type.partition(";")[0].strip().lower() != FORM:
                 return _answer(415, "invalid_request", Code.INVALID_INPUT, f"the request is {FORM}")
-            self._buckets.take(caller.spiffe_id)
+            # Whatever comes of it: a token that no rule demands costs a signature and a line in the log as any other.
+            self._of_certificate.take(caller.certificate, f"requests by one certificate of {caller.spiffe_id}")
+            self._of_caller.take(caller.spiffe_id, f"requests by {caller.spiffe_id}")
             return Answer(200, msgspec.json.encode(await self._exchange.answer(caller, asked.body)))
         except Error as error:
             return refusal(error)
@@ -156,25 +171,3 @@ def _shown(certificate: bytes) -> _Shown:
         hashlib.sha256(certificate).hexdigest(),
         loaded.not_valid_after_utc,
     )
-
-
-class _Buckets:
-    """What each caller may still ask for; refills with time."""
-
-    def __init__(self, rate: float, clock: Clock) -> None:
-        self._rate = rate
-        self._most = max(1.0, rate)
-        self._clock = clock
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, caller: str) -> None:
-        """Raises ``Exhausted`` when nothing is left."""
-        now = self._clock.monotonic()
-        left, at = self._left.pop(caller, (self._most, now))
-        left = min(self._most, left + (now - at) * self._rate)
-        allowed = left >= 1
-        self._left[caller] = (left - 1 if allowed else left, now)
-        if len(self._left) > MAX_CALLERS:
-            self._left.popitem(last=False)
-        if not allowed:
-            raise Exhausted(f"{caller} asks for more than {self._rate:g} tokens a second", fix="ask again in a second")

@@ -24,6 +24,7 @@ import msgspec
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy
 from eastwest.issuance.ports import SigningPool
+from eastwest.issuance.presented import read
 from eastwest.issuance.transaction import (
     Approval,
     ApprovalNeeded,
@@ -34,7 +35,6 @@ from eastwest.issuance.transaction import (
     Wanted,
     mint,
     permit,
-    read,
 )
 from eastwest.policy.enforcement import DecisionCode
 from eastwest.policy.transaction import NoToken, Token
@@ -78,7 +78,8 @@ class PendingApproval(ApprovalNeeded):
     """An approval is needed, and ``approval`` waits for a decision."""
 
     def __init__(self, approval: str, message: str) -> None:
-        super().__init__(message, fix=f"have it granted: eastwest approval grant {approval}; then ask again")
+        command = f"eastwest approval grant {approval} --reason 'why it may be done'"
+        super().__init__(message, fix=f"have it granted: {command}; then ask again")
         self.approval = approval
 
 
@@ -185,18 +186,28 @@ class Exchange:
                 f"approval {found.id} is {standing}",
                 fix="ask for another: give a reason and no approval",
             )
+        if not self._approvals.is_answered_for(found):
+            raise TokenRefused(
+                "access_denied",
+                DecisionCode.APPROVAL_REQUIRED,
+                f"{found.approver}, who granted approval {found.id}, may no longer approve {found.operation}",
+                fix="ask for another: give a reason and no approval",
+            )
         return _granted(found)
 
     async def _record(self, granted: Permit, token: Token, key_id: str) -> None:
         approval = granted.approval
-        spent = approval is not None and granted.target.rules.single_use
-        if spent and approval is not None and not await self._approvals.spend(approval.id):
+        if approval is None or not granted.target.rules.single_use:
+            await self._tell(token, key_id)
+        elif not await self._approvals.spend(approval.id, lambda: self._tell(token, key_id)):
             raise TokenRefused(
                 "access_denied",
                 DecisionCode.APPROVAL_REQUIRED,
                 f"approval {approval.id} no longer stands, or has been used for its one token",
                 fix="ask for another: give a reason and no approval",
             )
+
+    async def _tell(self, token: Token, key_id: str) -> None:
         await self._journal.record(
             "token.minted",
             actor=token.caller,

@@ -16,6 +16,7 @@ from eastwest.pki.token_keys import Calendar
 from eastwest.policy.enforcement import Outbound
 from eastwest.policy.operations import OWN_SERVICE
 from eastwest.policy.transaction import MAX_LIFE, SKEW
+from eastwest.registry.administrators import Administrator
 from eastwest.rpc.service import Servable
 from eastwest.server.config import ServerConfig, TokenSettings
 from eastwest.server.estate import EstateKeeper
@@ -26,9 +27,9 @@ from eastwest.server.public.endpoints import tell_port
 from eastwest.server.public.https import PublicListener
 from eastwest.server.tokens.admin import ApprovalService
 from eastwest.server.tokens.approvals import Approvals, Lifetimes
-from eastwest.server.tokens.endpoint import Endpoint, application
+from eastwest.server.tokens.endpoint import Endpoint, Rates, application
 from eastwest.server.tokens.exchange import Exchange
-from eastwest.server.tokens.http2 import by_alpn
+from eastwest.server.tokens.http2 import by_alpn, places
 from eastwest.server.tokens.keys import TokenKeys
 from eastwest.server.tokens.usage import usage_service
 from eastwest.server.view import AgentView
@@ -53,6 +54,8 @@ class Around:
     clock: Clock
     entropy: Entropy
     pool: SigningPool
+    administrator: Callable[[str], Administrator | None]
+    """Who has a name now, if anybody."""
 
 
 class TokenService:
@@ -72,11 +75,12 @@ class TokenService:
             clock,
             around.entropy,
         )
-        targets = _Targets(estate)
+        targets = self._targets = _Targets(estate)
         self.approvals = Approvals(
             self._store,
             targets,
             estate.domain_of,
+            around.administrator,
             Lifetimes(settings.approval_wait, settings.approval_life),
             around.journal,
             clock,
@@ -93,7 +97,8 @@ class TokenService:
             around.pool,
             settings.life,
         )
-        self._endpoint = Endpoint(config.trust_domain, exchange, clock, settings.rate)
+        rates = Rates(settings.rate, settings.burst, settings.caller_rate)
+        self._endpoint = Endpoint(config.trust_domain, exchange, clock, rates)
 
     @classmethod
     async def open(cls, around: Around, on_keys: Callable[[], None]) -> TokenService | None:
@@ -112,7 +117,11 @@ class TokenService:
         assert identity.mutual is not None, "the server's identity comes before its listeners"
         settings, config = self._settings, self._around.config
         listener = PublicListener(
-            application(self._endpoint), "tokens", tls=identity.mutual.listening, protocol=by_alpn(self._endpoint)
+            application(self._endpoint),
+            "tokens",
+            tls=identity.mutual.listening,
+            protocol=by_alpn(self._endpoint),
+            places=places(),
         )
         port = listener.bind(settings.address, settings.port)
         tell_port(config.paths.tokens_port, port, stack)
@@ -134,7 +143,7 @@ class TokenService:
         around = self._around
         found: list[Servable] = [ApprovalService(self.approvals, gate, around.clock).service()]
         if isinstance(gate, PortGate):
-            found.append(usage_service(self._store, gate, around.view.services, around.clock))
+            found.append(usage_service(self._store, gate, self._targets, around.view.services, around.clock))
         return found
 
 

@@ -26,7 +26,9 @@ CREATE INDEX approvals_by_caller ON approvals (caller, state, ends);
 CREATE INDEX approvals_by_time ON approvals (requested_at);
 
 CREATE TABLE used_tokens (
-  token_id TEXT PRIMARY KEY,
-  ends     INTEGER NOT NULL
+  service  TEXT NOT NULL,  -- whose agents say so: none uses up what is another service's
+  token_id TEXT NOT NULL,
+  ends     INTEGER NOT NULL,
+  PRIMARY KEY (service, token_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX used_tokens_by_end ON used_tokens (ends);
