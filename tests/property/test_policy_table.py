@@ -111,6 +111,8 @@ def _service(random: Random, name: str, workload: str, domain: str, port: int, o
             f"  - {{name: '{operation}', {random.choice(DEMANDS) if random.random() < 0.3 else ''}{classified}"
             f"match: {{method: {method}, path: '{template}'}}}}"
         )
+    if source == path and not any("{tenant}" in row for row in rows):
+        source = ""  # a parameter that no path has is a mistake, and told
     return (
         f"service: {name}\nworkload: {workload}\nowner: '{random.choice(OWNERS)}'\ndomain: {domain}\n"
         f"listen: {{port: {port}, protocol: http, mtls: strict}}\nupstream: {{tcp: '127.0.0.1:{port + 1000}'}}\n"
