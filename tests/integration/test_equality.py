@@ -10,7 +10,7 @@ import os
 import pytest
 from equality_world import compare
 
-REQUESTS = int(os.environ.get("EASTWEST_EQUALITY_REQUESTS", "2400"))
+REQUESTS = int(os.environ.get("EASTWEST_EQUALITY_REQUESTS", "1600"))
 FIRST = int(os.environ.get("EASTWEST_EQUALITY_SEED", "0"))
 
 

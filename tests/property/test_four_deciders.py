@@ -17,7 +17,7 @@ from eastwest.policy.table import compile_estate
 from eastwest.testing.calls import fingerprint, random_calls
 from eastwest.testing.estates import FOREIGN, random_estate
 
-ESTATES, CALLS = 40, 20
+ESTATES, CALLS = 25, 20
 """For each of the parts below."""
 STATEFUL = {
     DecisionCode.MTLS_REQUIRED,
