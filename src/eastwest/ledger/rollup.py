@@ -1,7 +1,9 @@
-"""From a stream of decisions to rows worth keeping: allowed ones counted per minute, refusals each in full.
+"""From a stream of decisions to rows worth keeping: equal ones counted per minute, some in full.
 
-A flood of refusals, which anybody can send without an identity, must not fill a disk: beyond a bound per minute,
-service and code they are counted by caller and source.
+In full: every refusal, every call by an emergency grant, and the first call of each edge (caller, service, operation).
+All others are counted by everything that a policy could look at, so the rows give back the exact multiset of what was
+decided. The one exception is a flood of refusals, which anybody can send without an identity and which must not fill a
+disk: beyond a bound per minute, service and code they are counted without what their senders may choose.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from eastwest.policy.enforcement import DecisionCode, Verdict
 _MINUTE = timedelta(minutes=1)
 FULL_REFUSALS = 600
 """Refusals of one service with one code that are kept in full in one minute."""
+MAX_EDGES = 50_000
+"""Edges remembered; beyond it the oldest is forgotten, and its next call is a first one again."""
 
 
 class Rollup:
@@ -33,27 +37,37 @@ class Rollup:
         self._max_ready = max_ready
         self._full_refusals = full_refusals
         self._refusals: tuple[datetime | None, Counter[tuple[str, DecisionCode]]] = (None, Counter())
+        self._edges: dict[tuple[str, str, str], None] = {}
         self.lost = 0
 
     def add(self, decision: Decision) -> None:
-        """Take one decision."""
+        """Take one decision, or ``count`` equal ones of which none needs to be kept in full."""
         minute = decision.time.replace(second=0, microsecond=0)
         if decision.verdict is Verdict.ALLOW:
-            key = msgspec.structs.replace(decision, time=minute, reference="", source="", count=1)
+            if self._is_first(decision):
+                decision = msgspec.structs.replace(decision, first=True)
+            if decision.first or decision.break_glass:
+                self._finish(decision)
+                return
+            key = msgspec.structs.replace(decision, time=minute, reference="", trace="", source="", count=1)
         elif self._in_full(decision, minute):
             self._finish(decision)
             return
         else:
             # What a peer may choose freely is left out, or every refusal would be a row again.
-            caller = "" if decision.claimed else decision.caller
             key = msgspec.structs.replace(
                 decision,
                 time=minute,
-                caller=caller,
+                caller="" if decision.claimed else decision.caller,
                 tenant="",
                 method="",
+                path="",
+                cause=decision.cause.partition(":")[0],
                 reference="",
+                trace="",
+                token=False,
                 transaction="",
+                origin="",
                 approver="",
                 count=1,
             )
@@ -62,19 +76,28 @@ class Rollup:
             self._finish(_counted(oldest, self._open.pop(oldest)))
         self._open[key] = self._open.get(key, 0) + decision.count
 
-    def _in_full(self, decision: Decision, minute: datetime) -> bool:
-        if self._refusals[0] != minute:
-            self._refusals = (minute, Counter())
-        seen = self._refusals[1]
-        seen[decision.service, decision.code] += 1
-        return seen[decision.service, decision.code] <= self._full_refusals
-
     def take(self, now: datetime, *, everything: bool = False) -> list[Decision]:
-        """Rows that are ready: refusals in full, and counts of minutes that are over (or of all, at the end)."""
+        """Rows that are ready: those in full, and counts of minutes that are over (or of all, at the end)."""
         over = [key for key in self._open if everything or key.time + _MINUTE <= now]
         rows = [*self._ready, *(_counted(key, self._open.pop(key)) for key in over)]
         self._ready.clear()
         return rows
+
+    def _is_first(self, decision: Decision) -> bool:
+        edge = (decision.caller, decision.service, decision.operation)
+        if edge in self._edges:
+            return False
+        while len(self._edges) >= MAX_EDGES:
+            del self._edges[next(iter(self._edges))]
+        self._edges[edge] = None
+        return True
+
+    def _in_full(self, decision: Decision, minute: datetime) -> bool:
+        if self._refusals[0] != minute:
+            self._refusals = (minute, Counter())
+        seen = self._refusals[1]
+        seen[decision.service, decision.code] += decision.count
+        return seen[decision.service, decision.code] <= self._full_refusals
 
     def _finish(self, decision: Decision) -> None:
         if len(self._ready) >= self._max_ready:

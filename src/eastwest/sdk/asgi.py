@@ -34,6 +34,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 _REFERENCE = b"x-request-id"
+_TRACEPARENT = b"traceparent"
 _FORBIDDEN, _BAD_REQUEST = 403, 400
 _POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
 
@@ -67,7 +68,9 @@ class EnforcementMiddleware:
         reference = refusals.reference(decision, _header(scope, _REFERENCE))
         if refusals.is_recorded(decision, known=self._source.rules is not None):
             address = str((scope.get("client") or ("",))[0])
-            self._source.report(told(decision, self._source.now(), reference=reference, source_address=address))
+            trace = _header(scope, _TRACEPARENT)
+            now = self._source.now()
+            self._source.report(told(decision, now, reference=reference, source_address=address, traceparent=trace))
         if self._on_decision is not None:
             self._on_decision(decision)
         if not decision.passes or decision.request is None:
@@ -78,13 +81,13 @@ class EnforcementMiddleware:
     async def _decide(self, scope: Scope) -> Decision:
         rules, now = self._source.rules, self._source.now()
         peer: Peer | None = None
-        refused = ""
+        refused: Unauthenticated | None = None
         try:
             chain = chain_of_pem(_shown(scope))
             if chain and rules is not None:
                 peer = self._peers.verify(chain, rules.bundles, now)
         except Unauthenticated as error:
-            refused = error.message
+            refused = error
         decision = decide(
             rules,
             self._service,
@@ -95,6 +98,7 @@ class EnforcementMiddleware:
             now,
             http_version=scope.get("http_version", "1.1"),
             tls=scope.get("scheme") == "https",
+            records=self._source.records,
         )
         if refused:
             return refused_certificate(decision, refused)

@@ -13,7 +13,7 @@ from datetime import datetime
 from eastwest.errors import Error
 from eastwest.issuance.presented import read
 from eastwest.mesh.replies import REQUEST_REFUSED
-from eastwest.policy.enforcement import DecisionCode, MtlsMode, OperationRules, Verdict
+from eastwest.policy.enforcement import DecisionCode, MtlsMode, OperationRules, Recording, Verdict
 from eastwest.policy.normalise import Headers, Refused, Request, normalise
 from eastwest.policy.operations import can_be_tenant, wire_form
 from eastwest.policy.oracle import lookup
@@ -54,6 +54,7 @@ class Decision:
     once: bool = False
     token: Token | None = field(default=None, repr=False)
     request: Request | None = field(default=None, repr=False)
+    cause: str = ""  # why a certificate did not verify, as sidecars name it
 
     @property
     def passes(self) -> bool:
@@ -85,10 +86,12 @@ def decide(
     *,
     http_version: str = "1.1",
     tls: bool = True,
+    records: bool = True,
 ) -> Decision:
     """Decide a call of ``service``: ``target`` and ``headers`` as they came (``eastwest.policy.normalise``).
 
-    Without rules, or without any for ``service``, nothing passes: ``CHECK_UNAVAILABLE``.
+    Without rules, or without any for ``service``, nothing passes: ``CHECK_UNAVAILABLE``. ``records``: whether the
+    decision will be recorded; where not, and the service requires it, nothing passes either: ``RECORD_UNAVAILABLE``.
     """
     request = normalise(method, target, headers, http_version=http_version, tls=tls)
     principal = str(peer.id) if peer is not None else ""
@@ -110,6 +113,8 @@ def decide(
         presented,
         certificate,
     )
+    if verdict is Verdict.ALLOW and not records and inbound.recording is Recording.REQUIRED:
+        verdict, code, policy = Verdict.DENY, DecisionCode.RECORD_UNAVAILABLE, ""
     operation = next((o for o in inbound.operations if o.name == name), None)
     tenant = _tenant(operation, request, presented) if operation is not None else ""
     by_token = operation is not None and isinstance(presented, Token) and _looks(operation, principal, tenant)

@@ -78,21 +78,25 @@ class EnforcementInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] 
         source = self._source
         rules, now = source.rules, source.now()
         peer: Peer | None = None
-        refused = ""
+        refused: Unauthenticated | None = None
         try:
             chain = _shown(context.auth_context())
             if chain and rules is not None:
                 peer = self._peers.verify(chain, rules.bundles, now)
         except Unauthenticated as error:
-            refused = error.message
+            refused = error
         headers = [(key, value) for key, value in metadata if isinstance(value, str) and not key.startswith(":")]
         headers.append(("host", "grpc"))  # the library keeps the authority for itself
-        decision = decide(rules, self._service, peer, "POST", method, headers, now, http_version="2")
+        decision = decide(
+            rules, self._service, peer, "POST", method, headers, now, http_version="2", records=source.records
+        )
         decision = refused_certificate(decision, refused) if refused else await use_once(decision, source.use_token)
-        given = dict(headers).get("x-request-id", "")
+        given, trace = (dict(headers).get(name, "") for name in ("x-request-id", "traceparent"))
         reference = refusals.reference(decision, given)
         if refusals.is_recorded(decision, known=rules is not None):
-            source.report(told(decision, source.now(), reference=reference, source_address=context.peer()))
+            source.report(
+                told(decision, source.now(), reference=reference, source_address=context.peer(), traceparent=trace)
+            )
         if self._on_decision is not None:
             self._on_decision(decision)
         return decision, reference

@@ -25,6 +25,10 @@ _DER = 2  # _ssl.ENCODING_DER
 Bundles = Mapping[TrustDomain, Sequence[bytes]]
 
 
+class UnknownTrustDomain(Unauthenticated):
+    """The certificate is of a trust domain of which nobody may call."""
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """A workload that proved who it is. ``certificate``: SHA-256 of its certificate (DER) in lower-case hex."""
@@ -63,7 +67,7 @@ def verify_peer(chain: Sequence[bytes], bundles: Bundles, now: datetime) -> Peer
     trust_domain = check_leaf(load_certificate(chain[0])).trust_domain
     roots = bundles.get(trust_domain)
     if not roots:
-        raise Unauthenticated(f"workloads of trust domain {trust_domain} are not taken here")
+        raise UnknownTrustDomain(f"workloads of trust domain {trust_domain} are not taken here")
     svid = verify_chain(chain, roots, now, trust_domain)
     # No authority's certificate ends before those that it signed; a root that goes leaves the bundle.
     return Peer(svid.id, hashlib.sha256(chain[0]).hexdigest(), svid.not_after)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from eastwest.entropy import SystemEntropy, random_uuid
-from eastwest.mesh.replies import sentence
+from eastwest.mesh.replies import REQUEST_REFUSED, sentence
 from eastwest.policy.enforcement import DecisionCode
 from eastwest.sdk.decide import Decision
 
@@ -22,7 +22,8 @@ def said(decision: Decision) -> str:
 
 def is_recorded(decision: Decision, *, known: bool) -> bool:
     """Whether the ledger takes the decision; ``known``: whether rules came that do not name the service at all."""
-    return decision.code in DecisionCode.__members__ and not (known and _undecidable(decision))
+    known_code = decision.code in DecisionCode.__members__ or decision.code == REQUEST_REFUSED
+    return known_code and not (known and _undecidable(decision))
 
 
 def reference(decision: Decision, request_id: str) -> str:

@@ -40,6 +40,7 @@ MAX_WAITING_BYTES = 8 * 1024 * 1024
 MAX_BATCH_BYTES = 1024 * 1024
 """Of decisions in one message, well below what the agent takes."""
 _SERVICES = "services"
+_ROOMY = 0.9  # of what may wait
 _FIRST_DELAY, _LAST_DELAY = 0.1, 5.0
 _REPORT_PERIOD = 0.5
 _API = api.DESCRIPTOR.services_by_name["Enforcement"]
@@ -111,6 +112,8 @@ class RuleSource:
         self._problems: dict[str, str] = {}
         self._expected: set[str] = set()
         self.lost = 0
+        self._untold = 0
+        self._lost_since: datetime | None = None
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._waiting: list[api.Decision] = []
@@ -185,11 +188,19 @@ class RuleSource:
         """Have a decision told to the agent, and by it to the ledger, a moment later."""
         size = decision.ByteSize()
         if len(self._waiting) >= MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES:
-            self.lost += 1
+            self._lose(1)
             return
         self._waiting.append(decision)
         self._waiting_bytes += size
         self._fresh.set()
+
+    @property
+    def records(self) -> bool:
+        """Whether a decision that is made now will come to the agent: it is there, and has room for more."""
+        away = {self._watch_rules.__name__, self._deliver.__name__} & self._problems.keys()
+        return (
+            not away and len(self._waiting) < _ROOMY * MAX_WAITING and self._waiting_bytes < _ROOMY * MAX_WAITING_BYTES
+        )
 
     def now(self) -> datetime:
         """The time by this source's clock."""
@@ -238,7 +249,7 @@ class RuleSource:
         self._fresh.clear()
         try:
             left = len(self._waiting)
-            while left:
+            while left or self._untold:
                 left -= await self._tell(channel, self._batch(left))
         except errors.Error:
             self._fresh.set()
@@ -246,8 +257,12 @@ class RuleSource:
 
     async def _tell(self, channel: Channel, batch: list[api.Decision]) -> int:
         """Tell the agent of the first that wait, and return of how many. What it never takes is given up, and lost."""
+        lost, since = self._untold, self._lost_since
+        request = api.ReportRequest(decisions=batch, lost=lost)
+        if since is not None:
+            request.lost_since_unix_ms = int(since.timestamp() * 1000)
         try:
-            await channel.unary(method(_API, "Report"), api.ReportRequest(decisions=batch))
+            await channel.unary(method(_API, "Report"), request)
         except errors.Exhausted as error:
             # Too much at once, or one alone that is too much for ever and would keep back all that follow.
             if len(batch) > 1:
@@ -255,10 +270,14 @@ class RuleSource:
             self._give_up(batch, error)
             raise  # so that an agent that takes nothing is given time
         except (errors.InvalidInput, errors.PermissionDenied) as error:
+            if not batch:  # a loss alone: told again later
+                raise
             # It would be refused for ever: rules have changed since, for instance.
             self._give_up(batch, error)
             return len(batch)
         self._forget(batch)
+        self._untold -= lost
+        self._lost_since = self.now() if self._untold else None
         self._set_problem(self._deliver.__name__)
         return len(batch)
 
@@ -273,8 +292,14 @@ class RuleSource:
 
     def _give_up(self, batch: list[api.Decision], error: errors.Error) -> None:
         _log.warning("the agent refuses %d decisions: %s", len(batch), error.message)
-        self.lost += len(batch)
+        self._lose(len(batch))
         self._forget(batch)
+
+    def _lose(self, count: int) -> None:
+        self.lost += count
+        self._untold += count
+        self._lost_since = self._lost_since or self.now()
+        self._fresh.set()
 
     def _forget(self, batch: list[api.Decision]) -> None:
         del self._waiting[: len(batch)]

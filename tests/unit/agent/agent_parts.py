@@ -78,7 +78,7 @@ class SigningServer:
         self.refused: set[str] = set()
         self.calls: list[list[str]] = []
         self.jwts = 0
-        self.reports: list[tuple[bytes, int]] = []
+        self.reports: list[tuple[str, int, bytes]] = []
         self.hold: asyncio.Event | None = None
         self._entropy = SeededEntropy()
 
@@ -104,10 +104,13 @@ class SigningServer:
         token = mint(self.ca.jwt_key, TD.id(f"/{name}"), audience, now, end, f"j{self.jwts}").token
         return types.JWTSVID(token=token, issued_at=int(now.timestamp()), expires_at=int(end.timestamp()))
 
-    async def report(self, decisions: bytes, lost: int) -> None:
+    async def report(self, spool: str, sequence: int, rows: bytes) -> int:
         if self.down:
             raise errors.Unavailable("the server is down")
-        self.reports.append((decisions, lost))
+        held = max((number for name, number, _ in self.reports if name == spool), default=0)
+        if sequence > held:
+            self.reports.append((spool, sequence, rows))
+        return max(held, sequence)
 
     def _svid(self, spiffe_id: SpiffeId, csr: bytes) -> types.X509SVID:
         key = verify_csr(csr, set(KeyAlgorithm))

@@ -2,9 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,13 +14,16 @@ from agent_parts import CA, ENTRY, SIDECAR, TD, Processes, SigningServer, entry,
 from eastwest import errors
 from eastwest.agent.backoff import Backoff, until_answered
 from eastwest.agent.callers import Attested
-from eastwest.agent.decisions import MAX_BUFFERED, Decisions
+from eastwest.agent.decisions import Decisions
 from eastwest.agent.identities import Identities
 from eastwest.agent.knowledge import Knowledge
 from eastwest.agent.sidecars import Sidecars
+from eastwest.agent.spool import MIN_LIMIT, Spool
 from eastwest.agent.state import State
 from eastwest.agent.xds import SidecarStatus
-from eastwest.ledger.record import Decision
+from eastwest.clock import Clock, SystemClock
+from eastwest.entropy import SystemEntropy
+from eastwest.ledger.record import Decision, Lost, LostReason
 from eastwest.mesh.action import inbound_version
 from eastwest.mesh.names import CLUSTER, EXTENSION, SECRET, tokens_filter
 from eastwest.mesh.settings import Settings
@@ -68,62 +72,97 @@ def decision(code: DecisionCode = DecisionCode.ALLOWED, reference: str = "r") ->
     )
 
 
-async def test_decisions_are_counted_batched_and_sent_until_stored() -> None:
-    clock = FakeClock(CA.now)
-    server = SigningServer(clock)
-    decisions = Decisions(server, clock, random.Random(1))
-    for _ in range(3):
-        decisions.record(decision())
-    decisions.record(decision(DecisionCode.UNKNOWN_CALLER))
-    server.down = True
-    running = asyncio.ensure_future(decisions.run())
-    await clock.elapse(2)
-    assert server.reports == []
-    server.down = False
-    await clock.elapse(30)
-    running.cancel()
-    ((body, lost),) = server.reports
-    rows = msgspec.json.decode(body, type=list[Decision])
-    assert sorted((row.code, row.count) for row in rows) == [("ALLOWED", 3), ("UNKNOWN_CALLER", 1)]
-    assert lost == 0
-    assert decisions.reported == 2
+def rows_of(server: SigningServer) -> list[Decision | Lost]:
+    return [row for _, _, body in server.reports for row in msgspec.json.decode(body, type=list[Decision | Lost])]
 
 
-async def test_what_the_bound_cuts_off_is_confessed_once() -> None:
-    clock = FakeClock(CA.now)
-    server = SigningServer(clock)
-    decisions = Decisions(server, clock, random.Random(1))
-    for number in range(MAX_BUFFERED + 7):
-        # A service each: beyond a bound, refusals of one are counted and not kept.
-        refused = decision(DecisionCode.UNKNOWN_CALLER, str(number))
-        decisions.record(msgspec.structs.replace(refused, service=str(number)))
-    await decisions.flush()
-    assert server.reports[0][1] == 7
-    assert sum(lost for _, lost in server.reports) == 7
-    assert decisions.reported == MAX_BUFFERED
+@asynccontextmanager
+async def reporting(server: SigningServer, path: Path, clock: Clock | None = None) -> AsyncIterator[Decisions]:
+    clock = clock or SystemClock()
+    decisions = Decisions(server, clock, random.Random(1), Spool(path, 1 << 20, clock, SystemEntropy()))
+    await decisions.open()
+    yield decisions
+    await decisions.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_decisions_are_counted_batched_and_sent_until_stored(tmp_path: Path) -> None:
+    server = SigningServer(FakeClock(CA.now))
+    async with reporting(server, tmp_path) as decisions:
+        for _ in range(4):
+            decisions.record([decision()])
+        decisions.record([decision(DecisionCode.UNKNOWN_CALLER)])
+        server.down = True
+        running = asyncio.ensure_future(decisions.run())
+        await until(lambda: decisions.status.waiting == 5)
+        assert server.reports == []
+        server.down = False
+        await until(lambda: decisions.reported == 5)
+        running.cancel()
+    told = sorted((row.code, row.count, row.first) for row in rows_of(server) if isinstance(row, Decision))
+    assert told == [("ALLOWED", 1, True), ("ALLOWED", 3, False), ("UNKNOWN_CALLER", 1, False)]
     assert decisions.lost == 0
-    count = len(server.reports)
-    await decisions.flush()
-    assert len(server.reports) == count
 
 
-async def test_rows_that_the_server_refuses_do_not_hold_up_the_rest() -> None:
-    clock = FakeClock(CA.now)
-
+async def test_rows_that_the_server_refuses_do_not_hold_up_the_rest_and_are_confessed(tmp_path: Path) -> None:
     class Choosy(SigningServer):
-        async def report(self, decisions: bytes, lost: int) -> None:
-            if b"bad" in decisions:
+        async def report(self, spool: str, sequence: int, rows: bytes) -> int:
+            if b"bad" in rows:
                 raise errors.InvalidInput("the report is malformed")
-            await super().report(decisions, lost)
+            return await super().report(spool, sequence, rows)
 
-    server = Choosy(clock)
-    decisions = Decisions(server, clock, random.Random(1))
-    decisions.record(decision(DecisionCode.UNKNOWN_CALLER, "bad"))
+    server = Choosy(FakeClock(CA.now))
+    async with reporting(server, tmp_path) as decisions:
+        decisions.record([decision(DecisionCode.UNKNOWN_CALLER, "bad")])
+        await decisions.flush()
+        decisions.record([decision(DecisionCode.UNKNOWN_CALLER, "good")])
+        await decisions.flush()
+        assert (decisions.reported, decisions.lost) == (2, 1)
+    lost, kept = rows_of(server)
+    assert (lost.count, lost.cause) == (1, LostReason.REFUSED)
+    assert kept.reference == "good"
+
+
+async def test_what_comes_from_elsewhere_as_lost_is_told_with_the_rest(tmp_path: Path) -> None:
+    server = SigningServer(FakeClock(CA.now))
+    lost = Lost(time=CA.now, until=CA.now, count=7, cause=LostReason.PROXY_DROPPED, node="n")
+    async with reporting(server, tmp_path) as decisions:
+        decisions.confess([lost])
+        await decisions.flush()
+    assert rows_of(server) == [lost]
+
+
+async def test_whether_decisions_are_kept_is_told_when_it_changes(tmp_path: Path) -> None:
+    server = SigningServer(FakeClock(CA.now))
+    server.down = True
+    clock = SystemClock()
+    heard: list[bool] = []
+    spool = Spool(tmp_path / "spool", MIN_LIMIT, clock, SystemEntropy())
+    decisions = Decisions(server, clock, random.Random(1), spool, heard.append)
+    await decisions.open()
+    number = 0
+    while decisions.status.records:
+        for _ in range(200):
+            number += 1
+            # A service each: beyond a bound, refusals of one are counted.
+            refused = decision(DecisionCode.UNKNOWN_CALLER, str(number))
+            decisions.record([msgspec.structs.replace(refused, service=str(number))])
+        with pytest.raises(errors.Unavailable):
+            await decisions.flush()
+    assert heard == [False]
+    assert "% full" in decisions.problems()[0]
+    assert decisions.lost == 0
+    server.down = False
     await decisions.flush()
-    decisions.record(decision(DecisionCode.UNKNOWN_CALLER, "good"))
-    await decisions.flush()
-    assert [lost for _, lost in server.reports] == [1, 0]
-    assert (decisions.reported, decisions.lost) == (1, 0)
+    assert heard == [False, True]
+    assert decisions.problems() == []
+    assert sum(row.count for row in rows_of(server)) == number
+    await decisions.close()
 
 
 def test_backoff_grows_to_its_bound_and_starts_again() -> None:

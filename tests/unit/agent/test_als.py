@@ -1,18 +1,25 @@
 """Access log entries as Envoy writes them, and the rows they become."""
 
+from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 from envoy.config.core.v3 import base_pb2
 from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from eastwest.agent.als import MAX_ENTRIES, AccessLogs, decided, refused_handshake
+from eastwest.agent import als_wire
+from eastwest.agent.als import MAX_ENTRIES, AccessLogs
+from eastwest.agent.entries import decided
+from eastwest.agent.handshakes import refused_handshake
 from eastwest.agent.xds import Principal
 from eastwest.errors import InvalidInput
-from eastwest.ledger.record import Decision
+from eastwest.ledger.record import MAX_PATH, Decision
+from eastwest.ledger.rollup import Rollup
 from eastwest.mesh import names, rbac, tokens
 from eastwest.mesh.action import ActionName, InForce
 from eastwest.policy.enforcement import (
@@ -63,6 +70,23 @@ def entry(*uris: str, status: int = 200, path: str = "/t/acme/items", **metadata
     for key, action in metadata.items():
         common.metadata.filter_metadata[rbac.HTTP_METADATA][key] = action.encode()
     return found
+
+
+class Sent:
+    """A stream of messages, as the agent reads them."""
+
+    def __init__(self, *messages) -> None:
+        self._messages = messages
+
+    async def __aiter__(self):
+        for message in self._messages:
+            yield message
+
+
+def message_of(log: str, *entries):
+    message = als_pb2.StreamAccessLogsMessage(identifier={"log_name": log, "node": {"id": "n"}})
+    message.http_logs.log_entry.extend(entries)
+    return als_wire.Message.FromString(message.SerializeToString())
 
 
 def name(code: DecisionCode, rules: InForce = NOW, operation: str = "web:items:read") -> ActionName:
@@ -210,7 +234,7 @@ def test_several_names_are_a_claim():
     assert (row.caller, row.claimed) == (f"{CALLER},spiffe://td.test/b", True)
 
 
-def test_a_log_of_somebody_elses_service_is_not_believed():
+async def test_a_log_of_somebody_elses_service_is_not_believed():
     class Rules:
         def current(self, principal: Principal, service: str) -> InForce | None:
             return NOW if (principal.spiffe_ids, service) == ((CALLER,), "web") else None
@@ -221,16 +245,21 @@ def test_a_log_of_somebody_elses_service_is_not_believed():
     async def identify(_) -> Principal:
         return Principal((CALLER,))
 
-    logs = AccessLogs(identify, Rules(), lambda _: None)
-    message = als_pb2.StreamAccessLogsMessage()
-    message.http_logs.log_entry.append(
-        entry(CALLER, operations_enforced_effective_policy_id=name(DecisionCode.ALLOWED))
-    )
-    for log, rows in ((names.request_log("web"), 1), (names.request_log("other"), 0), ("nonsense", 0)):
-        assert len(list(logs._decisions(message, Principal((CALLER,)), log, "n"))) == rows
-    stranger = Principal(("spiffe://td.test/x",))
-    assert not list(logs._decisions(message, stranger, names.request_log("web"), "n"))
-    assert (logs.counters.entries, logs.counters.foreign) == (4, 3)
+    rows: list[Decision] = []
+    logs = AccessLogs(identify, Rules(), rows.extend)
+    allowed = entry(CALLER, operations_enforced_effective_policy_id=name(DecisionCode.ALLOWED))
+    for log in (names.request_log("web"), names.request_log("other"), "nonsense"):
+        await logs._stream(None, Sent(message_of(log, allowed)))
+        assert len(rows) == 1
+
+    async def stranger(_) -> Principal:
+        return Principal(("spiffe://td.test/x",))
+
+    others = AccessLogs(stranger, Rules(), rows.extend)
+    await others._stream(None, Sent(message_of(names.request_log("web"), allowed)))
+    assert len(rows) == 1
+    assert (logs.counters.entries, logs.counters.foreign) == (3, 2)
+    assert (others.counters.entries, others.counters.foreign) == (1, 1)
 
 
 def test_rows_survive_json():
@@ -251,16 +280,12 @@ async def test_a_message_with_more_entries_than_a_proxy_sends_is_refused_unread(
         def version(self, _version: str) -> None:
             return None
 
-    class OneMessage:
-        async def __aiter__(self):
-            yield message
-
     async def identify(_) -> Principal:
         return Principal((CALLER,))
 
     logs = AccessLogs(identify, Nothing(), lambda _: None)
     with pytest.raises(InvalidInput, match="log entries"):
-        await logs._stream(None, OneMessage())
+        await logs._stream(None, Sent(als_wire.Message.FromString(message.SerializeToString())))
     assert logs.counters.entries == 0
 
 
@@ -293,3 +318,106 @@ def test_what_was_enforced_speaks_before_what_was_only_reported():
     )
     assert row is not None
     assert (row.code, row.enforced) == (DecisionCode.TENANT_NOT_PERMITTED, True)
+
+
+BY_HEADER = replace(
+    NOW,
+    version="cccccccccccc",
+    inbound=msgspec.structs.replace(
+        INBOUND,
+        operations=(
+            *INBOUND.operations,
+            OperationRules(
+                name="web:all:list", match=HttpMatch(method="GET", path="/all"), tenant=TenantSource(header="x-tenant")
+            ),
+            OperationRules(name="web:up:read", match=HttpMatch(method="GET", path="/up")),
+        ),
+    ),
+)
+
+
+class OneService:
+    def current(self, _principal: Principal, _service: str) -> InForce:
+        return BY_HEADER
+
+    def version(self, version: str) -> InForce | None:
+        return {BY_HEADER.version: BY_HEADER, BEFORE.version: BEFORE}.get(version)
+
+    def outgoing(self, _principal: Principal, _service: str) -> None:
+        return None
+
+
+async def anybody(_) -> Principal:
+    return Principal((CALLER,))
+
+
+def seen(caller, operation, rules, code, tenant, seconds, status):
+    path = {"web:items:read": f"/t/{tenant or 'x'}/items?q=1", "web:all:list": "/all", "web:up:read": "/up"}[operation]
+    action = ActionName(code, "p", operation, rules.version)
+    made = entry(*caller, path=path, status=status, operations_enforced_effective_policy_id=action)
+    made.common_properties.start_time.FromDatetime(datetime(2026, 11, 22, 10, 0, tzinfo=UTC) + timedelta(0, seconds))
+    if tenant:
+        made.request.request_headers["x-other"] = "y"
+        made.request.request_headers["x-tenant"] = tenant
+    return made
+
+
+ENTRIES = st.lists(
+    st.builds(
+        seen,
+        st.sampled_from([(CALLER,), ("spiffe://td.test/b",), (CALLER, "spiffe://td.test/b"), ()]),
+        st.sampled_from(["web:items:read", "web:all:list", "web:up:read"]),
+        st.sampled_from([BY_HEADER, BEFORE]),
+        st.sampled_from([DecisionCode.ALLOWED, DecisionCode.ALLOWED, DecisionCode.TENANT_NOT_PERMITTED]),
+        st.sampled_from(["", "acme", "globex", "\N{SNOWMAN}" * 60, "x" * 300]),
+        st.integers(0, 130),
+        st.sampled_from([200, 503, 400]),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ENTRIES, max_size=4))
+def test_calls_that_are_counted_by_their_shape_are_the_calls_that_were_made(messages):
+    """What is not read again comes out as if each entry had been read on its own."""
+
+    def inputs(row: Decision) -> Decision:
+        minute = row.time.replace(second=0, microsecond=0)
+        return msgspec.structs.replace(row, time=minute, count=1, reference="", source="", first=False)
+
+    rows: list[Decision] = []
+    logs = AccessLogs(anybody, OneService(), rows.extend)
+    told = Sent(*(message_of(names.request_log("web"), *entries) for entries in messages))
+    with pytest.raises(StopIteration):
+        logs._stream(None, told).send(None)
+    found: Counter[Decision] = Counter()
+    for row in rows:
+        found[inputs(row)] += row.count
+    each = [decided(entry, BY_HEADER, OneService().version, "n") for entries in messages for entry in entries]
+    assert found == Counter(inputs(row) for row in each if row is not None)
+    rollup = Rollup()
+    for row in rows:
+        rollup.add(row)
+    assert sum(row.count for row in rollup.take(NOON, everything=True)) == len(each)
+
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def test_a_call_of_nothing_that_is_listed_keeps_its_path_and_not_its_query():
+    unlisted = ActionName(DecisionCode.UNLISTED_OPERATION, version=NOW.version)
+    asked = entry(CALLER, path="/admin?key=secret#x", status=403, operations_enforced_effective_policy_id=unlisted)
+    asked.request.request_headers["traceparent"] = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
+    row = decided(asked, NOW, VERSIONS.get, "n")
+    assert row is not None
+    assert (row.path, row.trace, row.sensor) == ("/admin", "ab" * 16, "envoy")
+    long = entry(CALLER, path="/" + "a" * 5_000, operations_enforced_effective_policy_id=unlisted)
+    row = decided(long, NOW, VERSIONS.get, "n")
+    assert row is not None
+    assert len(row.path) == MAX_PATH
+    listed = decided(
+        entry(CALLER, operations_enforced_effective_policy_id=name(DecisionCode.ALLOWED)), NOW, VERSIONS.get, "n"
+    )
+    assert listed is not None
+    assert listed.path == ""

@@ -16,6 +16,7 @@ from eastwest.policy.enforcement import (
     MtlsMode,
     OperationRules,
     OriginRules,
+    Recording,
     Rule,
     Sidecar,
     TenantRules,
@@ -60,7 +61,7 @@ OPERATIONS = (
 )
 
 
-def rules(mode: MtlsMode = MtlsMode.STRICT) -> Rules:
+def rules(mode: MtlsMode = MtlsMode.STRICT, recording: Recording = Recording.BEST_EFFORT) -> Rules:
     inbound = Inbound(
         service="svc",
         address="127.0.0.1",
@@ -69,6 +70,7 @@ def rules(mode: MtlsMode = MtlsMode.STRICT) -> Rules:
         mode=mode,
         upstream="tcp:127.0.0.1:2",
         operations=OPERATIONS,
+        recording=recording,
     )
     sidecar = Sidecar(spiffe_id="spiffe://td.test/svc", version="v", known_callers=(WEB,), inbound=(inbound,))
     return Rules(TrustDomain("td.test"), sidecar, {}, read_keys(MINT.key_set))
@@ -223,3 +225,19 @@ async def test_no_answer_is_no_yes():
 
     once = ask("POST", "/once", ("txn-token", MINT.mint(token(action="svc:once:do"))))
     assert not (await use_once(once, silent)).passes
+
+
+@pytest.mark.parametrize(
+    ("recording", "records", "code"),
+    [
+        (Recording.REQUIRED, False, "RECORD_UNAVAILABLE"),
+        (Recording.REQUIRED, True, "ALLOWED"),
+        (Recording.BEST_EFFORT, False, "ALLOWED"),
+    ],
+)
+def test_a_call_that_must_be_recorded_is_refused_where_it_cannot_be(recording, records, code):
+    given = [("host", "svc")]
+    found = decide(rules(recording=recording), "svc", peer(), "GET", "/open", given, NOW, records=records)
+    assert (found.code, found.operation, found.passes) == (code, "svc:open:read", code == "ALLOWED")
+    refused = decide(rules(recording=recording), "svc", peer(), "GET", "/none", given, NOW, records=records)
+    assert refused.code == "UNLISTED_OPERATION"

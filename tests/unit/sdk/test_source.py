@@ -1,5 +1,7 @@
 """Decisions on their way to the agent: small whatever callers send, told in batches, given up where they never pass."""
 
+import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -11,6 +13,7 @@ from eastwest.policy.enforcement import DecisionCode, Verdict
 from eastwest.rpc.service import Listener, Service
 from eastwest.sdk.decide import Decision
 from eastwest.sdk.recording import told
+from eastwest.sdk.refusals import is_recorded
 from eastwest.sdk.source import MAX_BATCH_BYTES, MAX_WAITING_BYTES, RuleSource
 
 
@@ -70,6 +73,18 @@ def test_texts_that_callers_choose_are_cut():
     assert record.ByteSize() < 2048
 
 
+def test_a_request_that_can_be_read_two_ways_is_told_as_sidecars_tell_it():
+    decision = Decision(
+        verdict=Verdict.DENY, code="REQUEST_REFUSED", service="svc", principal="spiffe://td.test/a", reason="path.dots"
+    )
+    assert is_recorded(decision, known=True)
+    record = told(decision, datetime.now(UTC), traceparent="00-" + "ab" * 16 + "-" + "cd" * 8 + "-00")
+    assert (record.code, record.cause, record.allowed) == ("UNLISTED_OPERATION", "request_refused:path.dots", False)
+    assert record.trace == "ab" * 16
+    stranger = told(replace(decision, principal=""), datetime.now(UTC), traceparent="00-" + "00" * 16 + "-x")
+    assert (stranger.code, stranger.trace) == ("MTLS_REQUIRED", "")
+
+
 async def test_reports_stay_below_what_the_agent_takes(agent):
     """More than it takes at once waits; all of it arrives, in order, and nothing of it twice."""
     async with agent() as there, RuleSource(str(there.path)) as source:
@@ -98,6 +113,37 @@ async def test_what_is_refused_is_given_up(agent):
         await source.until(lambda: source.lost == 1)
         source.report(made(1))
         await source.until(lambda: there.taken == [1])
+
+
+async def test_what_is_lost_is_told_once(agent):
+    began = datetime.now(UTC)
+    async with agent(limit=20_000) as there, RuleSource(str(there.path)) as source:
+        source.report(made(1))
+        source.report(made(2, 30_000))
+        source.report(api.Decision(service="gone"))
+        await source.until(lambda: source.lost == 2 and sum(report.lost for report in there.reports) == 2)
+        since = min(report.lost_since_unix_ms for report in there.reports if report.lost)
+        assert began.timestamp() <= since / 1000 + 1 <= datetime.now(UTC).timestamp() + 1
+        source.report(made(3))
+        await source.until(lambda: there.taken == [1, 3])
+        assert sum(report.lost for report in there.reports) == 2
+
+
+async def test_a_decision_counts_as_recorded_only_while_the_agent_is_there(agent):
+    async with agent() as there:
+        source = RuleSource(str(there.path))
+        assert source.records
+        async with source:
+            # The agent of this test gives no rules: what it would say of them it cannot say of records either.
+            async with asyncio.timeout(10):
+                await source.until(lambda: not source.records)
+
+
+async def test_there_is_no_record_without_room():
+    source = RuleSource("/nowhere.sock")
+    while source.records:
+        source.report(made(1, 10_000))
+    assert source.lost == 0
 
 
 async def test_what_waits_is_bounded_in_bytes(agent):

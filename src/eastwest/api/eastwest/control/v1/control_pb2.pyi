@@ -173,6 +173,7 @@ class Update(_message.Message):
     UPSERTS_FIELD_NUMBER: _builtins.int
     REMOVALS_FIELD_NUMBER: _builtins.int
     TIME_UNIX_MS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """changes when the server's numbering starts again"""
     number: _builtins.int
@@ -181,6 +182,8 @@ class Update(_message.Message):
     """replaces everything that the agent holds"""
     time_unix_ms: _builtins.int
     """the server's clock"""
+    traceparent: _builtins.str
+    """W3C Trace Context: the trace of the change of policy that this brings; empty where none is kept."""
     @_builtins.property
     def upserts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Resource]: ...
     @_builtins.property
@@ -194,10 +197,11 @@ class Update(_message.Message):
         upserts: _abc.Iterable[Global___Resource] | None = ...,
         removals: _abc.Iterable[Global___ResourceName] | None = ...,
         time_unix_ms: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "full", b"full", "number", b"number", "removals", b"removals", "time_unix_ms", b"time_unix_ms", "upserts", b"upserts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "full", b"full", "number", b"number", "removals", b"removals", "time_unix_ms", b"time_unix_ms", "traceparent", b"traceparent", "upserts", b"upserts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -331,23 +335,31 @@ Global___Tainted: _TypeAlias = Tainted  # noqa: Y015
 
 @_typing.final
 class ReportDecisionsRequest(_message.Message):
+    """One batch of what the agent has spooled. A batch that the server holds already is not stored again."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DECISIONS_FIELD_NUMBER: _builtins.int
-    LOST_FIELD_NUMBER: _builtins.int
+    SPOOL_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     decisions: _builtins.bytes
-    """JSON array of eastwest.ledger.record.Decision"""
-    lost: _builtins.int
-    """decisions that the agent had to drop since its last report"""
+    """JSON array of eastwest.ledger.record.Decision and Lost"""
+    spool: _builtins.str
+    """made at random with the agent's spool: 32 hex digits"""
+    sequence: _builtins.int
+    """From 1, one more with each batch of a spool. A batch that the agent had to drop leaves a gap, and a Lost in a later
+    batch stands for what was in it.
+    """
     def __init__(
         self,
         *,
         decisions: _builtins.bytes = ...,
-        lost: _builtins.int = ...,
+        spool: _builtins.str = ...,
+        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "lost", b"lost"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "sequence", b"sequence", "spool", b"spool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -357,12 +369,17 @@ Global___ReportDecisionsRequest: _TypeAlias = ReportDecisionsRequest  # noqa: Y0
 class ReportDecisionsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """of the last batch of that spool which is stored: it and all before it may be forgotten"""
     def __init__(
         self,
+        *,
+        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

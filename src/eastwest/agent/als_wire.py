@@ -1,0 +1,96 @@
+"""Envoy's log messages read only as far as a decision needs, which is what the agent pays for each call.
+
+The same messages as ``envoy.service.accesslog.v3``, with the same field numbers, in a descriptor pool of their own:
+parts that are equal for many calls stay bytes, by which what was made of them is found again; other fields stay
+unread, and are there again where a whole entry is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from envoy.data.accesslog.v3 import accesslog_pb2
+from envoy.service.accesslog.v3 import als_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
+
+_Shape = dict[str, "_Shape | bool"]
+# By field of the real message: a shape to read into, True for bytes or a plain value as it is.
+_MESSAGE: _Shape = {
+    "identifier": True,
+    "http_logs": {
+        "log_entry": {
+            "common_properties": {"tls_properties": True, "start_time": {"seconds": True}, "metadata": True},
+            "request": {"request_method": True, "path": True, "request_headers": True},
+            "response": {"response_code_details": True},
+        }
+    },
+    "tcp_logs": True,
+}
+_PLAIN = descriptor_pb2.FieldDescriptorProto
+_LABEL = {True: _PLAIN.LABEL_REPEATED, False: _PLAIN.LABEL_OPTIONAL}
+
+
+def whole_entry(entry: Any) -> Any:
+    """The ``HTTPAccessLogEntry`` that ``entry`` was read from."""
+    return accesslog_pb2.HTTPAccessLogEntry.FromString(entry.SerializeToString())
+
+
+def identifier(message: Any) -> Any:
+    """Who sends, where the message says it; else None."""
+    if not message.identifier:
+        return None
+    return als_pb2.StreamAccessLogsMessage.Identifier.FromString(message.identifier)
+
+
+def tcp_entries(message: Any) -> Any:
+    """The whole ``TCPAccessLogEntry`` messages of one message."""
+    return als_pb2.StreamAccessLogsMessage.TCPAccessLogEntries.FromString(message.tcp_logs).log_entry
+
+
+def _service() -> ServiceDescriptor:
+    file = descriptor_pb2.FileDescriptorProto(name="eastwest/als_wire.proto", package="wire", syntax="proto3")
+    _add(file, als_pb2.StreamAccessLogsMessage.DESCRIPTOR, _MESSAGE)
+    answer = file.message_type.add(name="StreamAccessLogsResponse")
+    real = als_pb2.DESCRIPTOR.services_by_name["AccessLogService"]
+    package, _, name = real.full_name.rpartition(".")
+    served = descriptor_pb2.FileDescriptorProto(
+        name="eastwest/als_service.proto", package=package, syntax="proto3", dependency=[file.name]
+    )
+    service = served.service.add(name=name)
+    service.method.add(
+        name="StreamAccessLogs",
+        input_type=".wire.StreamAccessLogsMessage",
+        output_type=f".wire.{answer.name}",
+        client_streaming=True,
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    pool.Add(served)
+    return pool.FindServiceByName(real.full_name)
+
+
+def _add(file: descriptor_pb2.FileDescriptorProto, real: Descriptor, shape: _Shape) -> str:
+    message = file.message_type.add(name=real.name)
+    for name, inner in shape.items():
+        field = real.fields_by_name[name]
+        added = message.field.add(name=name, number=field.number)
+        repeated = field.is_repeated
+        added.label = _LABEL[repeated]
+        if isinstance(inner, dict) and field.message_type is not None:
+            added.type = _PLAIN.TYPE_MESSAGE
+            added.type_name = f".wire.{_add(file, field.message_type, inner)}"
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            added.type = _PLAIN.TYPE_BYTES
+        elif field.type == FieldDescriptor.TYPE_ENUM:
+            added.type = _PLAIN.TYPE_INT32
+        else:
+            added.type = _PLAIN.Type.ValueType(field.type)
+    return real.name
+
+
+SERVICE = _service()
+"""The access log service, its messages read so."""
+Message: Any = GetMessageClass(SERVICE.methods_by_name["StreamAccessLogs"].input_type)
+Response: Any = GetMessageClass(SERVICE.methods_by_name["StreamAccessLogs"].output_type)
