@@ -12,7 +12,7 @@ import threading
 from typing import ClassVar
 
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from moto.kms import models, utils
@@ -22,7 +22,13 @@ from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_
 from werkzeug.serving import make_server
 
 ED25519 = "ECC_NIST_EDWARDS25519"
-HASHES = {"ECDSA_SHA_256": hashes.SHA256(), "ECDSA_SHA_384": hashes.SHA384()}
+ML_DSA = "ML_DSA_44"
+OURS = {ED25519: "ED25519_SHA_512", ML_DSA: "ML_DSA_SHAKE_256"}
+HASHES = {
+    "ECDSA_SHA_256": hashes.SHA256(),
+    "ECDSA_SHA_384": hashes.SHA384(),
+    "RSASSA_PKCS1_V1_5_SHA_256": hashes.SHA256(),
+}
 PAGE = 3  # small, so that a handful of keys needs several pages
 
 
@@ -48,6 +54,15 @@ class EdwardsKey(utils.AbstractPrivateKey):
         return self.private_key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
+class MlDsaKey(EdwardsKey):
+    def __init__(self):
+        self.private_key = mldsa.MLDSA44PrivateKey.generate()
+
+    def sign(self, message, signing_algorithm):
+        assert signing_algorithm == "ML_DSA_SHAKE_256"
+        return self.private_key.sign(message)
+
+
 def sign(response):
     parameters = json.loads(response.body)
     response._validate_key_id(parameters["KeyId"])
@@ -65,7 +80,11 @@ def sign(response):
     else:
         if algorithm not in HASHES or len(message) != HASHES[algorithm].digest_size:
             raise ValidationException("Digest is invalid length for algorithm")
-        signature = key.private_key.private_key.sign(message, ec.ECDSA(Prehashed(HASHES[algorithm])))
+        private, hashed = key.private_key.private_key, Prehashed(HASHES[algorithm])
+        if isinstance(private, rsa.RSAPrivateKey):
+            signature = private.sign(message, padding.PKCS1v15(), hashed)
+        else:
+            signature = private.sign(message, ec.ECDSA(hashed))
     answer = {"KeyId": key.arn, "Signature": base64.b64encode(signature).decode(), "SigningAlgorithm": algorithm}
     return json.dumps(answer)
 
@@ -83,10 +102,11 @@ def list_aliases(response, whole=KmsResponse.list_aliases):
 def extend_moto():
     specs, generate = utils.KeySpec.key_specs, models.generate_private_key
     algorithms = models.Key.signing_algorithms.fget
-    utils.KeySpec.key_specs = classmethod(lambda _: [*specs(), ED25519])
-    models.generate_private_key = lambda spec: EdwardsKey() if spec == ED25519 else generate(spec)
+    utils.KeySpec.key_specs = classmethod(lambda _: [*specs(), *OURS])
+    made = {ED25519: EdwardsKey, ML_DSA: MlDsaKey}
+    models.generate_private_key = lambda spec: made[spec]() if spec in made else generate(spec)
     models.Key.signing_algorithms = property(
-        lambda key: ["ED25519_SHA_512"] if key.key_spec == ED25519 else algorithms(key)
+        lambda key: [OURS[key.key_spec]] if key.key_spec in OURS else algorithms(key)
     )
     KmsResponse.sign = sign
     KmsResponse.list_aliases = list_aliases

@@ -1,0 +1,76 @@
+"""Options that say which decisions, spelled once, and the query that they make."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from eastwest.ledger.query import DecisionQuery
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR", envvar="EASTWEST_DATA", readable=False, help="The data directory of a running server."
+    ),
+]
+Ledger = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger", metavar="DIR", help="A directory of segments, DATA/server/ledger or a copy: no server is asked."
+    ),
+]
+Caller = Annotated[str, typer.Option(help="Only this caller's SPIFFE ID.")]
+Service = Annotated[str, typer.Option(help="Only calls of this service.")]
+Operation = Annotated[str, typer.Option(help="Only calls of this operation.")]
+Tenant = Annotated[str, typer.Option(help="Only calls for this tenant.")]
+Verdict = Annotated[str, typer.Option(help="allow or deny.")]
+Code = Annotated[str, typer.Option(help="Only this decision code, such as TENANT_NOT_PERMITTED.")]
+Cause = Annotated[str, typer.Option(help="Only refusals for this cause, such as expired.")]
+Class = Annotated[str, typer.Option("--class", help="Only this class of failure, such as expired or stale_bundle.")]
+Reference = Annotated[str, typer.Option(help="Only the call whose caller was given this reference.")]
+From = Annotated[
+    str, typer.Option("--from", metavar="TIME", help="2026-11-22, 2026-11-22T10:00:00Z, or 90m, 24h, 7d ago.")
+]
+To = Annotated[str, typer.Option("--to", metavar="TIME", help="Up to, and without, this time.")]
+Kind = Annotated[str, typer.Option(help="decision or lost.")]
+After = Annotated[int, typer.Option(min=0, help="Only rows after this row number, oldest first.")]
+First = Annotated[bool, typer.Option("--first", help="Only first calls of a caller, service and operation.")]
+BreakGlass = Annotated[bool, typer.Option("--break-glass", help="Only calls that an emergency grant allowed.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+_AGO = re.compile(r"(\d{1,6})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_TEXTS = ("caller", "service", "operation", "tenant", "verdict", "code", "cause", "reference", "kind")
+
+
+def asked(options: Mapping[str, Any], **more: Any) -> DecisionQuery:
+    """The query of a command's options; raises ``InvalidInput`` for what could match nothing by mistake."""
+    from eastwest.clock import SystemClock
+    from eastwest.ledger.query import DecisionQuery
+
+    now = SystemClock().now()
+    fields: dict[str, Any] = {name: options[name] for name in _TEXTS if name in options}
+    fields |= {name: options.get(name, False) for name in ("first", "break_glass")}
+    fields |= {name: moment_of(text, now) for name in ("start", "end") if (text := options.get(name))}
+    return DecisionQuery(**fields, **more).checked()
+
+
+def moment_of(text: str, now: datetime) -> datetime:
+    """A time as people write it: RFC 3339, a date (its beginning, UTC), or how long ago."""
+    from eastwest.errors import InvalidInput
+
+    try:
+        if ago := _AGO.fullmatch(text):
+            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        moment = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise InvalidInput(
+            f"{text[:64]!r} is no time", fix="such as 2026-11-22, 2026-11-22T10:00:00Z, or 24h for that long ago"
+        ) from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -1,0 +1,176 @@
+"""Where answers come from: a running server, over its admin socket, or segments on disk, without one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from eastwest.errors import InvalidInput
+from eastwest.ledger.query import MAX_PAGE, DecisionQuery
+from eastwest.policy.problems import suggest, suggest_id
+
+if TYPE_CHECKING:
+    from eastwest.cli.admin import AdminClient
+    from eastwest.store.ledger_reader import LedgerReader
+
+LOOK_AGAIN = 0.5
+"""Seconds between two looks while following."""
+CHUNK = 1 << 20
+
+
+class Source:
+    """What all sources have in common; ``open`` gives one of the two below."""
+
+    @staticmethod
+    @asynccontextmanager
+    async def open(data: Path | None, ledger: Path | None) -> AsyncIterator[Source]:
+        """The server of ``data``, or the files of ``ledger``; exactly one is given."""
+        if ledger is not None:
+            from eastwest.store.ledger_reader import LedgerReader
+
+            with LedgerReader(ledger) as reader:
+                yield Files(reader)
+        elif data is not None:
+            from eastwest.cli.admin import AdminClient
+
+            async with AdminClient.connect(data) as admin:
+                yield Server(admin)
+        else:
+            raise InvalidInput(
+                "it is not said which ledger", fix="give --data DIR of a server, or --ledger DIR of files"
+            )
+
+    async def page(self, query: DecisionQuery) -> tuple[list[dict[str, Any]], int]:
+        """Matching rows, and how many decisions were lost in all."""
+        raise NotImplementedError
+
+    async def totals(self, query: DecisionQuery, by: str) -> list[dict[str, Any]]:
+        """Totals by a dimension, or ``edges``."""
+        raise NotImplementedError
+
+    def export(self, query: DecisionQuery, form: str) -> AsyncIterator[bytes]:
+        """A file of all matching rows, in pieces."""
+        raise NotImplementedError
+
+    async def notes(self, query: DecisionQuery) -> Sequence[str]:
+        """Why nothing may have been found."""
+        del query
+        return ()
+
+    async def lost(self) -> int:
+        """How many decisions were lost in all."""
+        return (await self.page(DecisionQuery(limit=1, newest_first=True)))[1]
+
+    async def rows(self, query: DecisionQuery) -> tuple[list[dict[str, Any]], int, Sequence[str]]:
+        """Matching rows, oldest first; losses; and notes where nothing was found."""
+        rows, lost = await self.page(query)
+        rows.sort(key=lambda row: row["row"])
+        return rows, lost, () if rows else await self.notes(query)
+
+    async def follow(self, query: DecisionQuery, rows: Sequence[dict[str, Any]]) -> AsyncIterator[list[dict[str, Any]]]:
+        """Matching rows that come after these, as they come."""
+        if rows:
+            last = rows[-1]["row"]
+        else:
+            newest, _ = await self.page(DecisionQuery(limit=1, newest_first=True))
+            last = newest[0]["row"] if newest else 0
+        while True:
+            more, _ = await self.page(replace(query, after=last, newest_first=False, limit=MAX_PAGE))
+            if more:
+                last = more[-1]["row"]
+                yield more
+            else:
+                await asyncio.sleep(LOOK_AGAIN)
+
+    async def edges(self, query: DecisionQuery, limit: int) -> list[dict[str, Any]]:
+        """All edges up to a limit, page by page."""
+        found: list[dict[str, Any]] = []
+        while len(found) < limit:
+            page = await self.totals(replace(query, after=len(found), limit=min(MAX_PAGE, limit - len(found))), "edges")
+            found += page
+            if len(page) < MAX_PAGE:
+                break
+        return found
+
+    async def of_class(self, query: DecisionQuery, name: str) -> DecisionQuery:
+        """The query, held to one class of failure: to the codes and causes of that class which there are."""
+        if not name:
+            return query
+        from eastwest.ledger.failure import classify
+        from eastwest.policy.failures import FailureClass
+
+        names = [str(kind) for kind in FailureClass]
+        if name not in names:
+            raise InvalidInput(
+                f"{name[:32]!r} is no class of failure", fix=suggest(name, names, otherwise=", ".join(names))
+            )
+        found = await self.totals(replace(query, verdict="deny", after=0, limit=MAX_PAGE), "cause")
+        pairs = [(row["code"], row["cause"]) for row in found if classify(row["code"], row["cause"]) == name]
+        return replace(query, reasons=tuple(pairs))
+
+
+class Server(Source):
+    """A running server."""
+
+    def __init__(self, admin: AdminClient) -> None:
+        self._admin = admin
+
+    async def page(self, query: DecisionQuery) -> tuple[list[dict[str, Any]], int]:
+        return await self._admin.ledger_rows(query)
+
+    async def totals(self, query: DecisionQuery, by: str) -> list[dict[str, Any]]:
+        return await self._admin.count_decisions(query, by)
+
+    def export(self, query: DecisionQuery, form: str) -> AsyncIterator[bytes]:
+        return self._admin.export_decisions(query, form)
+
+    async def notes(self, query: DecisionQuery) -> Sequence[str]:
+        """What was asked for and the estate does not have."""
+        from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
+        from eastwest.policy.load import load_estate
+
+        caller, service = query.caller, query.service
+        if not (caller or service):
+            return ()
+        status = await self._admin.estate_status()
+        if status is None:
+            return ()
+        estate = load_estate(status["files"])
+        notes = []
+        services = [one.service for one in estate.services]
+        if service and service not in services:
+            notes.append(
+                f"the estate has no service {service[:64]!r} ({suggest(service, services, otherwise='see plan')})"
+            )
+        callers = [one.spiffe_id for one in estate.callers]
+        if caller and caller not in callers and not await self._admin.entries(pb.ListEntriesRequest(spiffe_id=caller)):
+            near = suggest_id(caller, callers, otherwise="give a whole SPIFFE ID")
+            notes.append(f"nobody is registered as {caller[:300]!r} ({near})")
+        return notes
+
+
+class Files(Source):
+    """Segments on disk; nobody has verified them (``eastwest decisions verify`` does)."""
+
+    def __init__(self, reader: LedgerReader) -> None:
+        self._reader = reader
+
+    async def page(self, query: DecisionQuery) -> tuple[list[dict[str, Any]], int]:
+        lost = self._reader.top(DecisionQuery(kind="lost", limit=MAX_PAGE), "agent")
+        return self._reader.search(query), sum(row["count"] for row in lost)
+
+    async def totals(self, query: DecisionQuery, by: str) -> list[dict[str, Any]]:
+        return self._reader.edges(query) if by == "edges" else self._reader.top(query, by)
+
+    async def export(self, query: DecisionQuery, form: str) -> AsyncIterator[bytes]:
+        path = self._reader.scratch / "export"
+        self._reader.export(query, form, path)
+        with path.open("rb") as file:
+            while piece := file.read(CHUNK):
+                yield piece
+        path.unlink()
