@@ -19,6 +19,7 @@ from eastwest import errors
 from eastwest.rpc.joined import JoinedProtocol
 from eastwest.rpc.on_grpclib import cardinality
 from eastwest.rpc.status import from_grpc
+from eastwest.rpc.tracing import carried
 
 DEFAULT_DEADLINE = 30.0
 """Seconds that a unary call may take."""
@@ -89,7 +90,8 @@ class Channel(grpclib.client.Channel):
         metadata: Mapping[str, str] | None = None,
     ) -> Any:
         """Call a unary method; raises our errors."""
-        async with self.stream(method, deadline=deadline, metadata=metadata) as stream:
+        told = {**carried(), **(metadata or {})}
+        async with self.stream(method, deadline=deadline, metadata=told) as stream:
             await stream.send_message(request, end=True)
             reply = await stream.recv_message()
             if reply is None:

@@ -10,6 +10,7 @@ import socket
 import ssl
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -21,6 +22,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from eastwest import errors
+from eastwest.rpc import tracing
 from eastwest.rpc.admission import Connections
 from eastwest.rpc.http2 import Http2Server
 from eastwest.rpc.method import Exchange, Method
@@ -141,12 +143,16 @@ class Service:
             try:
                 if guard is not None:
                     await guard(call)
-                request = None
-                if not takes_stream:
+                if takes_stream:
+                    reply = await handler(None, call)
+                else:
                     request = await exchange.receive()
                     if request is None:
                         raise errors.InvalidInput("the request has no message")
-                reply = await handler(request, call)
+                    # After the guard: a stranger's calls are no part of anybody's trace. A span that lasts as long as
+                    # a stream would tell nothing.
+                    with nullcontext() if gives_stream else tracing.serving(name, call.metadata):
+                        reply = await handler(request, call)
                 if not gives_stream:
                     await exchange.send(cast("Message", reply))
             except errors.Error as error:
