@@ -1,4 +1,4 @@
-"""JWTs of our own making in compact form (RFC 7515), of one algorithm and one type: drafted, and read again.
+"""JWTs of our own making in compact form (RFC 7515), of one type: drafted, and read again.
 
 For tokens that only this trust domain makes and reads; JWT-SVIDs, which others make too, are ``eastwest.pki.jwt``.
 They are read as Envoy's ``jwt_authn`` reads them, so that one that passes in one place passes in the other.
@@ -18,17 +18,21 @@ from typing import Any
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from eastwest.pki.jwt import UnsignedJwt
-from eastwest.pki.signer import KeyAlgorithm, Signer, UnsupportedKey
+from eastwest.pki.signer import Signer, UnsupportedKey
+from eastwest.pki.token_signer import RSA_BITS, TokenSigner, is_token_key
 
-ALGORITHM = "ES256"
+RSA_ALGORITHM = "RS256"
+EC_ALGORITHM = "ES256"
 _HALF = 32
-_SHA256 = ec.ECDSA(hashes.SHA256())
-Keys = Mapping[str, ec.EllipticCurvePublicKey]
-"""Public keys (P-256) by ``kid``."""
+_SHA256 = hashes.SHA256()
+_ECDSA = ec.ECDSA(_SHA256)
+Key = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+Keys = Mapping[str, Key]
+"""Public keys (RSA or P-256) by ``kid``."""
 
 
 _KNOWN = frozenset(f"{family}{bits}" for family in ("ES", "HS", "PS", "RS") for bits in (256, 384, 512)) | {"EdDSA"}
@@ -47,24 +51,39 @@ class Parsed:
 
     def is_signed_by(self, keys: Keys) -> bool:
         """Whether the key that it names signed it; where it names none, whether any did."""
-        if self.algorithm != ALGORITHM:
-            return False
-        half = len(self._signature) // 2
-        r, s = int.from_bytes(self._signature[:half]), int.from_bytes(self._signature[half : 2 * half])
         named = [keys[self.key_id]] if self.key_id in keys else []
-        return any(_verifies(key, encode_dss_signature(r, s), self._message) for key in named or self._any(keys))
+        return any(self._verifies(key) for key in named or self._any(keys))
 
-    def _any(self, keys: Keys) -> list[ec.EllipticCurvePublicKey]:
+    def _any(self, keys: Keys) -> list[Key]:
         return [] if self.key_id else list(keys.values())
 
+    def _verifies(self, key: Key) -> bool:
+        """By the one algorithm that goes with the key's type: a header chooses none."""
+        try:
+            if isinstance(key, rsa.RSAPublicKey) and self.algorithm == RSA_ALGORITHM:
+                key.verify(self._signature, self._message, padding.PKCS1v15(), _SHA256)
+            elif isinstance(key, ec.EllipticCurvePublicKey) and self.algorithm == EC_ALGORITHM:
+                half = len(self._signature) // 2
+                r, s = int.from_bytes(self._signature[:half]), int.from_bytes(self._signature[half : 2 * half])
+                key.verify(encode_dss_signature(r, s), self._message, _ECDSA)
+            else:
+                return False
+        except InvalidSignature:
+            return False
+        return True
 
-def draft(signer: Signer, kind: str, claims: Mapping[str, Any]) -> UnsignedJwt:
-    """A token of type ``kind`` (the header's ``typ``) to be signed by ``signer``, whose key must be P-256."""
-    if signer.algorithm is not KeyAlgorithm.EC_P256:
-        raise UnsupportedKey(f"{signer.algorithm} keys cannot sign {ALGORITHM}", fix="use ec-p256")
-    header = {"alg": ALGORITHM, "kid": signer.key_id, "typ": kind}
+
+def draft(signer: Signer | TokenSigner, kind: str, claims: Mapping[str, Any]) -> UnsignedJwt:
+    """A token of type ``kind`` (the header's ``typ``) to be signed by ``signer``, whose key must be RSA or P-256."""
+    algorithm, half = _algorithm(signer)
+    header = {"alg": algorithm, "kid": signer.key_id, "typ": kind}
     message = _segment(msgspec.json.encode(header)) + b"." + _segment(msgspec.json.encode(claims))
-    return UnsignedJwt(message, header, claims, _HALF)
+    return UnsignedJwt(message, header, claims, half)
+
+
+def signature_length(signer: Signer | TokenSigner) -> int:
+    """How many characters the signature of a drafted token will have."""
+    return -(-4 * (2 * _algorithm(signer)[1] or RSA_BITS // 8) // 3)
 
 
 def parse(token: str, limit: int) -> Parsed | None:
@@ -87,15 +106,31 @@ def parse(token: str, limit: int) -> Parsed | None:
     return Parsed(claims, algorithm, key_id, message.encode(), raw)
 
 
-def read_keys(document: bytes) -> dict[str, ec.EllipticCurvePublicKey]:
-    """The P-256 keys of a JWK set (RFC 7517) by ``kid``; keys of other kinds are left out. Raises ``ValueError``."""
-    found = {}
+def read_keys(document: bytes) -> dict[str, Key]:
+    """The RSA (2,048 bits) and P-256 keys of a JWK set (RFC 7517) by ``kid``, without others.
+
+    Raises ``ValueError``.
+    """
+    found: dict[str, Key] = {}
     for key in msgspec.json.decode(document, type=_KeySet).keys:
-        if key.kty != "EC" or key.crv != "P-256" or not key.kid:
-            continue
-        x, y = (int.from_bytes(_decoded(part)) for part in (key.x, key.y))
-        found[key.kid] = ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key()
+        if key.kid and key.kty == "EC" and key.crv == "P-256":
+            x, y = (int.from_bytes(_decoded(part)) for part in (key.x, key.y))
+            found[key.kid] = ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key()
+        elif key.kid and key.kty == "RSA":
+            e, n = (int.from_bytes(_decoded(part)) for part in (key.e, key.n))
+            public = rsa.RSAPublicNumbers(e, n).public_key()
+            if is_token_key(public):
+                found[key.kid] = public
     return found
+
+
+def _algorithm(signer: Signer | TokenSigner) -> tuple[str, int]:
+    """JOSE's name of how a key signs, and the bytes of half a signature (0: it has no halves)."""
+    if isinstance(signer.public_key, rsa.RSAPublicKey):
+        return RSA_ALGORITHM, 0
+    if isinstance(signer.public_key, ec.EllipticCurvePublicKey) and signer.public_key.curve.name == "secp256r1":
+        return EC_ALGORITHM, _HALF
+    raise UnsupportedKey(f"{signer!r} cannot sign {RSA_ALGORITHM} or {EC_ALGORITHM}", fix="use ec-p256")
 
 
 class _Key(msgspec.Struct, frozen=True):
@@ -104,6 +139,8 @@ class _Key(msgspec.Struct, frozen=True):
     kid: str = ""
     x: str = ""
     y: str = ""
+    n: str = ""
+    e: str = ""
 
 
 class _KeySet(msgspec.Struct, frozen=True):
@@ -154,14 +191,6 @@ def _is_deep(value: dict[str, Any]) -> bool:
         inner = [one for outer in level for one in (outer.values() if isinstance(outer, dict) else outer)]
         level = [one for one in inner if isinstance(one, dict | list)]
     return bool(level)
-
-
-def _verifies(key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes) -> bool:
-    try:
-        key.verify(signature, message, _SHA256)
-    except InvalidSignature:
-        return False
-    return True
 
 
 _ALPHABET = frozenset(ascii_letters + digits + "-_")

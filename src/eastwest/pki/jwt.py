@@ -94,11 +94,14 @@ class UnsignedJwt:
     header: Mapping[str, str]
     claims: Mapping[str, Any]
     half_length: int
+    """Bytes of r and of s in the signature; 0 where it is one number (RSA)."""
 
     def finish(self, der_signature: bytes) -> MintedJwt:
         """The token, given the signature as a ``Signer`` makes it (JOSE has r and s side by side instead)."""
-        r, s = decode_dss_signature(der_signature)
-        signature = r.to_bytes(self.half_length, "big") + s.to_bytes(self.half_length, "big")
+        signature = der_signature
+        if self.half_length:
+            r, s = decode_dss_signature(der_signature)
+            signature = r.to_bytes(self.half_length, "big") + s.to_bytes(self.half_length, "big")
         token = (self.message + b"." + _segment(signature)).decode("ascii")
         return MintedJwt(token, self.header, self.claims, hashlib.sha256(signature).hexdigest())
 

@@ -9,7 +9,7 @@ import enum
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa
@@ -86,6 +86,40 @@ class KeyStore(Protocol):
 
     def delete(self, name: str) -> None:
         """Destroy a key for good before returning. Raises ``NotFound``. Signers loaded before may go on working."""
+        ...
+
+
+class NoteSigner(Protocol):
+    """An ML-DSA-44 key that signs the log's checkpoints and is never certified (so it is no ``Signer``)."""
+
+    @property
+    def public_key(self) -> mldsa.MLDSA44PublicKey:
+        """The public half."""
+        ...
+
+    @property
+    def is_remote(self) -> bool:
+        """As ``Signer.is_remote``."""
+        ...
+
+    def sign(self, data: bytes) -> bytes:
+        """2,420 bytes of ML-DSA-44 (FIPS 204, pure, empty context). Raises ``Unavailable``. Safe from many threads."""
+        ...
+
+
+@runtime_checkable
+class NoteKeyStore(Protocol):
+    """A key store that also keeps ML-DSA-44 keys for the log; one that cannot simply lacks these methods.
+
+    Their names are among ``names`` and ``delete`` destroys them; ``load`` refuses them, so none is ever certified.
+    """
+
+    def create_note_key(self, name: str) -> NoteSigner:
+        """As ``KeyStore.create``."""
+        ...
+
+    def load_note_key(self, name: str) -> NoteSigner:
+        """As ``KeyStore.load``; ``Corrupt`` also for a key of another type."""
         ...
 
 
@@ -173,6 +207,33 @@ class SoftwareSigner(BaseSigner):
             assert self._ecdsa is not None
             return self._key.sign(data, self._ecdsa)
         return self._key.sign(data)
+
+
+class SoftwareNoteSigner:
+    """A ``NoteSigner`` whose private key is in this process's memory; shown and kept as little as any signer."""
+
+    __slots__ = ("_key", "_public_key")
+
+    def __init__(self, private_key: mldsa.MLDSA44PrivateKey) -> None:
+        self._key = private_key
+        self._public_key = private_key.public_key()
+
+    @property
+    def public_key(self) -> mldsa.MLDSA44PublicKey:
+        return self._public_key
+
+    @property
+    def is_remote(self) -> bool:
+        return False
+
+    def sign(self, data: bytes) -> bytes:
+        return self._key.sign(data)
+
+    def __repr__(self) -> str:
+        return "SoftwareNoteSigner(ml-dsa-44)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a signer is not copied or pickled")
 
 
 def generate_private_key(algorithm: KeyAlgorithm) -> PrivateKey:

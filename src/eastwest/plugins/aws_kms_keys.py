@@ -19,6 +19,7 @@ import boto3
 import msgspec
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from cryptography.hazmat.primitives.asymmetric import mldsa, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from eastwest.errors import (
@@ -32,7 +33,17 @@ from eastwest.errors import (
     Unavailable,
 )
 from eastwest.pki.parsing import PARSE_ERRORS
-from eastwest.pki.signer import HASHES, BaseSigner, KeyAlgorithm, KeyStoreContext, PublicKey, Signer, UnsupportedKey
+from eastwest.pki.signer import (
+    HASHES,
+    BaseSigner,
+    KeyAlgorithm,
+    KeyStoreContext,
+    NoteSigner,
+    PublicKey,
+    Signer,
+    UnsupportedKey,
+)
+from eastwest.pki.token_signer import BaseTokenSigner, TokenSigner, is_token_key
 from eastwest.plugins.key_names import check_key_name, is_key_name
 
 MAX_ALIAS_PREFIX = 100
@@ -88,13 +99,29 @@ class AwsKmsKeyStore:
         return cls(client, options.alias_prefix, options.deletion_days)
 
     def create(self, name: str, algorithm: KeyAlgorithm) -> Signer:
+        return self._signer(name, self._make(name, _SPECS[algorithm].key_spec))
+
+    def create_note_key(self, name: str) -> NoteSigner:
+        return self._note_signer(name, self._make(name, _NOTE_SPEC.key_spec))
+
+    def load_note_key(self, name: str) -> NoteSigner:
+        return self._note_signer(name, self._existing(name))
+
+    def create_token_key(self, name: str) -> TokenSigner:
+        return self._token_signer(name, self._make(name, _TOKEN_SPEC.key_spec))
+
+    def load_token_key(self, name: str) -> TokenSigner:
+        return self._token_signer(name, self._existing(name))
+
+    def _make(self, name: str, key_spec: str) -> str:
+        """Make a key of a type that KMS calls ``key_spec``; its id."""
         alias = self._alias(name)
         if self._target(alias) is not None:
             raise AlreadyExists(f"a key named {name} exists already", where=alias)
         made = self._call(
             "create_key",
             alias,
-            KeySpec=_SPECS[algorithm].key_spec,
+            KeySpec=key_spec,
             KeyUsage="SIGN_VERIFY",
             Description=f"Eastwest key {name}",
             Tags=[{"TagKey": "eastwest-key", "TagValue": name}],
@@ -107,14 +134,17 @@ class AwsKmsKeyStore:
             with suppress(Error):
                 self._call("schedule_key_deletion", alias, KeyId=key, PendingWindowInDays=7)
             raise
-        return self._signer(name, key)
+        return key
 
     def load(self, name: str) -> Signer:
+        return self._signer(name, self._existing(name))
+
+    def _existing(self, name: str) -> str:
         alias = self._alias(name)
         key = self._target(alias)
         if key is None:
             raise NotFound(f"there is no key named {name}", where=alias)
-        return self._signer(name, key)
+        return key
 
     def names(self) -> Sequence[str]:
         found, marker = set(), ""
@@ -163,6 +193,28 @@ class AwsKmsKeyStore:
             raise Corrupt(f"the key {name} is not one that signs", where=where)
         return signer
 
+    def _note_signer(self, name: str, key: str) -> AwsKmsNoteSigner:
+        where = self._alias(name)
+        described = self._call("get_public_key", where, KeyId=key)
+        try:
+            public_key: Any = load_der_public_key(described["PublicKey"])
+        except _UNREADABLE:
+            public_key = None
+        if not isinstance(public_key, mldsa.MLDSA44PublicKey) or described.get("KeyUsage") != "SIGN_VERIFY":
+            raise Corrupt(f"the key {name} is not one of ML-DSA-44 that signs", where=where)
+        return AwsKmsNoteSigner(self._client, key, where, public_key)
+
+    def _token_signer(self, name: str, key: str) -> AwsKmsTokenSigner:
+        where = self._alias(name)
+        described = self._call("get_public_key", where, KeyId=key)
+        try:
+            public_key: Any = load_der_public_key(described["PublicKey"])
+        except _UNREADABLE:
+            public_key = None
+        if not is_token_key(public_key) or described.get("KeyUsage") != "SIGN_VERIFY":
+            raise Corrupt(f"the key {name} is not one of RSA 2048 that signs", where=where)
+        return AwsKmsTokenSigner(self._client, key, where, public_key)
+
     def _call(self, operation: str, where: str, **arguments: Any) -> Mapping[str, Any]:
         return _call(self._client, operation, where, **arguments)
 
@@ -195,6 +247,72 @@ class AwsKmsSigner(BaseSigner):
             Message=message,
             MessageType="DIGEST" if hashed else "RAW",
             SigningAlgorithm=spec.signing_algorithm,
+        )
+        return bytes(answer["Signature"])
+
+
+class AwsKmsNoteSigner:
+    """A ``NoteSigner`` whose key stays in KMS. A checkpoint's message is far below KMS's 4,096 bytes."""
+
+    __slots__ = ("_client", "_key", "_public_key", "_where")
+
+    def __init__(self, client: Any, key: str, where: str, public_key: mldsa.MLDSA44PublicKey) -> None:
+        self._client = client
+        self._key = key
+        self._where = where
+        self._public_key = public_key
+
+    @property
+    def public_key(self) -> mldsa.MLDSA44PublicKey:
+        return self._public_key
+
+    @property
+    def is_remote(self) -> bool:
+        return True
+
+    def sign(self, data: bytes) -> bytes:
+        answer = _call(
+            self._client,
+            "sign",
+            self._where,
+            KeyId=self._key,
+            Message=data,
+            MessageType="RAW",
+            SigningAlgorithm=_NOTE_SPEC.signing_algorithm,
+        )
+        return bytes(answer["Signature"])
+
+    def __repr__(self) -> str:
+        return "AwsKmsNoteSigner(ml-dsa-44)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a signer is not copied or pickled")
+
+
+class AwsKmsTokenSigner(BaseTokenSigner):
+    """A ``TokenSigner`` whose key stays in KMS, which gets digests: a token may be longer than what it hashes."""
+
+    __slots__ = ("_client", "_key", "_where")
+
+    def __init__(self, client: Any, key: str, where: str, public_key: rsa.RSAPublicKey) -> None:
+        super().__init__(public_key)
+        self._client = client
+        self._key = key
+        self._where = where
+
+    @property
+    def is_remote(self) -> bool:
+        return True
+
+    def sign(self, data: bytes) -> bytes:
+        answer = _call(
+            self._client,
+            "sign",
+            self._where,
+            KeyId=self._key,
+            Message=hashlib.sha256(data).digest(),
+            MessageType="DIGEST",
+            SigningAlgorithm=_TOKEN_SPEC.signing_algorithm,
         )
         return bytes(answer["Signature"])
 
@@ -247,6 +365,8 @@ _SPECS = {
     KeyAlgorithm.ED25519: _Spec("ECC_NIST_EDWARDS25519", "ED25519_SHA_512"),
     KeyAlgorithm.ML_DSA_65: _Spec("ML_DSA_65", "ML_DSA_SHAKE_256"),
 }
+_NOTE_SPEC = _Spec("ML_DSA_44", "ML_DSA_SHAKE_256")
+_TOKEN_SPEC = _Spec("RSA_2048", "RSASSA_PKCS1_V1_5_SHA_256")
 _UNREADABLE: tuple[type[Exception], ...] = (UnsupportedKey, *PARSE_ERRORS)
 _STATE = frozenset({"KMSInvalidStateException", "DisabledException"})
 _FORBIDDEN = frozenset(

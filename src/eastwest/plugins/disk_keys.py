@@ -18,7 +18,7 @@ from typing import Self
 
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa
+from cryptography.hazmat.primitives.asymmetric import mldsa, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -31,11 +31,14 @@ from eastwest.errors import AlreadyExists, Corrupt, FailedPrecondition, InvalidI
 from eastwest.pki.signer import (
     KeyAlgorithm,
     KeyStoreContext,
+    NoteSigner,
     PrivateKey,
     Signer,
+    SoftwareNoteSigner,
     SoftwareSigner,
     generate_private_key,
 )
+from eastwest.pki.token_signer import SoftwareTokenSigner, TokenSigner, generate_token_key, is_token_key
 from eastwest.plugins.key_names import check_key_name, is_key_name
 from eastwest.plugins.pkcs8 import FOR_PASSPHRASE, FOR_RANDOM_KEY, Cost, encrypt_pkcs8
 from eastwest.plugins.secret_files import OversizedFile, bytes_from_file, one_secret, read_private
@@ -44,6 +47,7 @@ MAX_KEY_FILE_BYTES = 16 * 1024
 MIN_KEY_FILE_BYTES = 32
 MIN_PASSPHRASE_BYTES = 8
 _SUFFIX = ".pem"
+_AnyKey = PrivateKey | mldsa.MLDSA44PrivateKey | rsa.RSAPrivateKey
 _ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 
 
@@ -99,8 +103,42 @@ class DiskKeyStore:
         return cls(Path(context.directory), protection_from(options))
 
     def create(self, name: str, algorithm: KeyAlgorithm) -> Signer:
-        path = self._path(name)
         private_key = generate_private_key(algorithm)
+        self._keep(name, private_key)
+        return SoftwareSigner(private_key)
+
+    def create_note_key(self, name: str) -> NoteSigner:
+        private_key = mldsa.MLDSA44PrivateKey.generate()
+        self._keep(name, private_key)
+        return SoftwareNoteSigner(private_key)
+
+    def load(self, name: str) -> Signer:
+        private_key = self._read(name, self._protection)
+        if isinstance(private_key, mldsa.MLDSA44PrivateKey):
+            raise Corrupt("the file holds a key that signs the log, nothing else", where=str(self._path(name)))
+        if isinstance(private_key, rsa.RSAPrivateKey):
+            raise Corrupt("the file holds a key of a type that signs tokens, if any", where=str(self._path(name)))
+        return SoftwareSigner(private_key)
+
+    def load_note_key(self, name: str) -> NoteSigner:
+        private_key = self._read(name, self._protection)
+        if not isinstance(private_key, mldsa.MLDSA44PrivateKey):
+            raise Corrupt("the file does not hold an ML-DSA-44 key", where=str(self._path(name)))
+        return SoftwareNoteSigner(private_key)
+
+    def create_token_key(self, name: str) -> TokenSigner:
+        private_key = generate_token_key()
+        self._keep(name, private_key)
+        return SoftwareTokenSigner(private_key)
+
+    def load_token_key(self, name: str) -> TokenSigner:
+        private_key = self._read(name, self._protection)
+        if not isinstance(private_key, rsa.RSAPrivateKey) or not is_token_key(private_key.public_key()):
+            raise Corrupt("the file does not hold a key of RSA 2048", where=str(self._path(name)))
+        return SoftwareTokenSigner(private_key)
+
+    def _keep(self, name: str, private_key: _AnyKey) -> None:
+        path = self._path(name)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_directory()
@@ -109,10 +147,6 @@ class DiskKeyStore:
             raise AlreadyExists(f"a key named {name} exists already", where=str(path)) from None
         except OSError as error:
             raise Unavailable(f"the key cannot be stored: {error.strerror}", where=str(path)) from None
-        return SoftwareSigner(private_key)
-
-    def load(self, name: str) -> Signer:
-        return SoftwareSigner(self._read(name, self._protection))
 
     def names(self) -> Sequence[str]:
         try:
@@ -156,13 +190,13 @@ class DiskKeyStore:
             changed.append(name)
         return changed
 
-    def _seal(self, private_key: PrivateKey) -> bytes:
+    def _seal(self, private_key: _AnyKey) -> bytes:
         if self._protection is None:
             return private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         protection = self._protection
         return encrypt_pkcs8(private_key, protection.password, protection.cost, SystemEntropy())
 
-    def _read(self, name: str, protection: Protection | None) -> PrivateKey:
+    def _read(self, name: str, protection: Protection | None) -> _AnyKey:
         path = self._path(name)
         try:
             self._check_directory()
@@ -245,7 +279,7 @@ def _sync_directory(path: Path) -> None:
         os.close(directory)
 
 
-def _parse(pem: bytes, path: Path, protection: Protection | None) -> PrivateKey:
+def _parse(pem: bytes, path: Path, protection: Protection | None) -> _AnyKey:
     # The parser's own words are dropped: they might quote the file.
     encrypted = pem.lstrip().startswith(_ENCRYPTED)
     if encrypted and protection is None:
@@ -270,6 +304,6 @@ def _parse(pem: bytes, path: Path, protection: Protection | None) -> PrivateKey:
                 fix="configure the secret that the key was made under",
             ) from None
         raise Corrupt("the file does not hold a PEM private key", where=str(path)) from None
-    if not isinstance(private_key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | mldsa.MLDSA65PrivateKey):
+    if not isinstance(private_key, _AnyKey):
         raise Corrupt("the file holds a key of a type that is never made here", where=str(path))
     return private_key

@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 import pkcs11
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 from pkcs11.exceptions import PKCS11Error
@@ -28,6 +28,7 @@ from pkcs11.util.ec import encode_named_curve_parameters
 
 from eastwest.errors import AlreadyExists, Corrupt, FailedPrecondition, InvalidInput, NotFound, Unavailable
 from eastwest.pki.signer import CURVES, HASHES, BaseSigner, KeyAlgorithm, KeyStoreContext, PublicKey, Signer
+from eastwest.pki.token_signer import PUBLIC_EXPONENT, RSA_BITS, BaseTokenSigner, TokenSigner, is_token_key
 from eastwest.plugins.key_names import check_key_name, is_key_name
 from eastwest.plugins.secret_files import one_secret
 
@@ -78,16 +79,29 @@ class Pkcs11KeyStore:
         check_key_name(name)
         if algorithm not in _KINDS:
             raise InvalidInput(f"keys of type {algorithm} cannot be made in a PKCS #11 token here")
+        public = self._make(name, lambda session, label: _generate(session, label, algorithm))
+        return Pkcs11Signer(self._token, self._prefix + name, public)
+
+    def create_token_key(self, name: str) -> TokenSigner:
+        check_key_name(name)
+        return Pkcs11TokenSigner(self._token, self._prefix + name, self._make(name, _generate_rsa))
+
+    def load_token_key(self, name: str) -> TokenSigner:
+        check_key_name(name)
+        public = self._token.run(lambda session: _rsa_key(self._public(session, name), name, self._token.where))
+        return Pkcs11TokenSigner(self._token, self._prefix + name, public)
+
+    def _make(self, name: str, generate: Callable[[Any, str], _T]) -> _T:
+        """What ``generate`` makes under a label that nothing has."""
         label = self._prefix + name
         with self._changing:
             if self._token.run(lambda session: _objects(session, label, ObjectClass.PRIVATE_KEY)):
                 raise AlreadyExists(f"a key named {name} exists already", where=self._token.where)
-            public = self._token.run(lambda session: _generate(session, label, algorithm), writing=True)
-        return Pkcs11Signer(self._token, label, public)
+            return self._token.run(lambda session: generate(session, label), writing=True)
 
     def load(self, name: str) -> Signer:
         check_key_name(name)
-        public = self._token.run(lambda session: self._look_up(session, name))
+        public = self._token.run(lambda session: _public_key(self._public(session, name), name, self._token.where))
         return Pkcs11Signer(self._token, self._prefix + name, public)
 
     def names(self) -> Sequence[str]:
@@ -105,15 +119,15 @@ class Pkcs11KeyStore:
             self._token.run(lambda session: self._destroy(session, name), writing=True)
             self._token.forget(self._prefix + name)
 
-    def _look_up(self, session: Any, name: str) -> PublicKey:
+    def _public(self, session: Any, name: str) -> Any:
+        """The public half of a key that cannot leave the token."""
         label = self._prefix + name
         private = _only(_objects(session, label, ObjectClass.PRIVATE_KEY), name, self._token.where)
         if private[Attribute.EXTRACTABLE] or not private[Attribute.SENSITIVE]:
             raise FailedPrecondition(
                 f"the key {name} can be taken out of the token", where=self._token.where, fix="make a new one here"
             )
-        public = _only(_objects(session, label, ObjectClass.PUBLIC_KEY), f"{name} (its public half)", self._token.where)
-        return _public_key(public, name, self._token.where)
+        return _only(_objects(session, label, ObjectClass.PUBLIC_KEY), f"{name} (its public half)", self._token.where)
 
     def _destroy(self, session: Any, name: str) -> None:
         label = self._prefix + name
@@ -146,6 +160,24 @@ class Pkcs11Signer(BaseSigner):
         raw = self._token.sign(self._label, digest, Mechanism.ECDSA)
         half = len(raw) // 2
         return encode_dss_signature(int.from_bytes(raw[:half]), int.from_bytes(raw[half:]))
+
+
+class Pkcs11TokenSigner(BaseTokenSigner):
+    """A ``TokenSigner`` whose key stays in the token."""
+
+    __slots__ = ("_label", "_token")
+
+    def __init__(self, token: Token, label: str, public_key: rsa.RSAPublicKey) -> None:
+        super().__init__(public_key)
+        self._token = token
+        self._label = label
+
+    @property
+    def is_remote(self) -> bool:
+        return True
+
+    def sign(self, data: bytes) -> bytes:
+        return self._token.sign(self._label, data, Mechanism.SHA256_RSA_PKCS)
 
 
 class Token:
@@ -293,19 +325,48 @@ def _generate(session: Any, label: str, algorithm: KeyAlgorithm) -> PublicKey:
         label=label,
         id=label.encode(),
         public_template={Attribute.VERIFY: True},
-        private_template={
-            Attribute.PRIVATE: True,
-            Attribute.SENSITIVE: True,
-            Attribute.EXTRACTABLE: False,
-            Attribute.SIGN: True,
-            Attribute.DECRYPT: False,
-            Attribute.UNWRAP: False,
-        },
+        private_template=_PRIVATE,
     )
     return _decode(algorithm, public[Attribute.EC_POINT])
 
 
+def _generate_rsa(session: Any, label: str) -> rsa.RSAPublicKey:
+    public, _private = session.generate_keypair(
+        KeyType.RSA,
+        RSA_BITS,
+        mechanism=Mechanism.RSA_PKCS_KEY_PAIR_GEN,
+        store=True,
+        label=label,
+        id=label.encode(),
+        public_template={
+            Attribute.VERIFY: True,
+            Attribute.ENCRYPT: False,
+            Attribute.WRAP: False,
+            Attribute.PUBLIC_EXPONENT: PUBLIC_EXPONENT.to_bytes(3, "big"),
+        },
+        private_template=_PRIVATE,
+    )
+    return _decoded_rsa(public)
+
+
+def _rsa_key(public: Any, name: str, where: str) -> rsa.RSAPublicKey:
+    try:
+        key = _decoded_rsa(public) if public[Attribute.KEY_TYPE] == KeyType.RSA else None
+    except ValueError:
+        key = None
+    if key is None or not is_token_key(key):
+        raise Corrupt(f"the key {name} is not one of RSA {RSA_BITS}", where=where)
+    return key
+
+
+def _decoded_rsa(public: Any) -> rsa.RSAPublicKey:
+    exponent, modulus = (bytes(public[part]) for part in (Attribute.PUBLIC_EXPONENT, Attribute.MODULUS))
+    return rsa.RSAPublicNumbers(int.from_bytes(exponent), int.from_bytes(modulus)).public_key()
+
+
 def _public_key(public: Any, name: str, where: str) -> PublicKey:
+    if public[Attribute.KEY_TYPE] == KeyType.RSA:
+        raise Corrupt(f"the key {name} is of a type that signs tokens, if any", where=where)
     parameters = bytes(public[Attribute.EC_PARAMS])
     for algorithm, kind in _KINDS.items():
         if parameters == encode_named_curve_parameters(kind.curve):
@@ -330,6 +391,14 @@ _KINDS: Mapping[KeyAlgorithm, _Kind] = {
     KeyAlgorithm.EC_P256: _Kind(KeyType.EC, "secp256r1", Mechanism.EC_KEY_PAIR_GEN),
     KeyAlgorithm.EC_P384: _Kind(KeyType.EC, "secp384r1", Mechanism.EC_KEY_PAIR_GEN),
     KeyAlgorithm.ED25519: _Kind(KeyType.EC_EDWARDS, "1.3.101.112", Mechanism.EC_EDWARDS_KEY_PAIR_GEN),
+}
+_PRIVATE = {
+    Attribute.PRIVATE: True,
+    Attribute.SENSITIVE: True,
+    Attribute.EXTRACTABLE: False,
+    Attribute.SIGN: True,
+    Attribute.DECRYPT: False,
+    Attribute.UNWRAP: False,
 }
 _POINT_LENGTHS = {KeyAlgorithm.EC_P256: 65, KeyAlgorithm.EC_P384: 97, KeyAlgorithm.ED25519: 32}
 _ENDED = (

@@ -11,6 +11,7 @@ import hashlib
 import textwrap
 from dataclasses import dataclass
 
+from cryptography.hazmat.primitives.asymmetric import mldsa, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.padding import PKCS7
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -36,7 +37,9 @@ FOR_RANDOM_KEY = Cost(n=2**10, r=8, p=1)
 """About 2 ms: 256 random bits cannot be guessed, however cheap a guess is."""
 
 
-def encrypt_pkcs8(key: PrivateKey, password: bytes, cost: Cost, entropy: Entropy) -> bytes:
+def encrypt_pkcs8(
+    key: PrivateKey | mldsa.MLDSA44PrivateKey | rsa.RSAPrivateKey, password: bytes, cost: Cost, entropy: Entropy
+) -> bytes:
     """``key`` in PEM, as an EncryptedPrivateKeyInfo."""
     salt, start = entropy.token_bytes(SALT_BYTES), entropy.token_bytes(16)
     memory = 2 * 128 * cost.r * (cost.n + cost.p)

@@ -4,8 +4,10 @@ module eastwest.test/interop/tlog
 go 1.26.0
 
 require (
+	filippo.io/mldsa v1.0.0
 	filippo.io/torchwood v0.8.0
 	github.com/transparency-dev/tessera v1.0.4
+	golang.org/x/crypto v0.48.0
 	golang.org/x/mod v0.33.0
 )
 
@@ -36,7 +38,6 @@ require (
 	go.opentelemetry.io/otel v1.40.0 // indirect
 	go.opentelemetry.io/otel/metric v1.40.0 // indirect
 	go.opentelemetry.io/otel/trace v1.40.0 // indirect
-	golang.org/x/crypto v0.48.0 // indirect
 	golang.org/x/sync v0.19.0 // indirect
 	golang.org/x/sys v0.41.0 // indirect
 	golang.org/x/time v0.14.0 // indirect

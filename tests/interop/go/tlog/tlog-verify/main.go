@@ -1,11 +1,12 @@
 // A judge of transparency logs that shares no code with ours: x/mod's signed notes and Merkle trees, torchwood's tiles.
 //
-//	tlog-verify -vkey FILE [-entries] [-against FILE] DIR-OR-URL
+//	tlog-verify -vkey FILE [-mldsa FILE] [-witness FILE]... [-entries] [-against FILE] DIR-OR-URL
 //
 // It opens the checkpoint with the verifier key, reads every entry and checks its hash against the tree, proves and
 // checks the first, middle and last entry, and prints one JSON line: origin, size, root (base64). With -entries each
 // entry comes first, a line each. With -against, the checkpoint in FILE (an older one of the same log) must be a
-// prefix of this log. Anything that does not hold is an error on stderr and exit status 1.
+// prefix of this log. With -mldsa, the ML-DSA-44 key in FILE must have signed too; with -witness, the witness whose
+// vkey is in FILE (Ed25519 or ML-DSA-44) must have cosigned. Anything that does not hold is an error on stderr and exit status 1.
 package main
 
 import (
@@ -20,20 +21,26 @@ import (
 	"filippo.io/torchwood"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
+
+	"eastwest.test/interop/tlog/cosig"
 )
 
 func main() {
 	keyFile := flag.String("vkey", "", "file with the log's verifier key")
+	var others []string
+	add := func(file string) error { others = append(others, file); return nil }
+	flag.Func("mldsa", "file with the log's ML-DSA-44 verifier key", add)
+	flag.Func("witness", "file with a witness's verifier key", add)
 	entries := flag.Bool("entries", false, "print every entry")
 	against := flag.String("against", "", "file with an older checkpoint of this log")
 	flag.Parse()
-	if err := run(context.Background(), *keyFile, *against, *entries, flag.Args()); err != nil {
+	if err := run(context.Background(), *keyFile, *against, others, *entries, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "tlog-verify:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, keyFile, against string, entries bool, args []string) error {
+func run(ctx context.Context, keyFile, against string, others []string, entries bool, args []string) error {
 	if keyFile == "" || len(args) != 1 {
 		return errors.New("usage: tlog-verify -vkey FILE [-entries] [-against FILE] DIR-OR-URL")
 	}
@@ -52,6 +59,11 @@ func run(ctx context.Context, keyFile, against string, entries bool, args []stri
 	head, err := openCheckpoint(signed, verifier)
 	if err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
+	}
+	for _, file := range others {
+		if err := checkCosigner(signed, file); err != nil {
+			return fmt.Errorf("checkpoint: %s: %w", file, err)
+		}
 	}
 	if err := checkEntries(ctx, tiles, head.Tree, entries); err != nil {
 		return err
@@ -72,6 +84,22 @@ func readVerifier(file string) (note.Verifier, error) {
 		return nil, err
 	}
 	return note.NewVerifier(strings.TrimSpace(string(text)))
+}
+
+func checkCosigner(signed []byte, file string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	vkey := strings.TrimSpace(string(text))
+	var verifier note.Verifier
+	if verifier, err = cosig.NewVerifier(vkey); err != nil {
+		if verifier, err = torchwood.NewCosignatureVerifier(vkey); err != nil {
+			return err
+		}
+	}
+	_, err = note.Open(signed, note.VerifierList(verifier))
+	return err
 }
 
 func open(place string) (torchwood.TileReader, error) {

@@ -1,0 +1,163 @@
+"""The log's public files over HTTP, read-only, as C2SP tlog-tiles has them.
+
+    GET <prefix>/checkpoint                     the last one; never cached
+    GET <prefix>/checkpoint.witnessed           the last one that a quorum of witnesses has signed (ours)
+    GET <prefix>/tile/<L>/<N>[.p/<W>]           hashes; immutable
+    GET <prefix>/tile/entries/<N>[.p/<W>]       entries; immutable, gzip where it is accepted
+    GET <prefix>/log.vkey, log.ml-dsa-44.vkey   verifier keys, for convenience: whoever trusts must have them otherwise
+
+A partial tile whose full one is there may be gone: then it is 404, and readers take the full one, as the standard says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from hashlib import sha256
+
+import structlog
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from eastwest.errors import Error, NotFound
+from eastwest.log.ports import LogFiles
+from eastwest.log.tiles import CHECKPOINT_PATH, TILE_WIDTH, WITNESSED_PATH, Tile, bundle_path
+
+FULL_CACHING = "public, max-age=31536000, immutable"
+PARTIAL_CACHING = "public, max-age=600, immutable"
+"""A partial tile never changes either, but it is gone once the full one is there."""
+NO_CACHING = "no-cache"
+AT_ONCE = 16
+KEPT_BUNDLES = 32
+"""Compressed full bundles that are kept, of some 100 kB each."""
+GZIP_LEVEL = 6
+MIN_GZIP_BYTES = 1024
+_PLACE = re.compile(r"(0|[1-9][0-9]?|entries)/((?:x[0-9]{3}/){0,6}[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
+_log = structlog.get_logger()
+
+
+def log_app(files: LogFiles, vkeys: Mapping[str, str], prefix: str = "") -> Starlette:
+    """The application for ``PublicListener``. ``vkeys``: file name to line; ``prefix``: path before all others."""
+    tiles = _Tiles(files)
+
+    async def checkpoint(request: Request) -> Response:
+        name = CHECKPOINT_PATH if request.url.path == f"{prefix}/{CHECKPOINT_PATH}" else WITNESSED_PATH
+        try:
+            note = await tiles.read(name)
+        except Error as error:
+            return _refused(error, name)
+        return PlainTextResponse(note, headers=_headers(NO_CACHING))
+
+    async def tile(request: Request) -> Response:
+        place = parse_place(request.path_params["place"])
+        if place is None:
+            return PlainTextResponse("the log has no such file\n", 404, headers=_headers(NO_CACHING))
+        path, is_full, is_bundle = place
+        zipped = is_bundle and _accepts_gzip(request.headers.get("accept-encoding", ""))
+        try:
+            content, is_gzip = await tiles.tile(path, is_full=is_full, zipped=zipped)
+        except Error as error:
+            return _refused(error, path)
+        headers = _headers(FULL_CACHING if is_full else PARTIAL_CACHING)
+        if is_bundle:
+            headers["vary"] = "accept-encoding"
+        if is_gzip:
+            headers["content-encoding"] = "gzip"
+        return Response(content, media_type="application/octet-stream", headers=headers)
+
+    async def vkey(request: Request) -> Response:
+        line = vkeys[request.url.path.rpartition("/")[2]]
+        return PlainTextResponse(f"{line}\n", headers=_headers(NO_CACHING))
+
+    app = Starlette(
+        routes=[
+            Route(f"{prefix}/{CHECKPOINT_PATH}", checkpoint),
+            Route(f"{prefix}/{WITNESSED_PATH}", checkpoint),
+            Route(f"{prefix}/tile/{{place:path}}", tile),
+            *(Route(f"{prefix}/{name}", vkey) for name in vkeys),
+        ]
+    )
+    # A redirection would send callers to whatever host their request named.
+    app.router.redirect_slashes = False
+    return app
+
+
+def parse_place(text: str) -> tuple[str, bool, bool] | None:
+    """``<L>/<N>[.p/<W>]`` as (the file's path, whether it is full, whether it holds entries); None if it is no place.
+
+    Only what is written in the one canonical form passes, so nothing in it can lead out of the log's directory.
+    """
+    found = _PLACE.fullmatch(text)
+    if found is None:
+        return None
+    level, groups, partial = found.groups()
+    index = int(groups.replace("x", "").replace("/", ""))
+    width = int(partial) if partial else TILE_WIDTH
+    is_bundle = level == "entries"
+    number = 0 if is_bundle else int(level)
+    if number > 63 or (partial and width >= TILE_WIDTH):
+        return None
+    path = bundle_path(index, width) if is_bundle else Tile(number, index, width).path
+    # Another spelling of the same index, such as x000/001, is no place.
+    return (path, not partial, is_bundle) if path == f"tile/{text}" else None
+
+
+class _Tiles:
+    """Reads files in threads, a few at once, and keeps what compression has cost."""
+
+    def __init__(self, files: LogFiles) -> None:
+        self._files = files
+        self._few = asyncio.Semaphore(AT_ONCE)
+        self._zipped: OrderedDict[bytes, bytes] = OrderedDict()
+
+    async def read(self, path: str) -> bytes:
+        """A file; raises ``NotFound`` or ``Unavailable``."""
+        async with self._few:
+            return await asyncio.to_thread(self._files.read, path)
+
+    async def tile(self, path: str, *, is_full: bool, zipped: bool) -> tuple[bytes, bool]:
+        """A file and whether it is compressed, which small ones are not."""
+        content = await self.read(path)
+        if not zipped or len(content) < MIN_GZIP_BYTES:
+            return content, False
+        # By its contents: a file that was changed on the disk must not be hidden by what is kept here.
+        key = sha256(content).digest()
+        if key in self._zipped:
+            self._zipped.move_to_end(key)
+            return self._zipped[key], True
+        async with self._few:
+            small = await asyncio.to_thread(gzip.compress, content, GZIP_LEVEL, mtime=0)
+        if is_full:
+            self._zipped[key] = small
+            while len(self._zipped) > KEPT_BUNDLES:
+                self._zipped.popitem(last=False)
+        return small, True
+
+
+def _headers(caching: str) -> dict[str, str]:
+    return {"cache-control": caching, "x-content-type-options": "nosniff"}
+
+
+def _refused(error: Error, path: str) -> Response:
+    if isinstance(error, NotFound):
+        return PlainTextResponse("the log has no such file\n", 404, headers=_headers(NO_CACHING))
+    _log.error("log.file_unreadable", path=path, error=str(error))
+    return PlainTextResponse("the log cannot be read now\n", 503, headers=_headers("no-store"))
+
+
+def _accepts_gzip(header: str) -> bool:
+    """Whether ``accept-encoding`` names gzip (or everything) with a weight above nothing (RFC 9110, 12.5.3)."""
+    weights: dict[str, float] = {}
+    for part in header[:1000].split(","):
+        name, _, parameters = part.strip().lower().partition(";")
+        _, equals, weight = parameters.strip().partition("q=")
+        try:
+            weights[name.strip()] = float(weight) if equals else 1.0
+        except ValueError:
+            weights[name.strip()] = 0.0
+    return weights.get("gzip", weights.get("*", 0.0)) > 0
