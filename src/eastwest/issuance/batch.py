@@ -57,13 +57,13 @@ class Batch:
     ``revocable`` are the finished certificates that can be revoked.
     """
 
-    def __init__(self, state: State, now: datetime, instance: Instance) -> None:
+    def __init__(self, state: State, now: datetime, instance: Instance, request_id: str = "") -> None:
         self.revocable: list[IssuedCertificate] = []
         self._state = state
         self._now = now.replace(microsecond=0)
         self._profiles: dict[tuple[str, str, str, int | None], Profile] = {}
         self._plans: dict[tuple[str, str, str, int | None, bool], Plan] = {}
-        self._recording = Recording(timestamp(now), state.trust_domain.name, instance)
+        self._recording = Recording(timestamp(now), state.trust_domain.name, instance, request_id, state.policy_version)
 
     def profile(self, request: X509Request) -> Profile:
         """The request's profile, if it allows the request's door, environment and lifetime. Raises the refusal."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from eastwest.clock import Clock
-from eastwest.entropy import Entropy, random_uuid, serial_numbers
+from eastwest.entropy import Entropy, random_hex, random_uuid, serial_numbers
 from eastwest.errors import Error, FailedPrecondition, Internal, PermissionDenied
 from eastwest.issuance.batch import Batch, Draft
 from eastwest.issuance.downstream import DownstreamCa, draft_downstream, finish_downstream
@@ -112,6 +112,11 @@ class Issuer:
         return self._state.jwt_key
 
     @property
+    def policy_version(self) -> str:
+        """The version of the estate in force, as the log's entries name it."""
+        return self._state.policy_version
+
+    @property
     def profiles(self) -> Sequence[Profile]:
         """All profiles in use, built-in ones included."""
         return tuple(self._state.profiles.values())
@@ -125,11 +130,13 @@ class Issuer:
         profiles: Iterable[Profile] | None = None,
         awaiting: Collection[str] | None = None,
         downstream: Authority | None = None,
+        policy_version: str | None = None,
     ) -> None:
         """Use new signing keys, profiles or environments from the next batch on; those under way end with the old.
 
-        ``authorities`` and ``post_quantum`` are the whole new mappings. Everything is checked before anything changes:
-        raises ``FailedPrecondition`` for another trust domain, no default CA, or a remote signer without a pool.
+        ``authorities`` and ``post_quantum`` are the whole new mappings; ``policy_version`` is that of the estate in
+        force, which the log names. Everything is checked before anything changes: raises ``FailedPrecondition`` for
+        another trust domain, no default CA, or a remote signer without a pool.
         """
         old = self._state
         new = State.make(
@@ -140,6 +147,7 @@ class Issuer:
             old.awaiting if awaiting is None else frozenset(awaiting),
             old.revocation,
             downstream or old.downstream,
+            old.policy_version if policy_version is None else policy_version,
         )
         if new.trust_domain != self.trust_domain:
             raise FailedPrecondition(f"the new authority is of trust domain {new.trust_domain}")
@@ -152,7 +160,7 @@ class Issuer:
         """
         if len(requests) > MAX_BATCH:
             raise Internal(f"a batch has at most {MAX_BATCH} requests, not {len(requests)}")
-        batch = Batch(self._state, self._clock.now(), self._instance)
+        batch = Batch(self._state, self._clock.now(), self._instance, self._request_id())
         results: list[X509Svid | Error] = []
         entries: list[bytes] = []
         remote: list[tuple[int, Draft]] = []
@@ -208,7 +216,7 @@ class Issuer:
         unsigned = prepare(key, request.spiffe_id, request.audience, now, expires_at, token_id, self._jwt_issuer)
         (signature,) = await self._sign(key.signer, [unsigned.message])
         minted = unsigned.finish(signature)
-        recording = Recording(timestamp(self._clock.now()), self.trust_domain.name, self._instance)
+        recording = self._recording(timestamp(self._clock.now()), state)
         await self._recorder.append([recording.jwt(request, minted, expires_at)])
         return JwtSvid(request.spiffe_id, minted.token, request.audience, now, expires_at)
 
@@ -223,9 +231,16 @@ class Issuer:
         draft = draft_downstream(request, authority, serial, now)
         (signature,) = await self._sign(authority.signer, [draft])
         issued = finish_downstream(draft, signature, authority)
-        recording = Recording(timestamp(now), self.trust_domain.name, self._instance)
+        recording = self._recording(timestamp(now), state)
         await self._recorder.append([recording.ca(request, issued, authority.key_id)])
         return issued
+
+    def _recording(self, time: str, state: State) -> Recording:
+        return Recording(time, state.trust_domain.name, self._instance, self._request_id(), state.policy_version)
+
+    def _request_id(self) -> str:
+        """Names one call in the log: all entries of a batch share it, and nothing else does."""
+        return random_hex(self._entropy, 8)
 
     async def _finish_remote(
         self, batch: Batch, drafts: Sequence[tuple[int, Draft]], results: list[X509Svid | Error]

@@ -7,12 +7,13 @@ from typing import Protocol
 
 from eastwest.errors import Error
 from eastwest.pki.signer import KeyAlgorithm, Signer, SubjectKey
+from eastwest.pki.token_signer import TokenSigner
 
 
 class SigningPool(Protocol):
     """Makes signatures away from the event loop, for signers that say ``is_remote``."""
 
-    async def sign(self, signer: Signer, messages: Sequence[bytes]) -> Sequence[bytes]:
+    async def sign(self, signer: Signer | TokenSigner, messages: Sequence[bytes]) -> Sequence[bytes]:
         """One signature for each message, in order, made by ``signer.sign`` with as much at once as the pool allows.
 
         Raises what the signer raises; then none of the messages counts as signed.

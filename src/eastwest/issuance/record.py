@@ -22,14 +22,23 @@ DOWNSTREAM_CA_ISSUED = "downstream_ca.issued"
 
 
 class Recording:
-    """Encodes the entries of one batch, whose time, trust domain and authority are the same throughout."""
+    """Encodes the entries of one call, whose time, trust domain, authority and policy are the same throughout."""
 
-    __slots__ = ("_instance", "_time", "_trust_domain")
+    __slots__ = ("_common",)
 
-    def __init__(self, time: str, trust_domain: str, instance: Instance) -> None:
-        self._time = time
-        self._trust_domain = trust_domain
-        self._instance = instance
+    def __init__(
+        self, time: str, trust_domain: str, instance: Instance, request_id: str = "", policy_version: str = ""
+    ) -> None:
+        """``request_id`` tells which entries one call made; ``policy_version`` is that of the estate in force."""
+        self._common = {
+            "time": time,
+            "trust_domain": trust_domain,
+            "authority": instance.name,
+            "authority_build": instance.build,
+            "policy_version": policy_version,
+        }
+        if request_id:
+            self._common["request"] = request_id
 
     def x509(
         self,
@@ -52,6 +61,8 @@ class Recording:
         body["not_before"] = not_before
         body["not_after"] = not_after
         body["dns_names"] = request.dns_names
+        if request.previous_serial:
+            body["previous_serial"] = f"{request.previous_serial:x}"
         return encode(Entry(X509_ISSUED, body))
 
     def jwt(self, request: JwtRequest, minted: MintedJwt, expires_at: datetime) -> bytes:
@@ -79,18 +90,16 @@ class Recording:
         return encode(Entry(DOWNSTREAM_CA_ISSUED, body))
 
     def _body(self, request: Request) -> dict[str, Any]:
-        return {
-            "time": self._time,
-            "actor": request.caller,
-            "subject": str(request.spiffe_id),
-            "trust_domain": self._trust_domain,
-            "authority": self._instance.name,
-            "authority_build": self._instance.build,
-            "door": str(request.door),
-            "profile": request.profile,
-            "node": request.node,
-            "entry_id": request.entry_id,
-            "entry_revision": request.entry_revision,
-            "environment": request.environment,
-            "evidence": request.evidence,
-        }
+        body: dict[str, Any] = self._common.copy()
+        body["actor"] = request.caller
+        body["subject"] = str(request.spiffe_id)
+        body["door"] = str(request.door)
+        body["profile"] = request.profile
+        body["node"] = request.node
+        body["entry_id"] = request.entry_id
+        body["entry_revision"] = request.entry_revision
+        body["environment"] = request.environment
+        body["evidence"] = request.evidence
+        if request.caller_kind:
+            body["caller_kind"] = request.caller_kind
+        return body

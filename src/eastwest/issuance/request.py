@@ -16,7 +16,8 @@ class Request:
     ``door`` is one of ``eastwest.pki.profile.Door``; ``caller`` the SPIFFE ID that asked, or a local name such as
     ``unix:uid:0``; ``node`` the agent's SPIFFE ID, empty when there is none; ``evidence`` JSON-like facts such as
     selectors; ``environment`` the one whose CA issues, empty for the default CA. Never put a token or secret into
-    evidence. ``ttl`` is in seconds; None means the default.
+    evidence. ``ttl`` is in seconds; None means the default. ``caller_kind`` says what the caller is to the server:
+    "agent", "administrator", "server" (below this one), "device" or "self".
     """
 
     spiffe_id: SpiffeId
@@ -29,13 +30,19 @@ class Request:
     environment: str = ""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     ttl: int | None = None
+    caller_kind: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class X509Request(Request):
-    """One X.509-SVID to be issued for the key of ``csr_der`` (PKCS #10 in DER, not yet verified)."""
+    """One X.509-SVID to be issued for the key of ``csr_der`` (PKCS #10 in DER, not yet verified).
+
+    ``previous_serial`` is that of the certificate which this one replaces, as far as the server knows it of itself;
+    0 where it does not.
+    """
 
     csr_der: bytes = field(repr=False)
+    previous_serial: int = 0
     dns_names: tuple[str, ...] = ()
 
 

@@ -46,6 +46,7 @@ class State:
     """CAs by environment ("" is the default one), JWT key, profiles by name, environments that have CAs of their own.
 
     ``post_quantum`` are the CAs for ML-DSA-65 keys: what they sign must not hang on a key that can be forged.
+    ``policy_version`` decides nothing here: it goes into the log beside what was issued under it.
     """
 
     trust_domain: TrustDomain
@@ -56,6 +57,7 @@ class State:
     awaiting: frozenset[str]
     revocation: RevocationUrls | None
     downstream: Authority | None
+    policy_version: str
 
     @classmethod
     def make(
@@ -67,6 +69,7 @@ class State:
         awaiting: frozenset[str],
         revocation: RevocationUrls | None,
         downstream: Authority | None,
+        policy_version: str = "",
     ) -> State:
         """Check everything; raise ``FailedPrecondition`` when the parts cannot be used together."""
         if "" not in authorities:
@@ -86,7 +89,9 @@ class State:
         }
         if downstream is not None and downstream.trust_domain != trust_domain:
             raise FailedPrecondition(f"the CA for downstream servers is of trust domain {downstream.trust_domain}")
-        return cls(trust_domain, issuing, quantum_safe, jwt_key, by_name, awaiting, revocation, downstream)
+        return cls(
+            trust_domain, issuing, quantum_safe, jwt_key, by_name, awaiting, revocation, downstream, policy_version
+        )
 
     def profile_of(self, request: Request) -> Profile:
         """The request's profile, if that exists and allows the request's door and environment."""

@@ -14,9 +14,10 @@ from datetime import datetime, timedelta
 
 from eastwest.entropy import Entropy, random_hex, random_uuid
 from eastwest.errors import PermissionDenied
-from eastwest.pki.compact import draft
+from eastwest.pki.compact import draft, signature_length
 from eastwest.pki.jwt import UnsignedJwt
 from eastwest.pki.signer import Signer
+from eastwest.pki.token_signer import TokenSigner
 from eastwest.policy.enforcement import (
     Cell,
     DecisionCode,
@@ -203,7 +204,7 @@ def mint(
     granted: Permit,
     caller: Caller,
     incoming: Token | None,
-    signer: Signer,
+    signer: Signer | TokenSigner,
     issuer: str,
     now: datetime,
     entropy: Entropy,
@@ -242,8 +243,7 @@ def mint(
         transaction_tenant=_tenant_of(incoming) or granted.tenant,
     )
     unsigned = draft(signer, TYPE, claims(token, issuer, int(now.timestamp())))
-    # What the signature adds: a dot, and 64 bytes in base64url.
-    if len(unsigned.message) + 1 + 86 > MAX_TOKEN:
+    if len(unsigned.message) + 1 + signature_length(signer) > MAX_TOKEN:
         raise TokenRefused("invalid_request", "EXHAUSTED", f"the token would have more than {MAX_TOKEN} bytes")
     return token, unsigned
 

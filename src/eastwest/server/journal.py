@@ -8,6 +8,8 @@ from typing import Any
 
 from eastwest.clock import Clock
 from eastwest.log.entry import Entry, encode
+from eastwest.log.kind import UndeclaredEntry
+from eastwest.log.kinds import KINDS
 from eastwest.log.ports import Recorder
 
 
@@ -22,7 +24,10 @@ class Event:
 
 
 class Journal:
-    """Writes events to the transparency log. Raises ``LogUnavailable``; then the event must not take effect."""
+    """Writes events to the transparency log. Raises ``LogUnavailable``; then the event must not take effect.
+
+    What the catalogue (``eastwest.log.kinds``) does not declare is refused with ``UndeclaredEntry``.
+    """
 
     def __init__(self, recorder: Recorder, clock: Clock) -> None:
         self._recorder = recorder
@@ -36,6 +41,11 @@ class Journal:
     async def record_all(self, events: Sequence[Event]) -> Sequence[int]:
         """Append events that belong together: all of them or none."""
         now = self._clock.now()
+        for event in events:
+            kind = KINDS.get(event.kind)
+            if kind is None:
+                raise UndeclaredEntry(f"there is no kind of log entry {event.kind}")
+            kind.check(event.facts)
         entries = [
             encode(Entry(event.kind, {"time": now, "actor": event.actor, "subject": event.subject} | dict(event.facts)))
             for event in events

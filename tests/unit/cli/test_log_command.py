@@ -7,10 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 from eastwest.cli.log import app
-from eastwest.errors import Corrupt, InvalidInput, NotFound
+from eastwest.errors import Corrupt, FailedPrecondition, InvalidInput, NotFound
 from eastwest.log.entry import Entry, encode
 from eastwest.log.note import MalformedNote, NoteKey, UntrustedNote
 from eastwest.log.proof import LogProof
+from eastwest.store.log_index import Covered, SqliteLogIndex
 from eastwest.testing.log import ORIGIN, TestSigner, build_files
 
 SIGNER = TestSigner()
@@ -113,3 +114,66 @@ def test_what_is_missing_is_said(data, tmp_path):
     (data / "server/log.vkey").unlink()
     with pytest.raises(NotFound, match=r"log\.vkey cannot be read"):
         call("verify", "--data", data)
+
+
+def test_search_finds_what_is_asked_for_and_proves_it(data):
+    lines = call("search", "--data", data, "--subject", "spiffe://a/w7").splitlines()
+    assert lines[0].split()[0] == "7"
+    assert lines[1].startswith("1 of 300 entries, each proven against the checkpoint of")
+    found = json.loads(call("search", "--data", data, "--kind", "policy", "--limit", 3, "--json"))
+    assert [hit["index"] for hit in found["entries"]] == [291, 294, 297]
+    assert found["limited"] is True
+    oldest = json.loads(call("search", "--data", data, "--kind", "policy", "--limit", 2, "--oldest", "--json"))
+    assert [hit["index"] for hit in oldest["entries"]] == [0, 3]
+    rows = call("search", "--data", data, "--spiffe-id", "spiffe://a/w8", "--csv").splitlines()
+    assert rows == [
+        "index,time,kind,subject,actor,node,entry_id,serial,certificate_sha256",
+        "8,2026-11-22T00:00:00.000000Z,x509-svid,spiffe://a/w8,spiffe://a/agent,,,,",
+    ]
+    assert call("search", "--data", data, "--to", "2026-11-22").startswith("0 of 300")
+    with pytest.raises(InvalidInput, match="exclude each other"):
+        call("search", "--data", data, "--json", "--csv")
+
+
+def test_search_of_a_copy_keeps_an_index_where_it_is_told(data, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    (data / "server/log").rename(copy)
+    given = ("search", "--log-dir", copy, "--vkey", KEY.vkey, "--subject", "spiffe://a/w299", "--json")
+    assert json.loads(call(*given))["entries"][0]["index"] == 299
+    monkeypatch.setattr("eastwest.cli.log_search.MAX_UNINDEXED", 100)
+    with pytest.raises(FailedPrecondition, match="no index of most of the 300 entries") as caught:
+        call(*given)
+    assert "--index FILE" in caught.value.fix
+    for _ in range(2):
+        assert json.loads(call(*given, "--index", tmp_path / "index.db"))["entries"][0]["index"] == 299
+    assert (tmp_path / "index.db").stat().st_size > 4096
+
+
+def test_search_on_a_stopped_server_brings_its_index_up_to_date(data, monkeypatch):
+    monkeypatch.setattr("eastwest.cli.log_search.MAX_UNINDEXED", 100)
+    index = data / "server/log-index.db"
+    assert (
+        json.loads(call("search", "--data", data, "--subject", "spiffe://a/w5", "--json"))["entries"][0]["index"] == 5
+    )
+    assert index.exists()
+    # An index of another log is not believed.
+    index.unlink()
+    other = SqliteLogIndex.open(index)
+    other.add(0, [b"{}"] * 300, Covered(ORIGIN, 300, bytes(32)))
+    other.close()
+    assert (
+        json.loads(call("search", "--data", data, "--subject", "spiffe://a/w5", "--json"))["entries"][0]["index"] == 5
+    )
+
+
+def test_search_shows_nothing_that_was_changed(data):
+    bundle = data / "server/log/tile/entries/000"
+    bundle.write_bytes(bundle.read_bytes().replace(b"spiffe://a/w77", b"spiffe://a/w99"))
+    with pytest.raises(Corrupt, match="entry 77 was changed"):
+        call("search", "--data", data, "--subject", "spiffe://a/w99")
+    tile = data / "server/log/tile/0/000"
+    raw = bytearray(tile.read_bytes())
+    raw[0] ^= 1
+    tile.write_bytes(raw)
+    with pytest.raises(Corrupt, match="does not have its hash in the tile above"):
+        call("search", "--data", data, "--subject", "spiffe://a/w3")

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
-from eastwest.cli import decisions, mesh_table
+from eastwest.cli import mesh_table
+from eastwest.cli.decisions import show as decisions
 from eastwest.cli.table import plain_lines, print_table, printable
 
 LONG = "spiffe://a-rather-long-trust-domain.example/production/customer-messaging/notification-sender"

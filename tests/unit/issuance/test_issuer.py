@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import re
 from datetime import timedelta
 
 import pytest
@@ -135,19 +136,42 @@ class TestX509:
         assert leaf.subject == x509.Name([])
         verify_chain(svid.chain, ca.roots, clock.now())
 
+    async def test_the_entries_of_a_call_share_its_name_and_the_policy_in_force(self, issuer, log):
+        issuer.replace(policy_version="v7")
+        await issuer.issue_x509([request(), request()])
+        await issuer.issue_x509([request()])
+        await issuer.issue_jwt(jwt_request())
+        bodies = [decode(raw).body for raw in log.entries]
+        assert [body["policy_version"] for body in bodies] == ["v7"] * 4
+        first, second, third, fourth = (body["request"] for body in bodies)
+        assert first == second
+        assert len({first, third, fourth}) == 3
+
     async def test_the_entry_tells_everything_but_secrets(self, issuer, log, clock, ca):
         evidence = {"selectors": ["unix:uid:1000"], "attestor": "unix"}
         svid = await only(
-            issuer, entry_id="e-1", entry_revision=3, evidence=evidence, dns_names=("billing.saas.example",), ttl=600
+            issuer,
+            entry_id="e-1",
+            entry_revision=3,
+            evidence=evidence,
+            dns_names=("billing.saas.example",),
+            ttl=600,
+            caller_kind="agent",
+            previous_serial=0xABC,
         )
         (raw,) = log.entries
         entry = decode(raw)
         leaf = svid.chain[0]
         assert entry.kind == "x509_svid.issued"
+        assert re.fullmatch("[0-9a-f]{16}", entry.body["request"])
         assert entry.body == {
             "time": "2026-01-05T12:00:00.000000Z",
             "actor": AGENT_ID,
             "subject": str(ID),
+            "caller_kind": "agent",
+            "policy_version": "",
+            "previous_serial": "abc",
+            "request": entry.body["request"],
             "trust_domain": "saas.example",
             "authority": "one",
             "authority_build": "0.1.0+abc",

@@ -32,6 +32,7 @@ def show(report: Report) -> None:
     _step_up(console, report)
     _rotation(console, report)
     _records(console, report)
+    _evidence(console, report)
     _end(console, report)
 
 
@@ -132,6 +133,21 @@ def _records(console: Console, report: Report) -> None:
     console.print(table)
     state = "verifies" if log.verified else "DOES NOT VERIFY"
     console.print(f"The log {log.origin} of {log.size} entries {state} against its signed checkpoint.", soft_wrap=True)
+
+
+def _evidence(console: Console, report: Report) -> None:
+    carried = report.evidence
+    _title(console, "Evidence about the compromised service, judged without Eastwest")
+    console.print(
+        f"{carried.entries} entries of the log and {carried.calls} calls of {carried.principal}, with all proofs, "
+        f"are in {carried.archive}. The program inside it, run alone:",
+        soft_wrap=True,
+    )
+    for line in carried.lines:
+        console.print(Text(f"  {line}"), soft_wrap=True)
+    changed = "is found" if carried.tampering_found else "IS NOT FOUND"
+    receipt = "holds" if carried.receipt_holds else "DOES NOT HOLD"
+    console.print(f"One decision changed in a copy {changed}. The agent's receipt for storefront {receipt} offline.")
 
 
 def _end(console: Console, report: Report) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from eastwest.cli.demo.calls import Made
+from eastwest.cli.demo.evidence import Carried
 from eastwest.cli.demo.ledger import Joined
 from eastwest.cli.demo.place import WORKLOADS
 from eastwest.cli.demo.records import LogReport
@@ -65,6 +66,7 @@ class Report:
     rotation: Rotation
     ledger: Joined
     log: LogReport
+    evidence: Carried
     policy_version: str
     expectations: list[Expectation] = field(default_factory=list)
     next: list[str] = field(default_factory=list)
@@ -117,6 +119,7 @@ class Report:
             "rotation": asdict(self.rotation),
             "ledger": asdict(self.ledger) | {"ok": self.ledger.ok},
             "log": asdict(self.log),
+            "evidence": asdict(self.evidence),
             "ports": self.ports,
             "sockets": self.sockets,
             "processes": self.processes,
@@ -238,6 +241,10 @@ def expect_all(report: Report) -> list[Expectation]:
             [rotation.before, rotation.after],
             [record.serial for record in log.records],
         ),
+        Expectation("log.receipt-holds-offline", True, report.evidence.receipt_holds),
+        Expectation("evidence.sealed-in-the-log", True, report.evidence.sealed),
+        Expectation("evidence.holds-offline", True, report.evidence.holds),
+        Expectation("evidence.a-changed-decision-is-found", True, report.evidence.tampering_found),
     ]
     return found
 

@@ -275,12 +275,8 @@ def forged(token: str) -> str:
     """``token`` word for word, its header too, signed by a new key that nobody has published."""
     from base64 import urlsafe_b64encode
 
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-    from cryptography.hazmat.primitives.hashes import SHA256
+    from eastwest.pki.token_signer import SoftwareTokenSigner, generate_token_key
 
     signed = token.rpartition(".")[0]
-    key = ec.generate_private_key(ec.SECP256R1())
-    r, s = decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(SHA256())))
-    signature = r.to_bytes(32, "big") + s.to_bytes(32, "big")
+    signature = SoftwareTokenSigner(generate_token_key()).sign(signed.encode())
     return f"{signed}.{urlsafe_b64encode(signature).rstrip(b'=').decode()}"

@@ -18,6 +18,7 @@ from eastwest.cli.demo import stepup, strong, weak
 from eastwest.cli.demo.authority import Authority
 from eastwest.cli.demo.calls import Call, Load, Made, command, make
 from eastwest.cli.demo.estate import Intent
+from eastwest.cli.demo.evidence import carry
 from eastwest.cli.demo.janitor import janitor
 from eastwest.cli.demo.launch import Launcher, broken_connections
 from eastwest.cli.demo.ledger import join
@@ -37,6 +38,7 @@ _LOAD_CONNECTIONS = 4
 _LEDGER_PATIENCE = 15.0  # seconds until every decision must have arrived
 _ROTATION_TIMEOUT = 60.0
 _BILLING = next(workload for workload in WORKLOADS if workload.name == "billing")
+_COMPROMISED = next(workload for workload in WORKLOADS if workload.name == "notification")
 _STOREFRONT = next(workload for workload in WORKLOADS if workload.name == "storefront")
 
 
@@ -103,6 +105,7 @@ class _Story:
         self._apps: dict[str, Lines] = {}
         self._load_calls = 0
         self._loads: list[asyncio.Task[dict[str, Any]]] = []
+        self._since = SystemClock().now().isoformat()
         self._unseen: list[Made] = []  # made besides, to be joined with the ledger but not told
 
     async def tell(self) -> Report:
@@ -168,6 +171,8 @@ class _Story:
         public = PublicLog(self._place.data / "server")
         log = public.report([before, after])
         step_up.recorded = {kind: public.count(kind) for kind in stepup.RECORDED}
+        carried = await carry(self._place.data, _COMPROMISED.spiffe_id, self._since, _STOREFRONT.spiffe_id)
+        self._progress(f"evidence about {_COMPROMISED.name} {'holds' if carried.holds else 'does not hold'} offline")
         report = Report(
             data=str(self._place.data),
             selectors="path" if self._place.uids.base is None else "uid",
@@ -179,6 +184,7 @@ class _Story:
             rotation=rotation,
             ledger=ledger,
             log=log,
+            evidence=carried,
             policy_version=self._authority.version,
             ports=self._ports,
             sockets=self._sockets(),

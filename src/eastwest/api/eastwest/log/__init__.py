@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/log by tools/generate.py."""
