@@ -45,7 +45,7 @@ async def _measure(size: int, repeats: int, rounds: int) -> float:
     clock = SystemClock()
     ca = TestCA(now=clock.now())
     issuer = Issuer({"": ca.authority}, ca.jwt_key, NullRecorder(), clock, SystemEntropy(), Instance("bench", "0"))
-    batches = [_requests(ca, size) for _ in range(repeats)]
+    batches = [requests(ca, size) for _ in range(repeats)]
     samples = []
     for _ in range(rounds):
         gc.collect()
@@ -56,7 +56,7 @@ async def _measure(size: int, repeats: int, rounds: int) -> float:
     return statistics.median(samples)
 
 
-def _requests(ca: TestCA, count: int) -> list[X509Request]:
+def requests(ca: TestCA, count: int) -> list[X509Request]:
     requests = []
     for number in range(count):
         spiffe_id = ca.trust_domain.id(f"/prod/commerce/service-{number}")

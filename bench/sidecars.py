@@ -13,11 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import uvloop
+
 from bench.processes import TRUST_DOMAIN, Process, answers
-from eastwest.agent.als import AccessLogs
+from eastwest.agent.als import AccessLogs, Rules
 from eastwest.agent.authorization import Authorization
 from eastwest.agent.envoy import sidecar_command
-from eastwest.agent.xds import ConfigStreams, Latest, Principal, SidecarStatus
+from eastwest.agent.xds import ConfigStreams, Identify, Latest, Principal, SidecarStatus
 from eastwest.clock import SystemClock
 from eastwest.mesh.action import InForce
 from eastwest.mesh.bootstrap import bootstrap
@@ -28,7 +30,7 @@ from eastwest.mesh.snapshot import Resource, Snapshot
 from eastwest.pki.chain import dump_chain_pem
 from eastwest.pki.signer import KeyAlgorithm
 from eastwest.policy.enforcement import Sidecar
-from eastwest.rpc.service import Call, Listener
+from eastwest.rpc.service import Call, Listener, Servable
 from eastwest.spiffe.id import SpiffeId
 from eastwest.testing import TestCA
 from eastwest.testing.tokens import TokenUses
@@ -60,15 +62,21 @@ class Envoy:
 class Sidecars:
     """An agent for measurements, as a context; leaving it ends the Envoys."""
 
-    def __init__(self, folder: Path, keys: KeyAlgorithm = KeyAlgorithm.EC_P256) -> None:
-        """``keys``: of the CA and of all leaves."""
+    def __init__(
+        self,
+        folder: Path,
+        keys: KeyAlgorithm = KeyAlgorithm.EC_P256,
+        logs: Callable[[Identify, Rules], Servable] | None = None,
+    ) -> None:
+        """``keys``: of the CA and of all leaves; ``logs`` makes what takes the access logs, in place of our own."""
         self._folder = folder
         self._keys = keys
+        self._logs = logs
         self._ca = TestCA(TRUST_DOMAIN, SystemClock().now(), keys)
         self.uses = TokenUses()
         self._envoys: list[Envoy] = []
         self._listeners: list[Listener] = []
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()  # as agents have
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> Self:
@@ -152,9 +160,9 @@ class Sidecars:
 
         streams = ConfigStreams(_Source(envoy), identify, report)
         rules = _Rules(envoy)
-        logs = AccessLogs(identify, rules, lambda _decision: None)
+        make = self._logs or _unheard
         checks = Authorization(identify, rules, self.uses.use_token)
-        listener = Listener([*streams.services(), *logs.services(), *checks.services()])
+        listener = Listener([*streams.services(), make(identify, rules), *checks.services()])
         await listener.listen_unix(path, 0o600)
         self._listeners.append(listener)
 
@@ -164,6 +172,11 @@ class Sidecars:
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+
+
+def _unheard(identify: Identify, rules: Rules) -> Servable:
+    (service,) = AccessLogs(identify, rules, lambda _decisions: None).services()
+    return service
 
 
 class _Source:

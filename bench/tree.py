@@ -43,6 +43,8 @@ NAMES = (
     "tree_1000_cpu_ratio",
     "sidecar_1000_rps_ratio",
     "sidecar_1000_cpu_ratio",
+    "access_log_rps_ratio",
+    "access_log_cpu_ratio",
     "tree_shadow_log_rps_ratio",
     "tree_shadow_log_cpu_ratio",
     "mtls_cpu_us",
@@ -93,9 +95,9 @@ def run(*, quick: bool) -> list[Result]:
         hundred.envoy = sidecars.add(_service(hundred, allowed=True), hundred.rewrite)
         caller = sidecars.add(_caller([*variants, hundred]))
         sidecars.settle()
-        rounds, seconds = (5, 0.2) if quick else (31, 0.25)
+        rounds, seconds = (5, 0.2) if quick else (61, 0.125)
         _load(variants, load, caller.egress, rounds, seconds)
-        found = _ratios(variants, rounds)
+        found = [*_ratios(variants, rounds), *_log_ratios(variants[2], variants[3], rounds)]
         for variant, name, count in (
             (variants[1], "ecds_10_to_enforced", 10),
             (hundred, "policy_to_enforced_100", 100),
@@ -162,6 +164,29 @@ def _ratios(variants: list[Variant], rounds: int) -> list[Result]:
             ),
         ]
     return found
+
+
+def _log_ratios(without: Variant, logging: Variant, rounds: int) -> list[Result]:
+    """The same Envoy and tree with the access log and without: what the log alone costs."""
+    by_rps = [mine / its for mine, its in zip(logging.rps, without.rps, strict=True)]
+    by_cpu = [mine / its for mine, its in zip(logging.cpu, without.cpu, strict=True)]
+    note = f"tree of 1,000 with the access log against the same without; median of {rounds} rounds "
+    return [
+        Result(
+            "access_log_rps_ratio",
+            round(statistics.median(by_rps), 3),
+            "ratio",
+            rounds,
+            note + f"({spread(by_rps, 2)}); the agent reads the entries on the same cores",
+        ),
+        Result(
+            "access_log_cpu_ratio",
+            round(statistics.median(by_cpu), 3),
+            "ratio",
+            rounds,
+            note + f"({spread(by_cpu, 2)}), server's Envoy",
+        ),
+    ]
 
 
 def _changes(sidecars: Sidecars, variant: Variant, path: Path, name: str, count: int, changes: int) -> list[Result]:

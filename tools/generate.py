@@ -1,4 +1,6 @@
-"""Writes src/eastwest/api from proto/, or with --check says whether it is fresh.
+"""Writes src/eastwest/api from proto/ and what else is made from sources, or with --check says whether all is fresh.
+
+docs/reference/log-schema.json is made from the catalogue of log kinds (src/eastwest/log/kinds.py).
 
 Two generators run over every proto/**/*.proto: protoc itself (messages) and mypy-protobuf (their types); services
 are bound by descriptor (eastwest.rpc), so no stubs are made. Both assume that the proto tree is the root of the import
@@ -36,11 +38,16 @@ def main() -> int:
     except subprocess.CalledProcessError as failure:
         print(f"generate: protoc failed:\n{failure.stderr.rstrip()}", file=sys.stderr)
         return 1
+    documents = _documents()
+    outdated = [path for path, text in documents.items() if not path.is_file() or path.read_text() != text]
     present = _present()
     stale = sorted(name for name in wanted.keys() | present.keys() if wanted.get(name) != present.get(name))
     if options.check:
-        return _report(stale, wanted, present)
+        return max(_report(stale, wanted, present), _report_documents(outdated))
     _write(stale, wanted)
+    for path in outdated:
+        path.write_text(documents[path])
+        print(f"generate: {path.relative_to(ROOT)} is new")
     print(f"generate: {len(sources)} proto files, {len(wanted)} files in {API.relative_to(ROOT)}, {len(stale)} changed")
     return 0
 
@@ -59,6 +66,21 @@ def generate(sources: Iterable[Path]) -> dict[str, bytes]:
     files = {name: moved.rewrite(text) for name, text in produced.items()}
     files.update(_package_files(files))
     return {name: text.encode() for name, text in files.items()}
+
+
+def _documents() -> dict[Path, str]:
+    """Files outside src/eastwest/api that are made from our own sources."""
+    # In a process of its own: what lies below src/eastwest/api may be stale, and this program mends it.
+    command = [sys.executable, "-c", "from eastwest.log.schema import schema_text; print(schema_text(), end='')"]
+    made = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    return {ROOT / "docs/reference/log-schema.json": made.stdout}
+
+
+def _report_documents(outdated: Iterable[Path]) -> int:
+    for path in outdated:
+        print(f"generate: {path.relative_to(ROOT)}: stale; {REMEDY}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _options() -> argparse.Namespace:

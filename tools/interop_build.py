@@ -45,10 +45,15 @@ class Module:
 
 
 MODULES = (
-    Module("tlog", ("./tlog-verify", "github.com/transparency-dev/tessera/cmd/fsck"), ("tlog-verify", "fsck")),
+    Module(
+        "tlog",
+        ("./tlog-verify", "./tlog-witness", "github.com/transparency-dev/tessera/cmd/fsck"),
+        ("tlog-verify", "tlog-witness", "fsck"),
+    ),
     Module("pki", ("./zlint-check", "./oidc-verify"), ("zlint-check", "oidc-verify")),
     Module("controller", ("./controller-client",), ("controller-client",)),
     Module("spiffe", ("./spiffe-client",), ("spiffe-client",)),
+    Module("prometheus", ("./rules-check",), ("rules-check",)),
     Module(
         "spire",
         (

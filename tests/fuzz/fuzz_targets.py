@@ -5,7 +5,8 @@ A target returns, or raises one of ``eastwest.errors`` that is not ``Internal``;
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -20,17 +21,21 @@ from envoy.service.accesslog.v3 import als_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.message import DecodeError
 
+from eastwest.agent import als_wire
 from eastwest.agent.als import AccessLogs
+from eastwest.agent.handshakes import Outgoing
 from eastwest.agent.state import State
 from eastwest.agent.xds import Principal
 from eastwest.api.eastwest.control.v1 import control_pb2
 from eastwest.errors import Error, Internal, InvalidInput
 from eastwest.ledger.record import Decision
 from eastwest.log.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
-from eastwest.log.note import NoteKey
+from eastwest.log.note import NoteKey, cosign
+from eastwest.log.policy import Policy
 from eastwest.log.proof import LogProof
 from eastwest.log.tiles import CHECKPOINT_PATH, decode_bundle, encode_bundle
 from eastwest.log.verify import verify_log
+from eastwest.log.witness import AddCheckpoint, judge, read_cosignatures
 from eastwest.mesh.action import InForce
 from eastwest.mesh.subscription import DeltaSession, SecretSession
 from eastwest.pki.ca import make_ca_csr, read_ca_csr
@@ -259,6 +264,14 @@ def _log() -> dict[str, Target]:
         LogProof.parse(data.decode()).verify(b"entry", key)
         raise AssertionError("a forged proof was accepted")
 
+    cosigner = NoteKey.of("w.example", signer, cosigner=True)
+    text_signed = note.decode().partition("\n\n")[0] + "\n"
+
+    def witness(data: bytes) -> None:
+        """Only the checkpoint that the log signed is ever to be signed."""
+        verdict = judge(AddCheckpoint.parse(data), {origin: [key]}, {})
+        assert verdict.status != 200 or verdict.text == text_signed
+
     def text(data: bytes) -> str:
         try:
             return data.decode()
@@ -272,6 +285,12 @@ def _log() -> dict[str, Target]:
         "log entries": Target(decode_bundle, [encode_bundle(entries[:20])]),
         "log files": Target(whole, [bytes([place]) + files[name] for place, name in enumerate(paths)]),
         "log size": Target(signed, [b"300", b"299", b"18446744073709551616"]),
+        "log policy": Target(Policy.parse, [f"log {key.vkey}\nwitness w {cosigner.vkey}\nquorum w\n".encode()]),
+        "witness request": Target(witness, [AddCheckpoint(0, (), note).encode()]),
+        "witness answer": Target(
+            lambda data: read_cosignatures(text_signed, data, [cosigner]),
+            [cosign(text_signed, cosigner.name, signer, 1).encode()],
+        ),
     }
 
 
@@ -326,14 +345,28 @@ def _envoy() -> dict[str, Target]:
         def version(self, _version: str) -> InForce:
             return current
 
+        def outgoing(self, _principal: object, _service: str) -> Outgoing:
+            return Outgoing("spiffe://a.example/web", "v2")
+
+    class Messages:
+        def __init__(self, messages: list[object]) -> None:
+            self._messages = messages
+
+        async def __aiter__(self) -> AsyncIterator[object]:
+            for message in self._messages:
+                yield message
+
+    async def identify(_call: object) -> Principal:
+        return Principal(("spiffe://a.example/web",))
+
     def logs(data: bytes) -> None:
-        message = _decoded(als_pb2.StreamAccessLogsMessage, data)
-        if message is None:
-            return
-        seen = AccessLogs(None, Rules(), msgspec.json.encode)  # type: ignore[arg-type]
-        for log in ("requests/web", "connections/web"):
-            for decision in seen._decisions(message, Principal(("spiffe://a.example/web",)), log, "node"):
-                msgspec.json.encode(decision)
+        for log in ("decisions/web", "connections/web", "egress"):
+            named = als_pb2.StreamAccessLogsMessage(identifier={"log_name": log}).SerializeToString()
+            message = _decoded(als_wire.Message, data + named)
+            if message is None:
+                return
+            with suppress(InvalidInput, DecodeError):
+                asyncio.run(AccessLogs(identify, Rules(), msgspec.json.encode)._stream(None, Messages([message] * 2)))
 
     def delta(data: bytes) -> None:
         session = DeltaSession()
@@ -394,7 +427,7 @@ def _server() -> dict[str, Target]:
             assert after.bundle.x509_authorities
 
     def report(data: bytes) -> None:
-        _checked(control_pb2.ReportDecisionsRequest(decisions=data))
+        _checked(control_pb2.ReportDecisionsRequest(decisions=data, spool="ab" * 16, sequence=1))
 
     def sidecar(data: bytes) -> None:
         message = control_pb2.Update(epoch="e", number=1, full=True)

@@ -20,7 +20,9 @@ AGENTS = OPEN | {
     "SVID/NewJWTSVID",
 }
 READING = {
+    "Admin/CountDecisions",
     "Admin/ExplainEntries",
+    "Admin/ExportDecisions",
     "Admin/FlushLog",
     "Admin/GetEstate",
     "Admin/GetMeshStatus",

@@ -67,7 +67,8 @@ class FakeAuthority:
         self.hellos: list[control.Hello] = []
         self.acks: list[control.Ack] = []
         self.batches: list[list[str]] = []
-        self.decisions: list[tuple[bytes, int]] = []
+        self.decisions: list[bytes] = []
+        self.spools: dict[str, int] = {}
         self.token_uses = TokenUses()
         self.renewals = 0
         self.jwts = 0
@@ -257,9 +258,12 @@ class FakeAuthority:
 
     async def _report(self, request, call: Call) -> control.ReportDecisionsResponse:
         self._check(call)
-        self.decisions.append((request.decisions, request.lost))
+        held = self.spools.get(request.spool, 0)
+        if request.sequence > held:
+            self.spools[request.spool] = held = request.sequence
+            self.decisions.append(request.decisions)
         await self._noted()
-        return control.ReportDecisionsResponse()
+        return control.ReportDecisionsResponse(sequence=held)
 
     async def _use_token(self, request, call: Call) -> control.UseTokenResponse:
         self._check(call)

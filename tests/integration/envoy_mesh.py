@@ -8,7 +8,7 @@ import datetime as dt
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from eastwest.agent.als import AccessLogs
 from eastwest.agent.authorization import Authorization
+from eastwest.agent.departed import Departed
 from eastwest.agent.envoy import sidecar_command
+from eastwest.agent.handshakes import Outgoing
 from eastwest.agent.xds import ConfigStreams, Latest, Principal, SidecarStatus
 from eastwest.ledger.record import Decision
 from eastwest.mesh.action import InForce
@@ -245,6 +247,7 @@ class Mesh:
         self.post_quantum: dict[str, bytes] = {}
         self.token_keys = b""
         self.token_uses = TokenUses()
+        self.departed = Departed()
         self.workloads: dict[str, Workload] = {}
         self.decisions: list[Decision] = []
         self.versions: dict[str, InForce] = {}
@@ -322,16 +325,20 @@ class Mesh:
             def version(_, version: str) -> InForce | None:  # noqa: N805
                 return self.versions.get(version)
 
+            def outgoing(_, __: Principal, service: str) -> Outgoing | None:  # noqa: N805
+                found = any(one.service == service for one in workload.sidecar.outbound)
+                return Outgoing(workload.sidecar.spiffe_id, workload.sidecar.version) if found else None
+
         def report(status: SidecarStatus) -> None:
             workload.status = status
             self._wake()
 
-        def record(decision: Decision) -> None:
-            self.decisions.append(decision)
+        def record(decisions: Sequence[Decision]) -> None:
+            self.decisions.extend(decisions)
             self._wake()
 
         streams = ConfigStreams(Source(), identify, report)
-        logs = AccessLogs(identify, Rules(), record)
+        logs = AccessLogs(identify, Rules(), record, self.departed.left)
         socket_path = self.root / f"{name}-agent.sock"
         authorization = Authorization(identify, Rules(), self.token_uses.use_token)
         self._services[socket_path] = lambda: [*streams.services(), *logs.services(), *authorization.services()]

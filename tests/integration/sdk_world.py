@@ -56,6 +56,8 @@ class SdkWorld:
         self.port = free_port()
         self.processes: list[Process] = []
         self.agent: Process | None = None
+        self.settings = ""
+        """More lines of server.toml."""
 
     @property
     def socket(self) -> Path:
@@ -70,6 +72,8 @@ class SdkWorld:
         self.root.chmod(0o755)
         await asyncio.to_thread(self.server.init)
         configure(self.server)
+        with (self.server.data / "server" / "server.toml").open("a") as file:
+            file.write(self.settings)
         await asyncio.to_thread(self.server.start)
         await self.apply(workloads=workloads)
         async with self.server.admin() as admin:
@@ -80,7 +84,9 @@ class SdkWorld:
             subprocess.run, [*EASTWEST, "bundle", "show", "--data", self.server.data], capture_output=True, check=True
         )
         bundle.write_bytes(shown.stdout)
-        await self.start_agent("--bundle", str(bundle), "--join-token", token.value)
+        settings = self.root / "agent.toml"
+        more = ("--config", str(settings)) if settings.exists() else ()
+        await self.start_agent("--bundle", str(bundle), "--join-token", token.value, *more)
 
     async def start_agent(self, *more: str) -> None:
         where = f"127.0.0.1:{self.server.port}"
@@ -125,9 +131,14 @@ class SdkWorld:
         command += ["--egress-socket", str(out), "--admin-socket", str(self.root / f"{name}-admin.sock")]
         self.processes.append(await self._run(name, [*command, "--envoy", str(envoy)], ready=""))
         async with asyncio.timeout(30):
-            while not out.exists():
-                await asyncio.sleep(0.05)  # Envoy tells nobody that it listens
-        return out
+            while True:
+                try:
+                    _, writer = await asyncio.open_unix_connection(str(out))
+                except (FileNotFoundError, ConnectionRefusedError):
+                    await asyncio.sleep(0.05)  # Envoy tells nobody that it listens
+                else:
+                    writer.close()
+                    return out
 
     def program(self, name: str) -> Path:
         path = self.root / f"{name}-python"

@@ -206,4 +206,4 @@ async def test_whether_a_token_was_used_is_asked_of_the_server(authority: FakeAu
 
 
 def rows(authority: FakeAuthority) -> list[Decision]:
-    return [row for body, _ in authority.decisions for row in msgspec.json.decode(body, type=list[Decision])]
+    return [row for body in authority.decisions for row in msgspec.json.decode(body, type=list[Decision])]

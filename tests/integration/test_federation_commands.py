@@ -14,19 +14,22 @@ PARTNER = "partner.test"
 GET = method(bundle_pb2.DESCRIPTOR.services_by_name["Bundle"], "GetFederatedBundle")
 
 
-@pytest.fixture
-def both(tmp_path):
-    """Two servers; the partner offers its bundle."""
-    ours, partner = ServerProcess(tmp_path / "ours"), ServerProcess(tmp_path / "partner", PARTNER)
-    for server in (ours, partner):
-        server.init()
-    config = partner.data / "server/server.toml"
+@pytest.fixture(scope="module")
+def partner(tmp_path_factory):
+    """A server that offers its bundle, which is all that is wanted of it."""
+    made = ServerProcess(tmp_path_factory.mktemp("partner") / "data", PARTNER)
+    made.init()
+    config = made.data / "server/server.toml"
     config.write_text(f"{config.read_text()}\nbundle_endpoint_port = 0\n")
-    for server in (ours, partner):
-        server.start()
-    yield ours, partner
-    for server in (ours, partner):
-        server.kill()
+    made.start()
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def both(server, partner):
+    """Two servers: one to be administered, and the partner."""
+    return server, partner
 
 
 def done(server, *words) -> str:

@@ -1,6 +1,7 @@
 """Agents whose node has been taken over, and strangers: what they tell harms nobody's records but their own."""
 
 import asyncio
+import itertools
 import json
 import ssl
 import subprocess
@@ -52,6 +53,7 @@ operations:
     },
 }
 ROW = {
+    "kind": "decision",
     "time": "2026-11-22T10:00:00Z",
     "service": "orders",
     "verdict": "allow",
@@ -68,30 +70,54 @@ async def applied(server):
     return await server.join(group="left")
 
 
-async def report(agent, *rows, lost: int = 0) -> None:
+SPOOL = "ab" * 16
+_sequence = itertools.count(1)
+
+
+async def report(agent, *rows, spool: str = SPOOL, sequence: int = 0) -> int:
     body = b"[" + b",".join(row if isinstance(row, bytes) else msgspec.json.encode(row) for row in rows) + b"]"
-    await agent.channel.unary(REPORT, control.ReportDecisionsRequest(decisions=body, lost=lost))
+    sequence = sequence or next(_sequence)
+    request = control.ReportDecisionsRequest(decisions=body, spool=spool, sequence=sequence)
+    return (await agent.channel.unary(REPORT, request)).sequence
+
+
+LOST = {"kind": "lost", "time": "2026-11-22T10:00:00Z", "until": "2026-11-22T10:01:00Z", "cause": "disk"}
 
 
 async def test_decisions_of_services_that_run_elsewhere_are_not_believed(server):
     agent = await applied(server)
     await report(agent, ROW, ROW | {"service": "stock"}, ROW | {"service": "nowhere"})
     async with server.admin() as admin:
-        rows, lost = await admin.decisions()
+        found, lost = await admin.decisions()
+        rows = [row for row in found if row.get("kind") != "lost"]
         assert [(row["service"], row["agent"]) for row in rows] == [("orders", str(agent.id))]
         assert lost == 2
         # What a service did until it was removed may be told afterwards, by the agent that ran it.
         kept = {n: t.encode() for n, t in ESTATE.items() if n != "services/orders.yaml"}
         await admin.apply_estate(kept)
         await report(agent, ROW)
-        assert len((await admin.decisions())[0]) == 2
+        assert len([row for row in (await admin.decisions())[0] if row.get("kind") != "lost"]) == 2
+    agent.close()
+
+
+async def test_a_batch_that_comes_again_is_stored_once(server):
+    agent = await applied(server)
+    assert await report(agent, ROW, ROW, sequence=3, spool="cd" * 16) == 3
+    assert await report(agent, ROW, ROW, sequence=3, spool="cd" * 16) == 3
+    assert await report(agent, ROW, sequence=2, spool="cd" * 16) == 3
+    assert await report(agent, ROW, sequence=1, spool="ef" * 16) == 1
+    async with server.admin() as admin:
+        assert len((await admin.decisions())[0]) == 3
+    for spool, sequence in (("", 1), ("x" * 32, 1), ("AB" * 16, 1), ("cd" * 16, 1 << 63)):
+        with pytest.raises(errors.InvalidInput):
+            await report(agent, ROW, spool=spool, sequence=sequence)
     agent.close()
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        b'{"service":"orders"}',
+        b'{"kind":"decision","service":"orders"}',
         msgspec.json.encode(ROW | {"verdict": "perhaps"}),
         msgspec.json.encode(ROW | {"enforced": "yes"}),
         msgspec.json.encode(ROW | {"tenant": {"a": 1}}),
@@ -116,11 +142,16 @@ async def test_a_row_that_is_no_decision_never_gets_into_the_ledger(server, row)
 
 async def test_a_loss_beyond_counting_leaves_the_ledger_readable(server):
     agent = await applied(server)
-    for lost in ((1 << 63) - 1, (1 << 63) - 1, (1 << 64) - 1):
-        await report(agent, ROW, lost=lost)
+    for lost in ((1 << 63) - 1, (1 << 64) - 1, -1):
+        with pytest.raises(errors.InvalidInput):
+            await report(agent, ROW, LOST | {"count": lost})
+    for _ in range(3):
+        await report(agent, ROW, LOST | {"count": 1 << 32})
     shown = eastwest("decisions", "--data", server.data, "--json")
     assert shown.returncode == 0, shown.stderr
-    assert len(json.loads(shown.stdout)["decisions"]) == 3
+    told = json.loads(shown.stdout)
+    assert len([row for row in told["decisions"] if row.get("kind") != "lost"]) == 3
+    assert told["lost"] == 3 << 32
     agent.close()
 
 

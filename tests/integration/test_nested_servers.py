@@ -19,6 +19,7 @@ from server_process import EASTWEST, ServerProcess, eastwest
 from eastwest.api.spiffe.workload import workload_pb2 as workload
 from eastwest.api.spire.api.server.entry.v1 import entry_pb2
 from eastwest.api.spire.api.types import types_pb2 as types
+from eastwest.cli.authority import AuthorityClient
 from eastwest.clock import SystemClock
 from eastwest.errors import FailedPrecondition, InvalidInput, PermissionDenied, Unavailable
 from eastwest.pki.chain import verify_chain
@@ -255,17 +256,18 @@ def ca(server: ServerProcess, *words: str) -> dict:
     return json.loads(done("ca", *words, "--data", server.data, "--json"))
 
 
-def roots_of(server: ServerProcess) -> dict[str, str]:
+async def roots_of(server: ServerProcess) -> dict[str, str]:
     """The stage of each root, or that it is tainted."""
-    items = [item for item in ca(server, "show")["authorities"] if item["kind"] == "x509"]
-    return {item["id"]: "tainted" if item["tainted"] else item["stage"] for item in items}
+    async with AuthorityClient.connect(server.data) as client:
+        items = [item for item in (await client.state()).items if item.kind == "x509"]
+    return {item.id: "tainted" if item.tainted else item.stage for item in items}
 
 
 async def killed_until(server: ServerProcess, wanted: dict[str, str]) -> None:
     """Kill the server after every step that it makes, until its roots are as wanted."""
     last: dict[str, str] = {}
     async with asyncio.timeout(100):
-        while (now := await asyncio.to_thread(roots_of, server)) != wanted:
+        while (now := await roots_of(server)) != wanted:
             if now != last:
                 last = now
                 server.kill()
@@ -286,7 +288,7 @@ async def test_a_change_of_the_root_above_reaches_a_server_that_is_killed_at_eve
             try:
                 await register(nested, agent, "below")
                 await svid_of(agent, "below")
-                [old] = roots_of(upper)
+                [old] = await roots_of(upper)
                 new = ca(upper, "prepare")["authority"]["id"]
                 await killed_until(nested, {old: "active", new: "old"})
                 async with asyncio.timeout(60):

@@ -27,6 +27,16 @@ from eastwest.store.log_files import LogDirectory
 ENTRY = entry_pb2.DESCRIPTOR.services_by_name["Entry"]
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One running server for the tests that leave it as it is, but for nodes and entries of their own."""
+    made = ServerProcess(tmp_path_factory.mktemp("shared") / "data")
+    made.init()
+    made.start()
+    yield made
+    made.kill()
+
+
 async def register(server, agent: BareAgent, path: str, **fields) -> str:
     """Create an entry below an agent; returns its id."""
     entry = types_pb2.Entry(
@@ -90,22 +100,22 @@ async def test_an_svid_is_issued_recorded_and_verifies(server, tmp_path):
     assert issued[0]["entry_id"] == entry
 
 
-async def test_a_used_or_wrong_token_is_refused(server):
-    agent = await server.join()
+async def test_a_used_or_wrong_token_is_refused(shared):
+    agent = await shared.join()
     token = agent.id.path.rsplit("/", 1)[1]
     for bad in (token, "b2c7a1f0-0000-4000-8000-000000000000", "", "\n"):
         with pytest.raises(errors.InvalidInput, match="token"):
-            await BareAgent.attest(server, bad, agent.roots)
+            await BareAgent.attest(shared, bad, agent.roots)
     agent.close()
 
 
-async def test_a_banned_agent_gets_nothing_more(server):
-    agent = await server.join()
-    entry = await register(server, agent, "/web")
+async def test_a_banned_agent_gets_nothing_more(shared):
+    agent = await shared.join()
+    entry = await register(shared, agent, "/web")
     assert (await agent.issue(entry)).results[0].status.code == 0
     from eastwest.api.spire.api.server.agent.v1 import agent_pb2
 
-    channel = Channel(path=str(server.data / "server" / "api.sock"))
+    channel = Channel(path=str(shared.data / "server" / "api.sock"))
     ban = agent_pb2.BanAgentRequest(id=types_pb2.SPIFFEID(trust_domain="td.test", path=agent.id.path))
     await channel.unary(method(agent_pb2.DESCRIPTOR.services_by_name["Agent"], "BanAgent"), ban)
     channel.close()
@@ -114,28 +124,28 @@ async def test_a_banned_agent_gets_nothing_more(server):
     agent.close()
 
 
-async def test_administration_is_not_served_to_agents_nor_issuance_to_the_admin_socket(server):
-    agent = await server.join()
+async def test_administration_is_not_served_to_agents_nor_issuance_to_the_admin_socket(shared):
+    agent = await shared.join()
     with pytest.raises(errors.PermissionDenied, match="CountEntries is not for agents"):
         await agent.channel.unary(method(ENTRY, "CountEntries"), entry_pb2.CountEntriesRequest())
     agent.close()
-    channel = Channel(path=str(server.data / "server" / "api.sock"))
+    channel = Channel(path=str(shared.data / "server" / "api.sock"))
     with pytest.raises(errors.PermissionDenied, match="TLS port only"):
         await channel.unary(method(ENTRY, "GetAuthorizedEntries"), entry_pb2.GetAuthorizedEntriesRequest())
     channel.close()
 
 
-def test_what_is_private_is_private_and_nothing_listens_beyond_loopback(server):
-    for path in [server.data / "server" / "server.db", *(server.data / "server" / "keys").iterdir()]:
+def test_what_is_private_is_private_and_nothing_listens_beyond_loopback(shared):
+    for path in [shared.data / "server" / "server.db", *(shared.data / "server" / "keys").iterdir()]:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
-    assert stat.S_IMODE((server.data / "server" / "api.sock").stat().st_mode) == 0o600
+    assert stat.S_IMODE((shared.data / "server" / "api.sock").stat().st_mode) == 0o600
     listening = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=False).stdout
-    mine = [line.split()[3] for line in listening.splitlines() if f"pid={server.process.pid}," in line]
+    mine = [line.split()[3] for line in listening.splitlines() if f"pid={shared.process.pid}," in line]
     assert all(address.startswith("127.") for address in mine)
 
 
-def test_health_readiness_and_metrics(server):
-    port = (server.data / "server" / "health.port").read_text().strip()
+def test_health_readiness_and_metrics(shared):
+    port = (shared.data / "server" / "health.port").read_text().strip()
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready") as reply:
         assert json.load(reply)["status"] == "ready"
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
@@ -165,8 +175,8 @@ def test_run_without_init_says_what_to_do(tmp_path):
     assert "server init" in done.stderr
 
 
-def test_a_port_in_use_and_a_second_server_are_clear_errors(server, tmp_path):
-    second = eastwest("server", "run", "--data", server.data)
+def test_a_port_in_use_and_a_second_server_are_clear_errors(shared, tmp_path):
+    second = eastwest("server", "run", "--data", shared.data)
     assert (second.returncode, "another server (pid" in second.stderr) == (1, True)
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
@@ -317,10 +327,10 @@ async def test_after_a_kill_at_any_moment_the_log_verifies_and_holds_every_relea
     assert released <= {entry["serial"] for entry in logged(server) if entry["kind"] == "x509_svid.issued"}
 
 
-async def test_clocks_that_differ_by_more_than_a_minute_are_refused_both_ways(server):
+async def test_clocks_that_differ_by_more_than_a_minute_are_refused_both_ways(shared):
     from eastwest.api.eastwest.control.v1 import control_pb2
 
-    agent = await server.join()
+    agent = await shared.join()
     subscribe = method(control_pb2.DESCRIPTOR.services_by_name["Control"], "Subscribe")
     now = datetime.now(UTC).timestamp()
     for offset, word in ((90, "ahead of"), (-90, "behind")):
@@ -332,13 +342,13 @@ async def test_clocks_that_differ_by_more_than_a_minute_are_refused_both_ways(se
     agent.close()
 
 
-async def test_published_entries_are_canonical(server):
-    async with server.admin() as admin:
+async def test_published_entries_are_canonical(shared):
+    async with shared.admin() as admin:
         await admin.flush_log()
-    assert logged(server)[0]["kind"] == "log.opened"
+    assert logged(shared)[0]["kind"] == "log.opened"
     from eastwest.log.tiles import decode_bundle
 
-    directory = LogDirectory(server.data / "server" / "log")
+    directory = LogDirectory(shared.data / "server" / "log")
     bundles = [path for path in directory.paths() if path.startswith("tile/entries/")]
     entries = [entry for path in bundles for entry in decode_bundle(directory.read(path))]
     assert entries
@@ -387,7 +397,7 @@ async def test_entries_and_nodes_by_hand(server):
     agent.close()
 
 
-async def test_a_join_with_a_bad_key_does_not_use_the_token_up(server):
+async def test_a_join_with_a_bad_key_does_not_use_the_token_up(shared):
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import rsa
     from cryptography.hazmat.primitives.serialization import Encoding
@@ -397,7 +407,7 @@ async def test_a_join_with_a_bad_key_does_not_use_the_token_up(server):
     from eastwest.api.spire.api.server.agent.v1 import agent_pb2
     from eastwest.rpc.tls import client_context
 
-    async with server.admin() as admin:
+    async with shared.admin() as admin:
         token = (await admin.create_join_token()).value
         roots = [authority.asn1 for authority in (await admin.bundle()).x509_authorities]
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
@@ -407,13 +417,13 @@ async def test_a_join_with_a_bad_key_does_not_use_the_token_up(server):
     request.params.data.type = "join_token"
     request.params.data.payload = token.encode()
     request.params.params.csr = csr.public_bytes(Encoding.DER)
-    channel = Channel(host="127.0.0.1", port=server.port, tls=client_context(roots))
+    channel = Channel(host="127.0.0.1", port=shared.port, tls=client_context(roots))
     with pytest.raises(errors.InvalidInput, match="RSA"):
         async with channel.stream(method(AGENT, "AttestAgent"), deadline=20) as stream:
             await stream.send_message(request, end=True)
             await stream.recv_message()
     channel.close()
-    (await BareAgent.attest(server, token, roots)).close()
+    (await BareAgent.attest(shared, token, roots)).close()
 
 
 async def test_a_profile_is_issued_only_through_its_doors(server):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from equality_world import World, _base64url
 from raw_http import Http1
@@ -34,12 +34,14 @@ GOOD, INVALID, EXPIRED = "ALLOWED", "TOKEN_INVALID", "TOKEN_EXPIRED"
 DEPTH = 99
 NESTED = '{"a": ' * (DEPTH - 1) + "%s" + "}" * (DEPTH - 1)
 _ABSENT = object()
+_RSA = {"alg": "RS256", "kid": "r1"}
 
 
 class Keys:
-    """Two keys of the trust domain, one of nobody, and what signs with them."""
+    """Two P-256 keys of the trust domain and an RSA key, one of nobody each, and what signs with them."""
 
     def __init__(self) -> None:
+        self._rsa, self._other_rsa = (rsa.generate_private_key(65537, 2048) for _ in range(2))
         self._own = {kid: ec.generate_private_key(ec.SECP256R1()) for kid in ("k1", "k2")}
         self._other = ec.generate_private_key(ec.SECP256R1())
 
@@ -51,6 +53,9 @@ class Keys:
             point = key.public_key().public_numbers()
             x, y = (_base64url(number.to_bytes(32)) for number in (point.x, point.y))
             made.append({"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": kid, "alg": "ES256", "use": "sig"})
+        own = self._rsa.public_key().public_numbers()
+        e, n = (_base64url(number.to_bytes(length)) for number, length in ((own.e, 3), (own.n, 256)))
+        made.append({"kty": "RSA", "e": e, "n": n, "kid": "r1", "alg": "RS256", "use": "sig"})
         return json.dumps({"keys": made}).encode()
 
     def sign(self, message: bytes, by: str) -> bytes:
@@ -61,6 +66,13 @@ class Keys:
                 return hmac.digest(self.keys, message, "sha256")
             case "ES384":
                 return _raw(self._own["k1"].sign(message, ec.ECDSA(hashes.SHA384())))
+            case "r1" | "RSA of nobody":
+                return (self._rsa if by == "r1" else self._other_rsa).sign(message, padding.PKCS1v15(), hashes.SHA256())
+            case "RS512":
+                return self._rsa.sign(message, padding.PKCS1v15(), hashes.SHA512())
+            case "PS256":
+                salted = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
+                return self._rsa.sign(message, salted, hashes.SHA256())
             case "DER":
                 return self._own["k1"].sign(message, ec.ECDSA(hashes.SHA256()))
         key = self._own.get(by, self._other)
@@ -164,7 +176,24 @@ FORMS: dict[str, Form] = {
     "algorithm none, signed": Form(INVALID, head={"alg": "none"}),
     "HS256 by the public keys": Form(INVALID, head={"alg": "HS256"}, by="HS256"),
     "ES384 by a P-256 key": Form(INVALID, head={"alg": "ES384"}, by="ES384"),
-    "RS256": Form(INVALID, head={"alg": "RS256"}),
+    "RS256": Form(by="r1", head=_RSA),
+    "RS256 without a key id": Form(by="r1", head={"alg": "RS256", "kid": _ABSENT}),
+    "RS256 by a key of nobody": Form(INVALID, by="RSA of nobody", head=_RSA),
+    "RS256 by a key of nobody, without a key id": Form(
+        INVALID, by="RSA of nobody", head={"alg": "RS256", "kid": _ABSENT}
+    ),
+    "RS256 over a P-256 signature": Form(INVALID, head={"alg": "RS256"}),
+    "RS256 under a P-256 key's id": Form(INVALID, by="r1", head={"alg": "RS256"}),
+    "ES256 under an RSA key's id": Form(INVALID, head={"kid": "r1"}),
+    "ES256 over an RSA signature": Form(INVALID, by="r1", head={"kid": "r1"}),
+    "RS512 by an RS256 key": Form(INVALID, by="RS512", head=_RSA | {"alg": "RS512"}),
+    "PS256 by an RS256 key": Form(INVALID, by="PS256", head=_RSA | {"alg": "PS256"}),
+    "RS256 over a PS256 signature": Form(INVALID, by="PS256", head=_RSA),
+    "RS256 over an RS512 signature": Form(INVALID, by="RS512", head=_RSA),
+    "RS256, a byte too short": Form(INVALID, by="r1", head=_RSA, signature=lambda raw: raw[:-1]),
+    "RS256, a zero before": Form(INVALID, by="r1", head=_RSA, signature=lambda raw: b"\0" + raw),
+    "RS256, a byte behind": Form(INVALID, by="r1", head=_RSA, signature=lambda raw: raw + b"\0"),
+    "RS256 of zeros": Form(INVALID, by="r1", head=_RSA, signature=lambda raw: bytes(len(raw))),
     "es256": Form(INVALID, head={"alg": "es256"}),
     "an algorithm that is no text": Form(INVALID, head={"alg": 256}),
     "a list of algorithms": Form(INVALID, head={"alg": ["ES256"]}),

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from server_process import EASTWEST, eastwest
 from token_world import (
@@ -74,11 +74,11 @@ async def test_a_token_says_what_it_is_for(world) -> None:
     state = await world.state()
     keys = jwt.PyJWKSet.from_json(state.token_keys.decode())
     header = jwt.get_unverified_header(token)
-    assert header == {"alg": "ES256", "kid": keys.keys[0].key_id, "typ": TYPE}
+    assert header == {"alg": "RS256", "kid": keys.keys[0].key_id, "typ": TYPE}
     claims = jwt.decode(
         token,
         keys[header["kid"]],
-        algorithms=["ES256"],
+        algorithms=["RS256"],
         issuer=TD,
         audience=TD,
         options={"require": ["iss", "aud", "iat", "exp", "jti", "sub"]},
@@ -266,11 +266,11 @@ async def test_a_transaction_does_not_go_on_from_a_token_that_does_not_count(wor
     claims, header = read_claims(good), jwt.get_unverified_header(good)
     [file] = (world.server.data / "server" / "keys").glob("token-*.pem")
     true_key = load_pem_private_key(file.read_bytes(), None)
-    own_key = ec.generate_private_key(ec.SECP256R1())
+    own_key = rsa.generate_private_key(65537, 2048)
     now = int(time.time())
 
     def code(key, **changed) -> str:
-        token = jwt.encode({**claims, **changed}, key, "ES256", header)
+        token = jwt.encode({**claims, **changed}, key, "RS256", header)
         status, said = billing.ask("ledger:entries:write", tenant="acme", subject_token=token)
         return "" if status == 200 else said["code"]
 

@@ -34,6 +34,7 @@ class Peers:
     spiffe_client: Path
     controller_client: Path
     tlog_verify: Path
+    tlog_witness: Path
     fsck: Path
     zlint_check: Path
     oidc_verify: Path
@@ -43,6 +44,7 @@ class Peers:
     debugagent: Path
     node_attestation: Path
     oidc_discovery_provider: Path
+    rules_check: Path
 
 
 class CommandFailedError(Exception):

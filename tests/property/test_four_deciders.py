@@ -22,8 +22,10 @@ ESTATES, CALLS = 25, 20
 STATEFUL = {
     DecisionCode.MTLS_REQUIRED,
     DecisionCode.CERTIFICATE_REFUSED,
+    DecisionCode.SERVER_REFUSED,
     DecisionCode.TOKEN_USED,
     DecisionCode.CHECK_UNAVAILABLE,
+    DecisionCode.RECORD_UNAVAILABLE,
 }
 """Codes that no table can give: they are about connections and about what was before."""
 
@@ -50,8 +52,11 @@ def test_the_table_gives_cedars_answer(part: int) -> None:
 
 
 def test_the_generators_reach_every_code() -> None:
+    wanted = set(DecisionCode) - STATEFUL
     codes: set[DecisionCode] = set()
     for seed in range(1000, 1120):
+        if codes == wanted:
+            break
         random = Random(seed)
         made = random_estate(random)
         compiled = compile_estate(load_estate(made.files))
@@ -59,4 +64,4 @@ def test_the_generators_reach_every_code() -> None:
         for call in random_calls(random, made, 60):
             asked = (call.caller, call.service, call.method, call.target, call.headers, call.presented)
             codes.add(lookup(tables[call.service], *asked, fingerprint(call.caller or ""))[1])
-    assert codes == set(DecisionCode) - STATEFUL
+    assert codes == wanted

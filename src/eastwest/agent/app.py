@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from eastwest import errors
 from eastwest.agent.als import AccessLogs
 from eastwest.agent.attestation import Attestation, load_prover
 from eastwest.agent.authorization import Authorization
+from eastwest.agent.backoff import Backoff
 from eastwest.agent.bootstrap import Bootstrap, explain, read_bundle
 from eastwest.agent.cache import Cache
 from eastwest.agent.callers import ProcessAttestor, identify
@@ -29,6 +30,7 @@ from eastwest.agent.config import Settings
 from eastwest.agent.connection import Dismissed, ServerConnection
 from eastwest.agent.control import ControlClient
 from eastwest.agent.decisions import Decisions
+from eastwest.agent.departed import Departed
 from eastwest.agent.enforcement import Enforcement
 from eastwest.agent.envoys import Envoys
 from eastwest.agent.explaining import ADMIN_SOCKET_MODE, explain_service
@@ -39,8 +41,14 @@ from eastwest.agent.jwts import JwtCache
 from eastwest.agent.keyring import KeyringUnavailable, node_key
 from eastwest.agent.knowledge import Knowledge
 from eastwest.agent.own import OwnIdentity, OwnSvid
+from eastwest.agent.proxies import Proxies, Received
+from eastwest.agent.receipts import Receipts
+from eastwest.agent.receipts import forget as forget_receipts
+from eastwest.agent.recording import Recording
 from eastwest.agent.renewal import Renewal
 from eastwest.agent.sidecars import Sidecars
+from eastwest.agent.spool import Spool
+from eastwest.agent.spool import forget as forget_spool
 from eastwest.agent.state import State
 from eastwest.agent.workload_api import WorkloadApi
 from eastwest.agent.xds import ConfigStreams
@@ -53,6 +61,7 @@ from eastwest.process.files import replace_file
 from eastwest.process.locked import locked
 from eastwest.process.notify import notify
 from eastwest.process.plugins import WORKLOAD_ATTESTORS, load_plugin
+from eastwest.process.tracing import start_tracing
 from eastwest.rpc.client import Untrusted
 from eastwest.rpc.health import HealthService
 from eastwest.rpc.service import Listener
@@ -105,7 +114,11 @@ async def run(settings: Settings, ports: Ports | None = None, ready: Callable[[s
     settings.paths.home.mkdir(mode=0o755, parents=True, exist_ok=True)
     with locked(settings.paths.lock, "agent"):
         raise_file_limit()
-        await _Agent(settings, ports, ready).run()
+        stop_tracing = start_tracing(settings.tracing, {"service.name": "eastwest-agent"}, settings.where)
+        try:
+            await _Agent(settings, ports, ready).run()
+        finally:
+            await asyncio.to_thread(stop_tracing)
 
 
 class _Agent:
@@ -164,6 +177,10 @@ class _Agent:
             except Dismissed:
                 own_identity.forget()
                 cache.forget()
+                forget_receipts(self._paths.receipts)
+                if not forget_spool(self._paths.spool):
+                    # Nothing secret, and perhaps the last word on what happened here: told if this node joins again.
+                    _log.warning("agent.spool.kept", path=str(self._paths.spool), why="decisions in it are not told")
                 raise
         except errors.Error as error:
             raise explain(error, connection.target) from None
@@ -184,10 +201,16 @@ class _Agent:
         ports, settings = self._ports, self._settings
         clock, jitter = ports.clock, ports.jitter
         identities = Identities(connection, knowledge, clock, jitter, limit=settings.max_identities)
-        sidecars = Sidecars(knowledge, identities, self._mesh_settings(), clock)
+        recording = Recording(knowledge)
+        sidecars = Sidecars(knowledge, identities, self._mesh_settings(), clock, recording=recording)
         jwts = JwtCache(connection, clock)
-        decisions = Decisions(connection, clock, jitter)
+        receipts = Receipts(connection, identities, self._paths.receipts, clock, Backoff(jitter, first=1.0, most=300.0))
+        spool = Spool(self._paths.spool, settings.spool_bytes, clock, ports.entropy)
+        decisions = Decisions(connection, clock, jitter, spool, recording.set)
+        await decisions.open()
         renewal = Renewal(connection, own_identity, own, knowledge, clock, jitter, attestation)
+
+        departed = Departed()
 
         def on_state(state: State) -> None:
             if state.bundle.x509_authorities != knowledge.state.bundle.x509_authorities:
@@ -197,14 +220,17 @@ class _Agent:
             knowledge.set(state)
             sidecars.on_state()
             identities.on_state(state)
+            departed.learn(state.bundles.values(), (held.svid.chain for held in identities.everything()))
 
         if cached:
             restored = identities.restore(cache.load_svids())
             sidecars.on_state()
             sidecars.envoys.restore(cache.load_envoys())
+            departed.learn(knowledge.state.bundles.values(), (held.svid.chain for held in identities.everything()))
             _log.info("agent.cache.restored", entries=len(knowledge.state.entries), svids=restored)
         holdings = Holdings(knowledge, identities, sidecars, renewal, clock)
         control = ControlClient(connection, knowledge.state, holdings, clock, jitter, on_state)
+        sidecars.on_enforced = control.rollout.enforced
 
         def problems() -> list[str]:
             found = [] if knowledge.state.epoch else ["no state has come from the server yet"]
@@ -212,24 +238,37 @@ class _Agent:
                 found.append("the agent's own certificate has ended")
             if attestation.refused is not None:
                 found.append(str(attestation.refused))
-            return found
+            return [*found, *decisions.problems()]
 
         # Asked anew each time: knowledge takes a new state with every update.
         attestor = ProcessAttestor(ports.attestors, lambda: knowledge.state.entries.values())  # noqa: PLW0108 - see above
         identified = identify(attestor.attest, knowledge, clock)
+        received = Received(self._paths.spool / "proxies")
+        received.open()
+        logs = AccessLogs(identified, sidecars, decisions.record, departed.left, received.add)
+        proxies = Proxies(identified, received, decisions.confess, clock)
         listener = Listener(
             [
                 WorkloadApi(knowledge, identities, jwts, attestor.attest, clock).service(),
                 *ConfigStreams(sidecars, identified, sidecars.report, sidecars.taken, sidecars.envoys.ended).services(),
-                *AccessLogs(identified, sidecars, decisions.record).services(),
+                *logs.services(),
+                *proxies.services(),
                 *Authorization(identified, sidecars, connection.use_token).services(),
-                Enforcement(knowledge, attestor.attest, clock, connection.use_token, decisions.record).service(),
+                Enforcement(
+                    knowledge,
+                    attestor.attest,
+                    clock,
+                    connection.use_token,
+                    decisions.record,
+                    decisions.confess,
+                    recording,
+                ).service(),
                 HealthService(problems).service(),
             ],
             implementation=settings.http2,
         )
         admin = Listener([explain_service(ports.attestors, knowledge, clock)], implementation=settings.http2)
-        readings = _readings(control, identities, decisions, renewal, knowledge, clock)
+        readings = _readings(control, identities, decisions, renewal, knowledge, sidecars, logs, clock)
         failed: errors.Error | None = None
         async with AsyncExitStack() as stack:
             try:
@@ -237,6 +276,7 @@ class _Agent:
                     group.create_task(_raise_dismissal(connection))
                     group.create_task(control.run())
                     group.create_task(identities.run())
+                    group.create_task(receipts.run())
                     group.create_task(renewal.run())
                     group.create_task(decisions.run())
                     envoys = sidecars.envoys
@@ -257,9 +297,8 @@ class _Agent:
                 failed = _first_error(group_of_errors)
             finally:
                 notify("STOPPING=1")
-                with suppress(errors.Error, TimeoutError):
-                    async with asyncio.timeout(2.0):
-                        await decisions.flush()
+                await decisions.close()
+                received.close()
                 await asyncio.shield(asyncio.to_thread(_save, cache, knowledge, identities))
         if failed is not None:
             raise failed
@@ -402,25 +441,33 @@ def _readings(
     decisions: Decisions,
     renewal: Renewal,
     knowledge: Knowledge,
+    sidecars: Sidecars,
+    logs: AccessLogs,
     clock: Clock,
-) -> Callable[[], Sequence[tuple[str, str, bool, float]]]:
-    def read() -> Sequence[tuple[str, str, bool, float]]:
-        return [
-            ("connected", "1 while the server's subscription is up.", False, float(control.connected)),
-            ("updates", "Updates applied.", True, float(control.updates)),
-            ("state_number", "Number of the state held.", False, float(knowledge.state.number)),
-            ("entries", "Entries held.", False, float(len(knowledge.state.entries))),
-            ("x509_svids", "X.509-SVIDs held.", False, float(len(identities))),
-            ("x509_rotations", "X.509-SVIDs replaced by newer ones.", True, float(identities.rotations)),
-            ("x509_failures", "Attempts to sign one entry that failed.", True, float(identities.failures)),
-            ("decisions", "Decision rows stored by the server.", True, float(decisions.reported)),
-            ("decisions_lost", "Decisions dropped and not yet told.", False, float(decisions.lost)),
-            (
-                "own_svid_seconds",
-                "Seconds that the agent's certificate still lives.",
-                False,
-                (renewal.own.not_after - clock.now()).total_seconds(),
-            ),
-        ]
+) -> Callable[[], Mapping[str, float]]:
+    def read() -> Mapping[str, float]:
+        now = clock.now()
+        own = (renewal.own.not_after - now).total_seconds()
+        first = min((held.svid.not_after for held in identities.everything()), default=None)
+        spool = decisions.status
+        return {
+            "eastwest_agent_connected": float(control.connected),
+            "eastwest_agent_updates_total": float(control.updates),
+            "eastwest_agent_state_number": float(knowledge.state.number),
+            "eastwest_agent_entries": float(len(knowledge.state.entries)),
+            "eastwest_agent_x509_svids": float(len(identities)),
+            "eastwest_agent_x509_rotations_total": float(identities.rotations),
+            "eastwest_agent_x509_failures_total": float(identities.failures),
+            "eastwest_agent_x509_svid_seconds": own if first is None else (first - now).total_seconds(),
+            "eastwest_agent_own_svid_seconds": own,
+            "eastwest_agent_sidecars": float(sum(status.connected for status in sidecars.statuses())),
+            "eastwest_agent_log_entries_total": float(logs.counters.entries),
+            "eastwest_agent_decisions_total": float(decisions.reported),
+            "eastwest_agent_decisions_lost_total": float(decisions.lost),
+            "eastwest_agent_spool_bytes": float(spool.used),
+            "eastwest_agent_spool_limit_bytes": float(spool.limit),
+            "eastwest_agent_spool_decisions": float(spool.waiting),
+            "eastwest_agent_spool_failing": float(bool(spool.problem)),
+        }
 
     return read

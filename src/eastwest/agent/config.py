@@ -13,11 +13,14 @@ from typing import Any, Literal
 import msgspec
 
 from eastwest import errors
+from eastwest.agent.spool import DEFAULT_LIMIT, MIN_LIMIT
+from eastwest.process.tracing import TracingSettings
 from eastwest.spiffe.id import TrustDomain
 
 MAX_SOCKET_PATH = 107
 """Bytes of a unix socket's path that Linux takes."""
 MAX_TOKEN_FILE = 16 * 1024
+MAX_SPOOL = 1 << 40
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,6 +39,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_identities: int = 1000  # X.509-SVIDs kept ready; more are made on demand
     server_timeout: float = 30.0  # seconds for one call to the server
     http2: Literal["own", "grpclib"] = "own"
+    spool_bytes: int = DEFAULT_LIMIT  # of decisions on disk while the server is away
+    tracing: TracingSettings | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,8 @@ class Settings:
     max_identities: int = 1000
     server_timeout: float = 30.0
     http2: str = "own"
+    spool_bytes: int = DEFAULT_LIMIT
+    tracing: TracingSettings | None = None
     node_attestor: str = "join_token"
     node_provers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     workload_attestors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -103,6 +110,16 @@ class Paths:
         return self.home / "cache"
 
     @property
+    def receipts(self) -> Path:
+        """The log's receipts for the certificates that the agent holds."""
+        return self.home / "receipts"
+
+    @property
+    def spool(self) -> Path:
+        """Decisions that the server does not have yet."""
+        return self.home / "spool"
+
+    @property
     def health_port(self) -> Path:
         return self.home / "health.port"
 
@@ -147,6 +164,8 @@ def check(config: AgentConfig, data: Path, join_token: str = "", where: str = "t
         raise errors.InvalidInput("max_identities is at least 1")
     if config.health_port is not None and not 0 <= config.health_port <= 65535:
         raise errors.InvalidInput(f"health_port {config.health_port} is no port", fix="choose 1 to 65535, or 0 for any")
+    if not MIN_LIMIT <= config.spool_bytes <= MAX_SPOOL:
+        raise errors.InvalidInput(f"spool_bytes is {MIN_LIMIT} to {MAX_SPOOL}")
     token, warnings = _token_from(config.join_token_file)
     settings = Settings(
         data=data.absolute(),
@@ -160,6 +179,8 @@ def check(config: AgentConfig, data: Path, join_token: str = "", where: str = "t
         max_identities=config.max_identities,
         server_timeout=config.server_timeout,
         http2=config.http2,
+        spool_bytes=config.spool_bytes,
+        tracing=config.tracing,
         node_attestor=config.node_attestor,
         node_provers=config.node_provers,
         workload_attestors=config.workload_attestors,

@@ -17,6 +17,7 @@ from eastwest import errors
 from eastwest.agent.changes import Changes
 from eastwest.agent.own import OwnSvid
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
+from eastwest.api.eastwest.log.v1 import log_pb2 as log
 from eastwest.api.spire.api.server.agent.v1 import agent_pb2 as agent
 from eastwest.api.spire.api.server.svid.v1 import svid_pb2 as svid
 from eastwest.api.spire.api.types import types_pb2 as types
@@ -30,6 +31,7 @@ SERVER_PATH = "/spire/server"
 MAX_CHALLENGES = 16
 _AGENT = agent.DESCRIPTOR.services_by_name["Agent"]
 _SVID = svid.DESCRIPTOR.services_by_name["SVID"]
+_LOG = log.DESCRIPTOR.services_by_name["Log"]
 _CONTROL = control.DESCRIPTOR.services_by_name["Control"]
 _Reason = types.PermissionDeniedDetails
 
@@ -142,11 +144,11 @@ class ServerConnection:
         reply = await self._unary(method(_SVID, "NewJWTSVID"), request)
         return cast("types.JWTSVID", reply.svid)
 
-    async def report(self, decisions: bytes, lost: int) -> None:
-        """Hand decisions over; returning means that the server has stored them."""
-        await self._unary(
-            method(_CONTROL, "ReportDecisions"), control.ReportDecisionsRequest(decisions=decisions, lost=lost)
-        )
+    async def report(self, spool: str, sequence: int, rows: bytes) -> int:
+        """Hand a batch of the spool over; returns the last sequence of that spool which the server has stored."""
+        request = control.ReportDecisionsRequest(decisions=rows, spool=spool, sequence=sequence)
+        reply = await self._unary(method(_CONTROL, "ReportDecisions"), request)
+        return int(reply.sequence)
 
     async def use_token(self, token_id: str, expires_at: int, approval: str, operation: str) -> bool:
         """Whether a transaction token that counts once may be used now; true only once, and durably so.
@@ -159,6 +161,17 @@ class ServerConnection:
         )
         reply = await self._unary(method(_CONTROL, "UseToken"), request)
         return not reply.used
+
+    async def prove(self, certificates: Sequence[bytes]) -> list[log.ProveResponse]:
+        """The log's entries of certificates that this agent was issued (by SHA-256), with proofs; nothing is verified.
+
+        In the same order, at most 100; one that the log does not have yet is empty.
+        """
+        request = log.ProveCertificatesRequest(certificate_sha256=certificates)
+        reply = await self._unary(method(_LOG, "ProveCertificates"), request)
+        if len(reply.receipts) != len(certificates):
+            raise errors.Unavailable(f"the server answered {len(reply.receipts)} of {len(certificates)} receipts")
+        return list(reply.receipts)
 
     @asynccontextmanager
     async def subscription(self) -> AsyncIterator[Any]:

@@ -18,9 +18,11 @@ from eastwest.agent.backoff import Backoff
 from eastwest.agent.changes import Changes
 from eastwest.agent.connection import Dismissed, ServerConnection
 from eastwest.agent.received import ClockSkew, check_clock
+from eastwest.agent.rollout import Rollout
 from eastwest.agent.state import BadUpdate, State
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
 from eastwest.clock import Clock
+from eastwest.rpc import tracing
 
 COALESCE = 0.01
 """Seconds in which acknowledgements are gathered into one message."""
@@ -65,6 +67,7 @@ class ControlClient:
         self._clock = clock
         self._jitter = jitter
         self._on_state = on_state
+        self.rollout = Rollout(clock)
         self._resume = True
         self._last_error: errors.Error | None = None
 
@@ -138,6 +141,16 @@ class ControlClient:
 
     def _apply(self, update: control.Update, *, resumed: bool) -> None:
         self._check_clock(update)
+        # A server's word, and so bounded as anybody's.
+        parent = update.traceparent if len(update.traceparent) <= tracing.MAX_HEADER else ""
+        if parent:
+            with tracing.span("agent.apply_update", parent, number=update.number):
+                self._take(update, resumed=resumed)
+                self.rollout.heard(tracing.traceparent())
+        else:
+            self._take(update, resumed=resumed)
+
+    def _take(self, update: control.Update, *, resumed: bool) -> None:
         self.state = self.state.apply(update, resumed=resumed)
         self._resume = True
         self.updates += 1

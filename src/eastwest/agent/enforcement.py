@@ -5,17 +5,20 @@ Each caller hears of its own workload only, and is believed only about services 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.message import Message
 
 from eastwest.agent.callers import Attest, Caller, live_entries
+from eastwest.agent.entries import path_of
 from eastwest.agent.knowledge import Knowledge
+from eastwest.agent.recording import Recording
 from eastwest.api.eastwest.enforcement.v1 import enforcement_pb2 as api
 from eastwest.clock import Clock
 from eastwest.errors import InvalidInput, PermissionDenied
-from eastwest.ledger.record import Decision
+from eastwest.ledger.record import Decision, Lost, LostReason
 from eastwest.mesh.action import inbound_version
 from eastwest.policy.enforcement import DecisionCode, Inbound, Sidecar, Verdict, encode_sidecar
 from eastwest.rpc.service import Call, Service
@@ -26,14 +29,17 @@ MAX_DECISIONS = 20_000
 """Decisions of one report."""
 MAX_TEXT = 256
 MAX_TIME = 1 << 40
+MAX_LOST = 1 << 31
+"""Decisions that one confession may be about."""
 _RECENT = timedelta(hours=1)
+_TRACE = re.compile("[0-9a-f]{32}")
 
 UseToken = Callable[[str, int, str, str], Awaitable[bool]]
 """As ``eastwest.agent.connection.ServerConnection.use_token``."""
 
 
 class Enforcement:
-    """Serves callers that ``attest`` vouches for; ``record`` takes each decision and must not block."""
+    """Serves callers that ``attest`` vouches for; ``record`` takes decisions and must not block."""
 
     def __init__(
         self,
@@ -41,13 +47,18 @@ class Enforcement:
         attest: Attest,
         clock: Clock,
         use_token: UseToken,
-        record: Callable[[Decision], None],
+        record: Callable[[Sequence[Decision]], None],
+        confess: Callable[[Sequence[Lost]], None],
+        recording: Recording,
     ) -> None:
+        """``confess`` takes what callers say they lost; ``recording`` knows whether decisions can be kept."""
         self._knowledge = knowledge
         self._attest = attest
         self._clock = clock
         self._use_token = use_token
         self._record = record
+        self._confess = confess
+        self._recording = recording
 
     def service(self) -> Service:
         """To be added to the agent's listener."""
@@ -88,15 +99,21 @@ class Enforcement:
         served = {inbound.service: inbound for inbound in _inbound(sidecar)}
         version = sidecar.version if sidecar is not None else ""
         decisions = [self._decision(said, served, version) for said in request.decisions]
-        for decision in decisions:
-            self._record(decision)
+        self._record(decisions)
+        if request.lost:
+            now = self._clock.now()
+            since = _time(request.lost_since_unix_ms, now)
+            service = next(iter(served)) if len(served) == 1 else ""
+            count = min(request.lost, MAX_LOST)
+            self._confess([Lost(time=since, until=now, count=count, cause=LostReason.SDK_DROPPED, service=service)])
         return api.ReportResponse()
 
     def _sidecar(self, caller: Caller) -> Sidecar | None:
         """The table of the first of the caller's identities that has one."""
         entries = live_entries(self._knowledge, caller.selectors, self._clock)
         sidecars = self._knowledge.state.sidecars
-        return next((sidecars[entry.spiffe_id] for entry in entries if entry.spiffe_id in sidecars), None)
+        found = next((sidecars[entry.spiffe_id] for entry in entries if entry.spiffe_id in sidecars), None)
+        return self._recording.now(found) if found is not None else None
 
     def _rules(self, sidecar: Sidecar | None) -> Message:
         state = self._knowledge.state
@@ -117,13 +134,8 @@ class Enforcement:
             raise InvalidInput("there is no such decision code")
         texts = (said.caller, said.operation, said.tenant, said.method, said.policy, said.transaction, said.approver)
         caller, operation, tenant, method, policy, transaction, approver = (text[:MAX_TEXT] for text in texts)
-        now = self._clock.now()
-        try:
-            time = datetime.fromtimestamp(said.time_unix_ms / 1000, UTC)
-        except (ValueError, OverflowError, OSError):
-            time = now
         return Decision(
-            time=time if abs(now - time) <= _RECENT else now,
+            time=_time(said.time_unix_ms, self._clock.now()),
             service=inbound.service,
             verdict=Verdict.ALLOW if said.allowed else Verdict.DENY,
             code=DecisionCode(said.code),
@@ -140,7 +152,21 @@ class Enforcement:
             source=said.source[:MAX_TEXT],
             transaction=transaction,
             approver=approver,
+            sensor="sdk",
+            path=path_of(said.path),
+            cause=said.cause[:MAX_TEXT],
+            token=said.token,
+            origin=said.origin[:MAX_TEXT],
+            trace=said.trace if _TRACE.fullmatch(said.trace) else "",
         )
+
+
+def _time(unix_ms: int, now: datetime) -> datetime:
+    try:
+        time = datetime.fromtimestamp(unix_ms / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return now
+    return time if abs(now - time) <= _RECENT else now
 
 
 def _inbound(sidecar: Sidecar | None) -> tuple[Inbound, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -11,12 +11,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from eastwest import errors
+from eastwest.metrics import BY_NAME
+from eastwest.metrics import Metric as Catalogued
 
 _HEAD_LIMIT = 8192
 _SECONDS = 5.0
 
-Readings = Callable[[], "Sequence[tuple[str, str, bool, float]]"]
-"""Name, help, whether it only grows, value."""
+Readings = Callable[[], Mapping[str, float]]
+"""Values by the names of ``eastwest.metrics.AGENT``."""
 
 
 class AgentMetrics(Collector):
@@ -26,10 +28,12 @@ class AgentMetrics(Collector):
         self._readings = readings
 
     def collect(self) -> list[Metric]:
-        return [
-            (CounterMetricFamily if grows else GaugeMetricFamily)(f"eastwest_agent_{name}", text, value=value)
-            for name, text, grows, value in self._readings()
-        ]
+        return [_family(BY_NAME[name], value) for name, value in self._readings().items()]
+
+
+def _family(metric: Catalogued, value: float) -> Metric:
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    return kind(metric.name, metric.help, value=value)
 
 
 class HealthServer:

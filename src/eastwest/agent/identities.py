@@ -27,6 +27,7 @@ from eastwest.agent.state import State
 from eastwest.agent.taint import Ground, Standing
 from eastwest.clock import Clock
 from eastwest.registry.entry import Entry
+from eastwest.rpc import tracing
 from eastwest.spiffe.svid import X509Svid
 
 BATCH = 500
@@ -204,7 +205,8 @@ class Identities:
                 if number % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)
             try:
-                answers = await self._connection.sign(params)
+                with tracing.span("svid.renew", requests=len(params)):
+                    answers = await self._connection.sign(params)
             except errors.Error as error:
                 answers = [error] * len(entries)
             bundle = self._knowledge.state.bundle

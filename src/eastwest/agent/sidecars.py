@@ -23,8 +23,10 @@ from eastwest import errors
 from eastwest.agent.callers import Attested, NoIdentity, live_entries
 from eastwest.agent.changes import Changes
 from eastwest.agent.envoys import Envoys, Given
+from eastwest.agent.handshakes import Outgoing
 from eastwest.agent.identities import Held, Identities
 from eastwest.agent.knowledge import Knowledge
+from eastwest.agent.recording import Recording
 from eastwest.agent.taint import Standing
 from eastwest.agent.xds import Principal, SidecarStatus
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
@@ -34,7 +36,7 @@ from eastwest.mesh.resources import config_resources, sidecar_secrets, verifiabl
 from eastwest.mesh.secrets import Identity, SecretSet
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource, Snapshot
-from eastwest.policy.enforcement import Sidecar, uses_tokens
+from eastwest.policy.enforcement import Inbound, Sidecar, uses_tokens
 from eastwest.registry.entry import Entry
 from eastwest.rpc.peer import started_at
 from eastwest.spiffe.bundle import Bundle
@@ -63,13 +65,17 @@ class Sidecars:
         settings: Settings,
         clock: Clock,
         started: Callable[[int], int] = started_at,
+        recording: Recording | None = None,
     ) -> None:
         self.changes = Changes()
         self.envoys = Envoys(clock, self.changes, started)
+        self.on_enforced: Callable[[str, str], None] = lambda _spiffe_id, _version: None
+        """Hears of each sidecar that has come to acknowledge all of another version."""
         self._knowledge = knowledge
         self._identities = identities
         self._settings = settings
         self._clock = clock
+        self._recording = recording or Recording(knowledge)
         self._config: OrderedDict[tuple[str, str], tuple[Sidecar, bytes, list[Resource]]] = OrderedDict()
         self._snapshots: OrderedDict[tuple[str, str], tuple[_MadeOf, Snapshot]] = OrderedDict()
         self._noted: dict[SpiffeId, tuple[Sidecar, str]] = {}
@@ -77,6 +83,7 @@ class Sidecars:
         self._roots: dict[str, tuple[Bundle, bytes]] = {}
         self._quantum_safe: dict[str, tuple[Bundle, bytes]] = {}
         self._in_force: OrderedDict[str, InForce] = OrderedDict()
+        self._hashes: dict[str, tuple[Inbound, str]] = {}  # of the rules that were asked for last, by service
         self._problems: dict[str, str] = {}
         self._statuses: OrderedDict[tuple[str, int], control.SidecarStatus] = OrderedDict()
         self._connected_at: dict[tuple[str, int], datetime] = {}
@@ -86,9 +93,12 @@ class Sidecars:
         state = self._knowledge.state
         for spiffe_id, sidecar in state.sidecars.items():
             if (sidecar, state.policy_version) != self._noted.get(spiffe_id):
-                for version, rules in versions_in_force(sidecar, state.policy_version).items():
-                    self._in_force[version] = rules
-                    self._in_force.move_to_end(version)
+                refusing = self._recording.refusing(sidecar)
+                for each in (refusing, sidecar) if refusing is not sidecar else (sidecar,):
+                    for version, rules in versions_in_force(each, state.policy_version).items():
+                        self._in_force[version] = rules
+                        self._in_force.move_to_end(version)
+        self._hashes.clear()
         self._noted = {spiffe_id: (sidecar, state.policy_version) for spiffe_id, sidecar in state.sidecars.items()}
         while len(self._in_force) > MAX_VERSIONS:
             self._in_force.popitem(last=False)
@@ -114,7 +124,20 @@ class Sidecars:
         for sidecar in self._sidecars(principal.spiffe_ids):
             for inbound in sidecar.inbound:
                 if inbound.service == service:
-                    return self._in_force.get(inbound_version(inbound))
+                    return self._in_force.get(self._version_of(inbound))
+        return None
+
+    def _version_of(self, inbound: Inbound) -> str:
+        known = self._hashes.get(inbound.service)
+        if known is None or known[0] is not inbound:
+            known = self._hashes[inbound.service] = (inbound, inbound_version(inbound))
+        return known[1]
+
+    def outgoing(self, principal: Principal, service: str) -> Outgoing | None:
+        """Who of the caller's workload calls ``service``; None where its sidecar has no way there."""
+        for sidecar in self._sidecars(principal.spiffe_ids):
+            if any(outbound.service == service for outbound in sidecar.outbound):
+                return Outgoing(sidecar.spiffe_id, self._knowledge.state.policy_version or sidecar.version)
         return None
 
     def version(self, version: str) -> InForce | None:
@@ -148,8 +171,11 @@ class Sidecars:
         if not status.connected:
             self._connected_at.pop(key, None)
             self.envoys.left(*key)
-        if self._statuses.get(key) == told:
+        before = self._statuses.get(key)
+        if before == told:
             return
+        if told.acknowledged_version and (before is None or before.acknowledged_version != told.acknowledged_version):
+            self.on_enforced(spiffe_id, told.acknowledged_version)
         if told.connected and key not in self._statuses:
             for other in [k for k, s in self._statuses.items() if k[0] == key[0] and not s.connected]:
                 del self._statuses[other]
@@ -248,6 +274,7 @@ class Sidecars:
             sidecar = state.sidecars.get(entry.spiffe_id)
             if sidecar is None:
                 continue
+            sidecar = self._recording.now(sidecar)
             held = self._identities.held(entry)
             if held is None:
                 return None

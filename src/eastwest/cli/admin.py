@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
 from eastwest.api.spire.api.server.bundle.v1 import bundle_pb2
 from eastwest.api.spire.api.types import types_pb2
 from eastwest.errors import PermissionDenied, Unavailable
+from eastwest.ledger.query import DecisionQuery
 from eastwest.rpc.client import Channel, method
 
 ANY_VERSION = "*"
@@ -129,9 +130,29 @@ class AdminClient:
         reply = await self._call("ListDecisions", pb.ListDecisionsRequest(**query))
         return msgspec.json.decode(reply.decisions, type=list[dict[str, Any]]), reply.lost
 
-    async def flush_log(self) -> pb.FlushLogResponse:
-        """Publish a checkpoint that covers everything stored so far."""
-        reply: pb.FlushLogResponse = await self._call("FlushLog", pb.FlushLogRequest())
+    async def ledger_rows(self, query: DecisionQuery) -> tuple[list[dict[str, Any]], int]:
+        """Ledger rows that match, losses included, and how many decisions were ever lost."""
+        request = pb.ListDecisionsRequest(query=msgspec.json.encode(query))
+        reply = await self._call("ListDecisions", request)
+        return msgspec.json.decode(reply.decisions, type=list[dict[str, Any]]), reply.lost
+
+    async def export_decisions(self, query: DecisionQuery, form: str) -> AsyncIterator[bytes]:
+        """Matching rows as a file of this format, in pieces."""
+        request = pb.ExportDecisionsRequest(query=msgspec.json.encode(query), format=form)
+        async with self._channel.stream(method(_ADMIN, "ExportDecisions")) as stream:
+            await stream.send_message(request, end=True)
+            async for reply in stream:
+                yield reply.piece
+
+    async def count_decisions(self, query: DecisionQuery, by: str) -> list[dict[str, Any]]:
+        """Totals of the ledger by a dimension of ``eastwest.ledger.query.DIMENSIONS``, or by ``edges``."""
+        request = pb.CountDecisionsRequest(query=msgspec.json.encode(query), by=by)
+        reply = await self._call("CountDecisions", request)
+        return msgspec.json.decode(reply.rows, type=list[dict[str, Any]])
+
+    async def flush_log(self, *, decisions: bool = False) -> pb.FlushLogResponse:
+        """Publish a checkpoint that covers everything stored so far; ``decisions``: seal those first."""
+        reply: pb.FlushLogResponse = await self._call("FlushLog", pb.FlushLogRequest(decisions=decisions))
         return reply
 
     async def bundle(self) -> types_pb2.Bundle:

@@ -131,5 +131,26 @@ def why_no_identity(
     show_explanation(explain_process(data, pid), as_json=as_json)
 
 
+@app.command(
+    epilog=examples(
+        "eastwest agent receipt --data agent",
+        "eastwest agent receipt spiffe://shop.example/web --data agent --out receipts",
+    )
+)
+def receipt(
+    data: DataDir,
+    spiffe_id: Annotated[str, typer.Argument(metavar="[SPIFFE-ID]", help="Only of this identity.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each entry and its proof as files into this directory.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """The log's receipts for the certificates that the agent holds: list them, or carry them away."""
+    from eastwest.cli.agent_receipts import show_receipts
+
+    show_receipts(data, spiffe_id, out, as_json=as_json)
+
+
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)

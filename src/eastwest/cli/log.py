@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from eastwest.cli import log_proof, log_prune, log_search
+from eastwest.cli.log_reading import head, line, locate, open_log, proof_of, readable
 from eastwest.cli.options import AsJson, examples, print_json
-from eastwest.errors import Corrupt, InvalidInput, NotFound
-
-if TYPE_CHECKING:
-    from eastwest.log.checkpoint import Checkpoint
-    from eastwest.log.note import NoteKey
-    from eastwest.log.tiles import TileReader
-    from eastwest.store.log_files import LogDirectory
+from eastwest.cli.options import DataDir as RequiredData
+from eastwest.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="The transparency log: verify, prove and read it.")
 
@@ -42,17 +40,27 @@ MAX_SHOWN_PROBLEMS = 20
     )
 )
 def verify(data: DataDir = None, log_dir: LogDir = None, vkey: Vkey = None, *, json: AsJson = False) -> None:
-    """Recompute every hash of the log and compare it with its tiles and its signed checkpoint."""
+    """Recompute every hash of the log and compare it with its tiles and its signed checkpoint.
+
+    With --data, on the server's machine, its database is compared too.
+    """
     from eastwest.log.verify import verify_log
 
-    files, key = _locate(data, log_dir, vkey)
+    files, key = locate(data, log_dir, vkey)
     report = verify_log(files, key, list(files.paths()))
     checkpoint = report.checkpoint
+    compared = log_prune.database_problems(data, files, report) if data is not None and log_dir is None else None
+    report = replace(report, problems=report.problems + tuple(compared or ()))
     if json:
         problems = [{"where": p.where, "entry": p.entry, "message": p.message} for p in report.problems]
-        print_json({"ok": report.ok, **_head(key, checkpoint), "problems": problems})
+        found = {"ok": report.ok, **head(key, checkpoint), "minimum_index": report.pruned}
+        print_json(found | {"database": compared is not None, "problems": problems})
     elif report.ok and checkpoint is not None:
         print(f"the log {key.name} is whole: {checkpoint.size} entries, root {checkpoint.root.hex()}")
+        if report.pruned:
+            print(f"entries below {report.pruned} are pruned, as an entry of the log says; their hashes are whole")
+        if compared is not None:
+            print("the server's database has the same entries")
     else:
         for problem in report.problems[:MAX_SHOWN_PROBLEMS]:
             print(problem)
@@ -61,24 +69,65 @@ def verify(data: DataDir = None, log_dir: LogDir = None, vkey: Vkey = None, *, j
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "eastwest log prove 7 --data data",
+        "eastwest log prove --certificate svid.pem --data data --wait --out receipt",
+    )
+)
 def prove(
-    index: Annotated[int, typer.Argument(help="The entry's index.", min=0)],
+    index: Annotated[int | None, typer.Argument(help="The entry's index.", min=0)] = None,
     data: DataDir = None,
     log_dir: LogDir = None,
     vkey: Vkey = None,
+    certificate: log_proof.CertificateFile = None,
+    serial: log_proof.SerialNumber = "",
+    out: log_proof.Out = None,
+    *,
+    wait: log_proof.Wait = False,
+    json: AsJson = False,
+) -> None:
+    """Give the proof (c2sp.org/tlog-proof@v1) that the log's checkpoint covers an entry."""
+    if wait:
+        log_proof.publish(data)
+    log_proof.prove(index, data, log_dir, vkey, certificate, serial, out, json=json)
+
+
+@app.command(
+    "verify-proof",
+    epilog=examples(
+        "eastwest log verify-proof --entry entry-7.json --proof entry-7.tlog-proof --vkey log.vkey",
+        "eastwest log verify-proof --entry e.json --proof e.tlog-proof --vkey log.vkey --certificate svid.pem",
+    ),
+)
+def verify_proof(
+    entry: Annotated[Path, typer.Option(metavar="FILE", help="The entry's own bytes.")],
+    proof: Annotated[Path, typer.Option(metavar="FILE", help="Its c2sp.org/tlog-proof@v1.")],
+    vkey: Annotated[str, typer.Option(metavar="FILE|TEXT", help="The verifier key of the log that is trusted.")],
+    certificate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also demand that the entry is about this certificate (PEM).")
+    ] = None,
     *,
     json: AsJson = False,
 ) -> None:
-    """Print the proof (c2sp.org/tlog-proof@v1) that the log's checkpoint covers an entry."""
-    files, key = _locate(data, log_dir, vkey)
-    checkpoint, note, reader = _open(files, key)
-    entry = reader.entry(index)
-    text = _proof(index, entry, checkpoint, note, reader)
-    if json:
-        print_json({"index": index, **_head(key, checkpoint), "entry": _readable(entry), "proof": text})
-    else:
-        print(text, end="")
+    """Judge one entry's proof, offline: no log and no server is needed."""
+    log_proof.verify_proof(entry, proof, vkey, certificate, json=json)
+
+
+@app.command(epilog=examples("eastwest log verifier > verify_log.py"))
+def verifier() -> None:
+    """Print the verifier for auditors: one Python file that shares no code with this program."""
+    from importlib import resources
+
+    print((resources.files("eastwest.cli") / "verify_log.py").read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema (2020-12) of the log's entries."""
+    from eastwest.log.schema import schema_text
+
+    print(schema_text(), end="")
 
 
 @app.command()
@@ -89,90 +138,94 @@ def show(
     kind: Annotated[str | None, typer.Option(help="Only entries of this kind, such as x509_svid.issued.")] = None,
     limit: Annotated[int, typer.Option(help="At most so many, the latest ones.", min=1)] = 20,
     *,
+    wait: log_proof.Wait = False,
     json: AsJson = False,
 ) -> None:
     """Show the latest entries, oldest first, each proven to be in the log."""
-    files, key = _locate(data, log_dir, vkey)
-    checkpoint, note, reader = _open(files, key)
+    if wait:
+        log_proof.publish(data)
+    files, key = locate(data, log_dir, vkey)
+    checkpoint, note, reader = open_log(files, key)
     found: list[tuple[int, Any]] = []
     for index in reversed(range(checkpoint.size)):
         entry = reader.entry(index)
-        value = _readable(entry)
+        value = readable(entry)
         if kind is not None and not (isinstance(value, dict) and value.get("kind") == kind):
             continue
-        _proof(index, entry, checkpoint, note, reader)
+        proof_of(index, entry, checkpoint, note, reader)
         found.append((index, value))
         if len(found) == limit:
             break
     found.reverse()
     if json:
         entries = [{"index": index, "entry": value} for index, value in found]
-        print_json({**_head(key, checkpoint), "entries": entries})
+        print_json({**head(key, checkpoint), "entries": entries})
         return
     for index, value in found:
-        print(_line(index, value))
+        print(line(index, value))
     print(f"{len(found)} of {checkpoint.size} entries shown, each proven against the checkpoint of {key.name}")
 
 
-def _locate(data: Path | None, log_dir: Path | None, vkey: str | None) -> tuple[LogDirectory, NoteKey]:
-    """The log's files and key; the options for either win over the data directory."""
-    from eastwest.log.note import NoteKey
-    from eastwest.store.log_files import LogDirectory
+@app.command(
+    epilog=examples(
+        "eastwest log search --data data --subject spiffe://shop.example/web --limit 5",
+        "eastwest log search --data data --kind x509_svid.issued --from 2026-11-22 --to 2026-11-23 --csv",
+        "eastwest log search --log-dir copy/log --vkey copy/log.vkey --index copy/index.db --serial 5f3a",
+    )
+)
+def search(
+    data: DataDir = None,
+    log_dir: LogDir = None,
+    vkey: Vkey = None,
+    subject: log_search.Subject = "",
+    actor: log_search.Actor = "",
+    serial: log_search.Serial = "",
+    certificate: log_search.Certificate = "",
+    node: log_search.Node = "",
+    entry: log_search.EntryId = "",
+    kind: log_search.Kind = "",
+    start: log_search.Start = "",
+    end: log_search.End = "",
+    limit: log_search.Limit = 100,
+    index: log_search.Index = None,
+    *,
+    oldest: log_search.Oldest = False,
+    json: AsJson = False,
+    as_csv: log_search.AsCsv = False,
+) -> None:
+    """Find entries that have all that is given, oldest first, each proven to be in the log."""
+    from eastwest.log.index import LogQuery
 
-    if data is None and (log_dir is None or vkey is None):
-        raise InvalidInput("it is not said which log", fix="give --data DIR, or both --log-dir and --vkey")
-    folder = log_dir if log_dir is not None else Path(data or "") / "server" / "log"
-    if not folder.is_dir():
-        raise NotFound(f"there is no log in {folder}", fix="give --data DIR of a server that has run")
-    if vkey is not None and "+" in vkey and not Path(vkey).exists():
-        return LogDirectory(folder), NoteKey.parse(vkey)
-    file = Path(vkey) if vkey is not None else Path(data or "") / "server" / "log.vkey"
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotFound(f"the log's verifier key {file} cannot be read", fix="give --vkey FILE or its text") from error
-    return LogDirectory(folder), NoteKey.parse(text)
-
-
-def _open(files: LogDirectory, key: NoteKey) -> tuple[Checkpoint, str, TileReader]:
-    from eastwest.log.checkpoint import open_checkpoint
-    from eastwest.log.tiles import CHECKPOINT_PATH, TileReader
-
-    raw = files.read(CHECKPOINT_PATH)
-    checkpoint = open_checkpoint(raw, key)
-    return checkpoint, raw.decode(), TileReader(files, checkpoint.size)
-
-
-def _proof(index: int, entry: bytes, checkpoint: Checkpoint, note: str, reader: TileReader) -> str:
-    """The proof's text, verified; raises ``Corrupt`` if the files do not lead to the checkpoint."""
-    from eastwest.log.proof import LogProof, ProofMismatch, inclusion_proof, verify_inclusion
-    from eastwest.log.tree import leaf_hash
-
-    proof = inclusion_proof(index, checkpoint.size, reader.node)
-    try:
-        verify_inclusion(leaf_hash(entry), index, checkpoint.size, proof, checkpoint.root)
-    except ProofMismatch as error:
-        raise Corrupt(error.message, fix="eastwest log verify names the files at fault") from error
-    return LogProof(index, tuple(proof), note).text
-
-
-def _head(key: NoteKey, checkpoint: Checkpoint | None) -> dict[str, Any]:
-    if checkpoint is None:
-        return {"origin": key.name, "size": None, "root": None}
-    return {"origin": key.name, "size": checkpoint.size, "root": checkpoint.root.hex()}
-
-
-def _readable(entry: bytes) -> Any:
-    """An entry's JSON; what is none is shown as hex."""
-    import msgspec
-
-    try:
-        return msgspec.json.decode(entry)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return {"hex": entry.hex()}
+    if json and as_csv:
+        raise InvalidInput("--json and --csv exclude each other", fix="choose one")
+    query = LogQuery(
+        subject=subject,
+        actor=actor,
+        serial=serial,
+        certificate_sha256=certificate,
+        node=node,
+        entry_id=entry,
+        kind=kind,
+        start=start,
+        end=end,
+        limit=limit,
+        newest_first=not oldest,
+    )
+    log_search.search(data, log_dir, vkey, query, index, json=json, as_csv=as_csv)
 
 
-def _line(index: int, value: Any) -> str:
-    if not isinstance(value, dict) or "kind" not in value:
-        return f"{index:>8}  {value}"
-    return f"{index:>8}  {value.get('time', ''):<27}  {value['kind']:<18}  {value.get('subject', '')}"
+@app.command(
+    epilog=examples(
+        "eastwest log prune --data data --before 2026-01-01 --dry-run",
+        "eastwest log prune --data data --before 2026-01-01",
+    )
+)
+def prune(
+    data: RequiredData,
+    before: log_prune.Before,
+    *,
+    dry_run: log_prune.DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Remove old entries, in whole bundles, from a stopped server's log; their hashes stay, and the log tells of it."""
+    log_prune.prune(data, before, dry_run=dry_run, json=json)

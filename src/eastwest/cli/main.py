@@ -45,8 +45,11 @@ COMMANDS = {
     "service": ("eastwest.cli.service", "app"),
     "policy": ("eastwest.cli.policy", "app"),
     "mesh": ("eastwest.cli.mesh", "app"),
-    "decisions": ("eastwest.cli.decisions", "decisions"),
+    "decisions": ("eastwest.cli.decisions.command", "app"),
+    "failures": ("eastwest.cli.failures", "app"),
     "log": ("eastwest.cli.log", "app"),
+    "evidence": ("eastwest.cli.evidence.command", "app"),
+    "witness": ("eastwest.cli.witness", "app"),
 }
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from eastwest.errors import NotFound
 from eastwest.log.note import NoteKey
+
+
+class Pruned(NotFound):
+    """An entry was in the log and was removed by its stated retention; the hash of it is still there."""
 
 
 class Recorder(Protocol):

@@ -68,6 +68,11 @@ def consistency_proof(old: int, new: int, node: Node) -> list[bytes]:
     return [_range_root(a, b, node) for a, b in reversed(ranges)]
 
 
+def tree_root(size: int, node: Node) -> bytes:
+    """The root of the first ``size`` leaves."""
+    return _range_root(0, size, node)
+
+
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
     """Raise ``ProofMismatch`` unless ``proof`` shows the leaf hash at ``index`` in the tree (``size``, ``root``)."""
     if not 0 <= index < size:

@@ -17,6 +17,8 @@ TILE_HEIGHT = 8
 TILE_WIDTH = 1 << TILE_HEIGHT
 FULL_TILE_BYTES = TILE_WIDTH * HASH_SIZE
 CHECKPOINT_PATH = "checkpoint"
+WITNESSED_PATH = "checkpoint.witnessed"
+"""The last checkpoint that a quorum of witnesses has signed: a file of ours beside those of the standard."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -95,6 +97,17 @@ def decode_bundle(raw: bytes) -> list[bytes]:
             raise Corrupt(f"entry {len(entries)} of the bundle is cut short")
         entries.append(raw[at - length : at])
     return entries
+
+
+def bundle_places(raw: bytes) -> list[tuple[int, int]]:
+    """Where each entry of a bundle begins and ends; the last may end beyond a bundle that was cut."""
+    places = []
+    at, end = 0, len(raw)
+    while at < end:
+        start = at + 2
+        at = start + (raw[at] << 8 | raw[start - 1] if start <= end else 0)
+        places.append((start, at))
+    return places
 
 
 class Growth:
@@ -216,16 +229,7 @@ def read_tile(files: LogFiles, tile: Tile) -> bytes:
 
 def read_bundle(files: LogFiles, index: int, width: int) -> list[bytes]:
     """A bundle's first ``width`` entries; raises ``NotFound`` or, if it holds another number, ``Corrupt``."""
-    path = bundle_path(index, width)
-    wanted = width
-    try:
-        raw = files.read(path)
-    except NotFound:
-        if width == TILE_WIDTH:
-            raise
-        path = bundle_path(index)
-        raw = files.read(path)
-        wanted = TILE_WIDTH
+    raw, path, wanted = _read_bundle(files, index, width)
     try:
         entries = decode_bundle(raw)
     except Corrupt as error:
@@ -233,6 +237,23 @@ def read_bundle(files: LogFiles, index: int, width: int) -> list[bytes]:
     if len(entries) != wanted:
         raise Corrupt(f"the bundle has {len(entries)} entries, not {wanted}", where=path)
     return entries[:width]
+
+
+def read_raw_bundle(files: LogFiles, index: int, width: int) -> bytes:
+    """A bundle with ``width`` entries or all 256, as it is in the file; raises ``NotFound``."""
+    return _read_bundle(files, index, width)[0]
+
+
+def _read_bundle(files: LogFiles, index: int, width: int) -> tuple[bytes, str, int]:
+    """The file, its path and how many entries it should have."""
+    path = bundle_path(index, width)
+    try:
+        return files.read(path), path, width
+    except NotFound:
+        if width == TILE_WIDTH:
+            raise
+    path = bundle_path(index)
+    return files.read(path), path, TILE_WIDTH
 
 
 def _place(index: int, width: int) -> str:

@@ -69,8 +69,15 @@ def fold_edge(edge: Sequence[bytes]) -> bytes:
 
 def root_of(leaves: Iterable[bytes]) -> bytes:
     """The root over leaf hashes."""
+    hashes = list(leaves)
+    if len(hashes).bit_count() == 1:  # as in a full tile: level by level is quicker
+        while len(hashes) > 1:
+            hashes = [
+                sha256(b"\x01" + left + right).digest() for left, right in zip(hashes[::2], hashes[1::2], strict=True)
+            ]
+        return hashes[0]
     tree = CompactRange()
-    tree.extend(leaves)
+    tree.extend(hashes)
     return tree.root()
 
 

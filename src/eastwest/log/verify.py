@@ -8,16 +8,20 @@ bundle and an entry, or a tile and a hash.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from eastwest.errors import Corrupt, Error, NotFound
 from eastwest.log.checkpoint import Checkpoint, open_checkpoint
+from eastwest.log.entry import MalformedEntry, decode
 from eastwest.log.note import NoteKey
 from eastwest.log.ports import LogFiles
+from eastwest.log.proof import tree_root
 from eastwest.log.tiles import (
     CHECKPOINT_PATH,
     TILE_WIDTH,
     Tile,
+    TileReader,
     bundle_path,
     level_sizes,
     read_bundle,
@@ -27,6 +31,8 @@ from eastwest.log.tiles import (
 from eastwest.log.tree import HASH_SIZE, CompactRange, fold_edge, leaf_hash, root_of, split_hashes
 
 MAX_PROBLEMS = 1000
+PRUNED_KIND = "log.pruned"
+_PRUNED = b'"kind":"log.pruned"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,8 @@ class Report:
 
     checkpoint: Checkpoint | None
     problems: tuple[Problem, ...]
+    pruned: int = 0
+    """Entries below this index are gone, by the log's stated retention and as an entry of its own tells."""
 
     @property
     def ok(self) -> bool:
@@ -68,7 +76,7 @@ def verify_log(files: LogFiles, key: NoteKey, paths: Iterable[str] = ()) -> Repo
     audit = _Audit(files, checkpoint)
     audit.run()
     audit.older_files(paths)
-    return Report(checkpoint, tuple(audit.problems))
+    return Report(checkpoint, tuple(audit.problems), audit.pruned)
 
 
 class _Audit:
@@ -81,6 +89,10 @@ class _Audit:
         self.problems: list[Problem] = []
         # What each tile file says, from level 1 up: they vouch for those below.
         self._claimed: dict[Tile, list[bytes] | None] = {}
+        # Full bundles that are not there, and what entries of the log say was pruned: their index, and up to where.
+        self._absent: list[Tile] = []
+        self._prunings: list[tuple[int, int, str]] = []
+        self.pruned = 0
         # Tiles that do not say what lies under them: (computed, claimed).
         self._differing: dict[Tile, tuple[list[bytes | None], list[bytes] | None]] = {}
 
@@ -109,6 +121,7 @@ class _Audit:
             computed_edges.insert(0, _edge(hash_ or b"" for hash_ in computed) if partial else [])
             claimed_edges.insert(0, _edge(claimed or ()) if partial else [])
             below = roots
+        self._judge_absent()
         self._judge(_fold(computed_edges), _fold(claimed_edges))
 
     def older_files(self, paths: Iterable[str]) -> None:
@@ -160,12 +173,52 @@ class _Audit:
     def _leaves(self, tile: Tile) -> list[bytes | None]:
         """The leaf hashes computed from a bundle; all None if it cannot be read."""
         try:
-            return [leaf_hash(entry) for entry in read_bundle(self._files, tile.index, tile.width)]
+            entries = read_bundle(self._files, tile.index, tile.width)
         except NotFound:
-            self._report(bundle_path(tile.index, tile.width), "the entry bundle is missing")
+            self._absent.append(tile)
         except Corrupt as error:
             self._report(error.where, error.message)
+        else:
+            for place, entry in enumerate(entries):
+                if _PRUNED in entry:
+                    self._note_pruning(tile.index * TILE_WIDTH + place, entry)
+            return [leaf_hash(entry) for entry in entries]
         return [None] * tile.width
+
+    def _note_pruning(self, index: int, raw: bytes) -> None:
+        with suppress(MalformedEntry):
+            entry = decode(raw)
+            before, root = entry.body.get("before"), entry.body.get("root")
+            if entry.kind == PRUNED_KIND and isinstance(before, int) and isinstance(root, str):
+                self._prunings.append((index, before, root))
+
+    def _judge_absent(self) -> None:
+        """Accept that bundles are gone only as far as an entry of the log, later than they, says so."""
+        told = 0
+        for index, before, root in self._prunings:
+            if not 0 < before <= index or before % TILE_WIDTH:
+                self._report(
+                    bundle_path(index // TILE_WIDTH), f"entry {index} tells of a pruning that cannot be", index
+                )
+                continue
+            try:
+                right = tree_root(before, TileReader(self._files, self._checkpoint.size).node).hex()
+            except Error:
+                continue  # tiles are missing, which is reported
+            if root != right:
+                self._report(
+                    bundle_path(index // TILE_WIDTH),
+                    f"entry {index} tells of a pruning before {before} with a root that the tree never had",
+                    index,
+                )
+                continue
+            told = max(told, before)
+        for tile in self._absent:
+            end = (tile.index + 1) * TILE_WIDTH
+            if tile.is_full and end <= told:
+                self.pruned = max(self.pruned, end)
+            else:
+                self._report(bundle_path(tile.index, tile.width), "the entry bundle is missing")
 
     def _tile(self, tile: Tile) -> list[bytes] | None:
         try:

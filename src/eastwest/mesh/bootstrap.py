@@ -10,6 +10,8 @@ from eastwest.mesh import names
 _PROTOCOLS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 # An agent that restarted is found again within two seconds; Envoy's own bound is thirty.
+STATS_SECONDS = 5
+"""How often a sidecar tells its agent its counters."""
 _RETRY = {"retry_back_off": {"base_interval": "0.1s", "max_interval": "2s"}}
 
 
@@ -47,6 +49,19 @@ def bootstrap(
             "lds_config": stream,
         },
         "static_resources": {"clusters": [agent]},
+        # By these the agent knows of log entries that it never received (eastwest.agent.proxies).
+        "stats_sinks": [
+            {
+                "name": "envoy.stat_sinks.metrics_service",
+                "typed_config": {
+                    "@type": names.PREFIX + "envoy.config.metrics.v3.MetricsServiceConfig",
+                    "grpc_service": {"envoy_grpc": {"cluster_name": names.AGENT_CLUSTER}},
+                    "transport_api_version": "V3",
+                    "histogram_emit_mode": "HISTOGRAM",
+                },
+            }
+        ],
+        "stats_flush_interval": f"{STATS_SECONDS}s",
         "overload_manager": {
             "resource_monitors": [
                 {

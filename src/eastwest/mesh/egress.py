@@ -13,7 +13,7 @@ from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 
-from eastwest.mesh import clusters, http, names, replies
+from eastwest.mesh import clusters, http, logs, names, replies
 from eastwest.mesh.matching import pack
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource
@@ -47,7 +47,7 @@ def _listener(settings: Settings) -> Any:
         routes=names.EGRESS,
         filters=(),
         replies=replies.egress_replies(),
-        logs=(),
+        logs=[logs.failed_http_calls(settings)],
         settings=settings,
         inbound=False,
         certificate=False,
@@ -69,6 +69,7 @@ def _tcp_listener(service: str, settings: Settings) -> Resource:
         stat_prefix=name,
         cluster=names.remote_cluster(service),
         max_downstream_connection_duration=settings.max_stream_age,
+        access_log=[logs.failed_tcp_calls(settings)],
     )
     listener = listener_pb2.Listener(
         name=name,

@@ -60,7 +60,7 @@ def inbound_resources(inbound: Inbound, spiffe_id: str, settings: Settings) -> l
         ],
         listener_filters_timeout={"seconds": 5},
         filter_chains=chains,
-        access_log=[logs.tcp_log(names.connection_log(service), settings)],
+        access_log=[logs.failed_handshakes(names.connection_log(service), settings)],
         per_connection_buffer_limit_bytes={"value": 1 << 20},
     )
     needs += [(names.SECRET, spiffe_id), (names.SECRET, callers)]

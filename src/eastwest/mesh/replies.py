@@ -42,6 +42,7 @@ _MESSAGES = {
     DecisionCode.TOKEN_WRONG_KEY: "the transaction token was made for another certificate of the caller",
     DecisionCode.TOKEN_WRONG_TENANT: "the transaction token was made for another tenant",
     DecisionCode.CHECK_UNAVAILABLE: "whether the transaction token was used before cannot be found out now",
+    DecisionCode.RECORD_UNAVAILABLE: "this service wants every call recorded, and that is not possible now",
 }
 _AFTER_THE_TREE = (
     (single_use.USED, DecisionCode.TOKEN_USED, "the transaction token counts once, and was used or withdrawn"),

@@ -148,6 +148,16 @@ class _Decoder:
             return self._bad(node, f"{label} is {number}, outside {low} to {high}", f"write {low} to {high}")
         return number
 
+    def _decimal(self, node: Scalar, kind: inspect.FloatType, label: str, _form: str | None) -> Any:
+        low, high = kind.ge, kind.le
+        if not node.plain or not _NUMBER.fullmatch(node.text):
+            return self._bad(node, f"{label} must be a number, not {node.text[:80]!r}", f"write {low} to {high}")
+        number = float(node.text)
+        if (low is not None and number < low) or (high is not None and number > high):
+            wrong = f"{label} is {node.text[:32]}, outside {low} to {high}"
+            return self._bad(node, wrong, f"write {low} to {high}")
+        return number
+
     def _boolean(self, node: Scalar, _kind: inspect.BoolType, label: str, _form: str | None) -> Any:
         if not node.plain or node.text not in _BOOL:
             return self._bad(node, f"{label} must be true or false, not {node.text[:80]!r}", "write true or false")
@@ -176,6 +186,7 @@ class _Decoder:
 _SCALARS: dict[type, Callable[..., Any]] = {
     inspect.StrType: _Decoder._text,  # noqa: SLF001 - the class's own dispatch table
     inspect.IntType: _Decoder._integer,  # noqa: SLF001 - as above
+    inspect.FloatType: _Decoder._decimal,  # noqa: SLF001 - as above
     inspect.BoolType: _Decoder._boolean,  # noqa: SLF001 - as above
     inspect.DateType: _Decoder._date,  # noqa: SLF001 - as above
     inspect.EnumType: _Decoder._choice,  # noqa: SLF001 - as above

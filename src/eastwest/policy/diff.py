@@ -286,7 +286,7 @@ def _service_changes(name: str, before: _Version, after: _Version) -> Iterator[s
     old, new = before.services[name], after.services[name]
     if before.workloads[name] != after.workloads[name]:
         yield "workload"
-    for field in ("address", "port", "protocol", "upstream"):
+    for field in ("address", "port", "protocol", "upstream", "recording"):
         if getattr(old, field) != getattr(new, field):
             yield field
     if before.endpoints.get(name) != after.endpoints.get(name):

@@ -25,6 +25,7 @@ class DecisionCode(enum.StrEnum):
     ALLOWED = "ALLOWED"
     MTLS_REQUIRED = "MTLS_REQUIRED"  # plaintext, or TLS without a certificate, at a strict port
     CERTIFICATE_REFUSED = "CERTIFICATE_REFUSED"  # a certificate came and did not verify
+    SERVER_REFUSED = "SERVER_REFUSED"  # the caller's side refused the certificate that the service showed
     UNKNOWN_CALLER = "UNKNOWN_CALLER"  # proved who it is; nobody has registered it
     UNLISTED_OPERATION = "UNLISTED_OPERATION"  # no operation of the service matches method and path
     OPERATION_NOT_PERMITTED = "OPERATION_NOT_PERMITTED"  # no policy permits this caller this operation
@@ -44,6 +45,14 @@ class DecisionCode(enum.StrEnum):
     TOKEN_WRONG_TENANT = "TOKEN_WRONG_TENANT"  # noqa: S105 - a code; for another tenant
     TOKEN_USED = "TOKEN_USED"  # noqa: S105 - a code; it counts once, and was used, or its approval was withdrawn
     CHECK_UNAVAILABLE = "CHECK_UNAVAILABLE"  # whether the token was used before cannot be found out now
+    RECORD_UNAVAILABLE = "RECORD_UNAVAILABLE"  # the service wants every call recorded, and now none can be
+
+
+class Recording(enum.StrEnum):
+    """``required``: a call that cannot be recorded is refused. ``best-effort``: it goes on, and the loss is counted."""
+
+    BEST_EFFORT = "best-effort"
+    REQUIRED = "required"
 
 
 class MtlsMode(enum.StrEnum):
@@ -152,6 +161,7 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     upstream: str  # unix:/path/app.sock or tcp:127.0.0.1:5432
     operations: tuple[OperationRules, ...]
     post_quantum: bool = False  # only callers with ML-DSA-65 keys below ML-DSA-65 roots, hybrid key exchange only
+    recording: Recording = Recording.BEST_EFFORT
 
 
 class Outbound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -186,6 +196,19 @@ def uses_tokens(inbound: Inbound) -> bool:
             if any(rule is not None and rule.token is not None for rule in rules):
                 return True
     return False
+
+
+def unrecordable(sidecar: Sidecar) -> Sidecar:
+    """What holds while no decision can be recorded: services that require it permit nobody anything."""
+    inbound = tuple(_refusing(i) if i.recording is Recording.REQUIRED else i for i in sidecar.inbound)
+    return sidecar if inbound == sidecar.inbound else msgspec.structs.replace(sidecar, inbound=inbound)
+
+
+def _refusing(inbound: Inbound) -> Inbound:
+    # Where operations look for their tenant stays, as listeners log by it: they must not change for this.
+    refused = Rule(verdict=Verdict.DENY, code=DecisionCode.RECORD_UNAVAILABLE)
+    operations = tuple(msgspec.structs.replace(o, cells=(), otherwise=refused) for o in inbound.operations)
+    return msgspec.structs.replace(inbound, operations=operations)
 
 
 def encode_sidecar(sidecar: Sidecar) -> bytes:

@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from eastwest.policy.enforcement import MtlsMode
+from eastwest.policy.enforcement import MtlsMode, Recording
+from eastwest.policy.failures import IDENTITY_CLASSES, FailureClass
 from eastwest.policy.problems import Position, Problem
 
 SpiffeIdText = Annotated[str, Meta(pattern=r"^spiffe://[a-z0-9._-]+(/[a-zA-Z0-9._-]+)*$", extra={"form": "spiffe-id"})]
@@ -175,6 +176,28 @@ class Federation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     services: tuple[ForeignService, ...] = ()
 
 
+class SloEdge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One caller of one service."""
+
+    caller: SpiffeIdText
+    service: NameText
+
+
+class Slo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How reliably identity works: in ``window`` at least ``objective`` percent of calls do not fail by ``classes``.
+
+    Exactly one of ``domain`` (whose services are called), ``service`` and ``edge``.
+    """
+
+    name: NameText
+    domain: NameText | None = None
+    service: NameText | None = None
+    edge: SloEdge | None = None
+    classes: Annotated[tuple[FailureClass, ...], Meta(min_length=1)] = IDENTITY_CLASSES
+    objective: Annotated[float, Meta(ge=50, le=99.999)] = 99.9
+    window: DurationText = "30d"
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``estate.yaml``: what the other files may refer to."""
 
@@ -185,6 +208,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     node_groups: tuple[NodeGroup, ...] = ()
     administrators: tuple[Administrator, ...] = ()
     federation: tuple[Federation, ...] = ()
+    slos: tuple[Slo, ...] = ()
 
 
 class Lifetime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -298,6 +322,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     upstream: Upstream
     tenant: TenantFrom | None = None
     endpoints: tuple[EndpointText, ...] = ()
+    recording: Recording = Recording.BEST_EFFORT
     operations: Annotated[tuple[Operation, ...], Meta(min_length=1)]
 
 
@@ -363,6 +388,9 @@ class Estate(msgspec.Struct, frozen=True, kw_only=True):
 def content(estate: Estate) -> bytes:
     """Canonical JSON of what the estate says; files, their order and comments make no difference."""
     policies = sorted((p.id, p.canonical) for p in estate.policies)
-    parts = (estate.settings, estate.profiles, estate.workloads, estate.services, policies, estate.waivers)
+    settings = msgspec.json.encode(estate.settings, order="deterministic")
+    if not estate.settings.slos:  # the newest field: without it an estate is the version that it was before
+        settings = settings.removesuffix(b',"slos":[]}') + b"}"
+    parts = (msgspec.Raw(settings), estate.profiles, estate.workloads, estate.services, policies, estate.waivers)
     said = msgspec.json.encode(parts, order="deterministic")
     return said + msgspec.json.encode(estate.bundles, order="deterministic") if estate.bundles else said

@@ -13,6 +13,7 @@ import msgspec
 from eastwest.policy import cedar
 from eastwest.policy.check import check_references
 from eastwest.policy.check_federation import check_federation
+from eastwest.policy.check_slos import check_slos
 from eastwest.policy.decode import Path, decode
 from eastwest.policy.estate import (
     Estate,
@@ -275,6 +276,7 @@ def _assemble(settings: Settings, read: _Read, findings: Findings) -> Estate:
         settings, read.settings_places, read.profiles, read.workloads, read.services, read.waivers, findings
     )
     check_federation(settings, read.settings_places, read.workloads, read.services.named.keys(), read.bundles, findings)
+    check_slos(settings, read.settings_places, read.workloads, read.services, findings)
     profiles, workloads = _sorted(read.profiles), _sorted(read.workloads)
     services, waivers = _sorted(read.services), _sorted(read.waivers)
     policies = _unique(read.policies, findings)

@@ -227,6 +227,7 @@ def _inbound(service: Service, operations: tuple[OperationRules, ...], *, post_q
         upstream=upstream,
         operations=operations,
         post_quantum=post_quantum,
+        recording=service.recording,
     )
 
 

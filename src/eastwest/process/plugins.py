@@ -3,7 +3,8 @@
 A plug-in is a class that an installed distribution names in one of the groups below. It is made by its class method
 ``from_options(options, context)``. ``options`` is an instance of its attribute ``Options``, a msgspec struct filled
 from the configuration's table of that name, or None where it has no ``Options``; ``context`` is what the port's module
-says (``NodeContext``, ``ProverContext``, ``WorkloadContext``, ``KeyStoreContext``, ``UpstreamContext``).
+says (``NodeContext``, ``ProverContext``, ``WorkloadContext``, ``KeyStoreContext``, ``UpstreamContext``,
+``SinkContext``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 from eastwest.errors import Error, FailedPrecondition, InvalidInput
 
 KEY_STORES = "eastwest.key_stores"
+LEDGER_SINKS = "eastwest.ledger_sinks"
 NODE_ATTESTORS = "eastwest.node_attestors"
 NODE_PROVERS = "eastwest.node_provers"
 UPSTREAM_AUTHORITIES = "eastwest.upstream_authorities"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from eastwest.pki.signer import Signer
+from eastwest.pki.token_signer import TokenSigner
 
 THREADS = 16
 
@@ -17,7 +18,7 @@ class ThreadSigningPool:
     def __init__(self, threads: int = THREADS) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="signing")
 
-    async def sign(self, signer: Signer, messages: Sequence[bytes]) -> Sequence[bytes]:
+    async def sign(self, signer: Signer | TokenSigner, messages: Sequence[bytes]) -> Sequence[bytes]:
         loop = asyncio.get_running_loop()
         return await asyncio.gather(*(loop.run_in_executor(self._executor, signer.sign, each) for each in messages))
 

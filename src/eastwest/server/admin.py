@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import msgspec
 
 from eastwest import __version__
 from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
 from eastwest.api.spire.api.types import types_pb2
 from eastwest.clock import Clock
-from eastwest.errors import InvalidInput
 from eastwest.registry.registry import Registry
 from eastwest.rpc.service import Call, Service
 from eastwest.server.control import AgentStream, ControlHub
 from eastwest.server.estate import EstateKeeper
 from eastwest.server.gate import Gate
 from eastwest.server.journal import Journal
+from eastwest.server.ledger.keeper import Ledger
+from eastwest.server.ledger.service import DecisionQueries
 from eastwest.server.registration.entries import ManagedEntries
 from eastwest.server.registration.nodes import NodeQueries
 from eastwest.server.registration.tokens import check_token
 from eastwest.spiffe.id import SpiffeId
-from eastwest.store.ledger import DecisionQuery, SqliteLedger
 from eastwest.store.log import SqliteLog
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Admin"]
@@ -33,7 +35,7 @@ class AdminService:
         registry: Registry,
         estate: EstateKeeper,
         hub: ControlHub,
-        ledger: SqliteLedger,
+        ledger: Ledger,
         log: SqliteLog,
         journal: Journal,
         clock: Clock,
@@ -42,16 +44,18 @@ class AdminService:
         self._registry = registry
         self._estate = estate
         self._hub = hub
-        self._ledger = ledger
         self._log = log
         self._journal = journal
         self._clock = clock
         self._gate = gate
         self._entries = ManagedEntries(registry, hub, journal, clock, gate)
         self._nodes = NodeQueries(registry, hub, journal, clock, gate)
+        self._ledger = ledger
+        self._decisions = DecisionQueries(ledger, lambda: estate.intended, gate)
         self._started = clock.monotonic()
         self.agent_address = ""
         self.health_address = ""
+        self.before_flush: Callable[[], Awaitable[None]] = _nothing_waits
 
     def service(self) -> Service:
         """The gRPC service."""
@@ -66,7 +70,7 @@ class AdminService:
                 **self._entries.handlers(),
                 **self._nodes.handlers(),
                 "GetMeshStatus": self._mesh_status,
-                "ListDecisions": self._decisions,
+                **self._decisions.handlers(),
                 "FlushLog": self._flush_log,
             },
             guard=self._gate.enter,
@@ -134,28 +138,16 @@ class AdminService:
             reply.agents.append(_agent_status(agent, stream))
         return reply
 
-    async def _decisions(self, request: pb.ListDecisionsRequest, _call: Call) -> pb.ListDecisionsResponse:
-        if request.verdict not in {"", "allow", "deny"}:
-            raise InvalidInput(f"{request.verdict[:32]!r} is not a verdict", fix="allow or deny")
-        query = DecisionQuery(
-            after=request.after,
-            limit=request.limit or 100,
-            caller=request.caller,
-            service=request.service,
-            verdict=request.verdict,
-            code=request.code,
-            newest_first=request.newest_first,
-        )
-        rows = [
-            msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-            | {"row": msgspec.Raw(str(number).encode()), "agent": msgspec.Raw(msgspec.json.encode(agent))}
-            for number, agent, body in await self._ledger.list(query)
-        ]
-        return pb.ListDecisionsResponse(decisions=msgspec.json.encode(rows), lost=await self._ledger.lost())
-
-    async def _flush_log(self, _request: pb.FlushLogRequest, _call: Call) -> pb.FlushLogResponse:
+    async def _flush_log(self, request: pb.FlushLogRequest, _call: Call) -> pb.FlushLogResponse:
+        await self.before_flush()
+        if request.decisions:
+            await self._ledger.seal_now()
         checkpoint = await self._log.flush()
         return pb.FlushLogResponse(size=checkpoint.size, checkpoint=checkpoint.text)
+
+
+async def _nothing_waits() -> None:
+    """Where nobody counts events before telling the log."""
 
 
 def _agent_status(agent: SpiffeId, stream: AgentStream) -> pb.GetMeshStatusResponse.Agent:

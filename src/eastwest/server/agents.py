@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 import structlog
 
 from eastwest.api.eastwest.control.v1 import control_pb2 as pb
 from eastwest.errors import InvalidInput
-from eastwest.ledger.record import Decision
+from eastwest.ledger.record import Decision, Lost, LostReason, Row
+from eastwest.policy.enforcement import DecisionCode
 from eastwest.rpc.service import Call, Service
 from eastwest.server.control import MAX_ACK, ControlHub
 from eastwest.server.gate import Gate
+from eastwest.server.ledger.keeper import Ledger
 from eastwest.server.telemetry import Metrics
 from eastwest.spiffe.id import SpiffeId
-from eastwest.store.ledger import SqliteLedger
 
 MAX_REPORT = 20_000
-"""Decisions in one report."""
+"""Rows in one report."""
 MAX_ROW = 16 * 1024
-"""Bytes of one decision; an honest one has some hundreds."""
+"""Bytes of one row; an honest one has some hundreds."""
 MAX_COUNT = 1 << 32
 """Calls that one row, or one confession of loss, may stand for."""
+MAX_SEQUENCE = 1 << 63
+_SPOOL = re.compile("[0-9a-f]{32}")
 _SERVICE = pb.DESCRIPTOR.services_by_name["Control"]
 _log = structlog.get_logger()
 
 
 def control_service(
     hub: ControlHub,
-    ledger: SqliteLedger,
+    ledger: Ledger,
     metrics: Metrics,
     gate: Gate,
     services: Callable[[SpiffeId], Collection[str]],
+    calls: Callable[[SpiffeId], Collection[tuple[str, str]]] = lambda _agent: (),
+    took: Callable[[Sequence[Decision]], None] = lambda _rows: None,
 ) -> tuple[Service, ...]:
-    """What to serve on the agents' port; ``services`` says of which services an agent may report decisions."""
+    """What to serve on the agents' port; ``services`` says of which services an agent may report decisions.
+
+    ``calls`` gives callers and services of which it may report that the one refused the other. ``took`` hears of rows
+    that were stored.
+    """
 
     async def subscribe(_request: None, call: Call) -> None:
         agent = await gate.agent(call)
@@ -42,19 +52,26 @@ def control_service(
 
     async def report(request: pb.ReportDecisionsRequest, call: Call) -> pb.ReportDecisionsResponse:
         agent = await gate.agent(call)
-        rows, lost = _checked(request)
+        rows = _checked(request)
         served = services(agent.id)
-        foreign = sorted({row.service for row in rows if row.service not in served})
-        if foreign:
-            kept = [row for row in rows if row.service in served]
-            _log.warning(
-                "ledger.foreign_decisions", agent=str(agent.id), rows=len(rows) - len(kept), services=foreign[:5]
-            )
-            rows, lost = kept, lost + len(rows) - len(kept)
-        await ledger.add(str(agent.id), [msgspec.Raw(msgspec.json.encode(row)) for row in rows], lost)
-        metrics.decisions.inc(len(rows))
-        metrics.decisions_lost.inc(lost)
-        return pb.ReportDecisionsResponse()
+        called = calls(agent.id)
+        believed = [
+            row.service in served
+            or (not row.service if isinstance(row, Lost) else _by_a_caller(row) and (row.caller, row.service) in called)
+            for row in rows
+        ]
+        if not all(believed):
+            foreign = [row for row, kept in zip(rows, believed, strict=True) if not kept]
+            names = sorted({row.service for row in foreign})[:5]
+            _log.warning("ledger.foreign_decisions", agent=str(agent.id), rows=len(foreign), services=names)
+            # What they say is not kept; how many they were is.
+            rows = [*(row for row, kept in zip(rows, believed, strict=True) if kept), _refused(foreign)]
+        held = await ledger.add(str(agent.id), request.spool, request.sequence, rows)
+        stored = [row for row in rows if isinstance(row, Decision)] if held == request.sequence else []
+        metrics.decisions.inc(len(stored))
+        took(stored)
+        metrics.decisions_lost.inc(sum(row.count for row in rows if isinstance(row, Lost)))
+        return pb.ReportDecisionsResponse(sequence=held)
 
     return (
         Service(_SERVICE, {"Subscribe": subscribe}, guard=gate.enter, limit=MAX_ACK),
@@ -62,16 +79,33 @@ def control_service(
     )
 
 
-def _checked(request: pb.ReportDecisionsRequest) -> tuple[list[Decision], int]:
-    """The decisions and the loss that an agent tells of: nothing that a later reader could stumble over."""
+def _by_a_caller(row: Decision) -> bool:
+    """Whether the row is about a service that the caller's own side refused."""
+    return row.code is DecisionCode.SERVER_REFUSED and not row.claimed
+
+
+def _checked(request: pb.ReportDecisionsRequest) -> list[Row]:
+    """The rows that an agent tells of: nothing that a later reader could stumble over."""
+    if not _SPOOL.fullmatch(request.spool) or not 0 < request.sequence < MAX_SEQUENCE:
+        raise InvalidInput("a report names its spool by 32 hex digits, and its place in it from 1 on")
     try:
-        rows = msgspec.json.decode(request.decisions or b"[]", type=list[Decision])
+        rows = msgspec.json.decode(request.decisions or b"[]", type=list[Row])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"the report is malformed: {error}") from None
     if len(rows) > MAX_REPORT:
-        raise InvalidInput(f"a report has at most {MAX_REPORT} decisions")
-    if any(not 1 <= row.count <= MAX_COUNT for row in rows):
-        raise InvalidInput(f"a decision stands for 1 to {MAX_COUNT} calls")
-    if any(len(msgspec.json.encode(row)) > MAX_ROW for row in rows):
-        raise InvalidInput(f"a decision has at most {MAX_ROW} bytes")
-    return rows, min(request.lost, MAX_COUNT)
+        raise InvalidInput(f"a report has at most {MAX_REPORT} rows")
+    for row in rows:
+        if not (0 if isinstance(row, Lost) else 1) <= row.count <= MAX_COUNT:
+            raise InvalidInput(f"a row stands for 1 to {MAX_COUNT} calls")
+        if len(msgspec.json.encode(row)) > MAX_ROW:
+            raise InvalidInput(f"a row has at most {MAX_ROW} bytes")
+        if row.time.tzinfo is None:
+            raise InvalidInput("a row's time names its zone")
+    return rows
+
+
+def _refused(rows: Sequence[Row]) -> Lost:
+    times = [row.time for row in rows]
+    until = [row.until if isinstance(row, Lost) else row.time for row in rows]
+    count = min(sum(row.count for row in rows), MAX_COUNT)
+    return Lost(time=min(times), until=max(until), count=count, cause=LostReason.REFUSED)

@@ -22,7 +22,7 @@ from eastwest import __version__
 from eastwest.attest.node import NodeAttestor, NodeContext
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy
-from eastwest.errors import FailedPrecondition
+from eastwest.errors import Error, FailedPrecondition, LogUnavailable
 from eastwest.issuance.issuer import Issuer
 from eastwest.issuance.request import Instance
 from eastwest.pki.hierarchy import Authority
@@ -36,6 +36,7 @@ from eastwest.process.memory import loading
 from eastwest.process.notify import notify
 from eastwest.process.plugins import NODE_ATTESTORS, WORKLOAD_ATTESTORS, installed, load_plugin
 from eastwest.process.signing import ThreadSigningPool
+from eastwest.process.tracing import start_tracing
 from eastwest.registry.administrators import Administrators
 from eastwest.registry.registry import Registry
 from eastwest.registry.rules import Rules
@@ -53,9 +54,11 @@ from eastwest.server.ca.rotator import Rotator
 from eastwest.server.ca.service import CaService
 from eastwest.server.ca.sharing import share_socket
 from eastwest.server.ca.upstream import UpstreamWatch
-from eastwest.server.config import ServerConfig
+from eastwest.server.config import LedgerSettings, ServerConfig
 from eastwest.server.control import ControlHub
 from eastwest.server.estate import EstateKeeper
+from eastwest.server.export.feeder import Feeder, failing_exports, open_feeders
+from eastwest.server.failures import FailureMeter
 from eastwest.server.federation.admin import federation_service
 from eastwest.server.federation.keeper import Federation
 from eastwest.server.federation.poll import BundlePoller
@@ -63,8 +66,15 @@ from eastwest.server.federation.serve import endpoint_trust, listen_bundle_endpo
 from eastwest.server.gate import Gate, PortGate, SocketGate, standing
 from eastwest.server.http import HealthServer
 from eastwest.server.identity import ServerIdentity
+from eastwest.server.ledger.keeper import Ledger
+from eastwest.server.loaded import config_loaded
+from eastwest.server.log.world import listen_log, open_witnesses
+from eastwest.server.log_indexer import LogIndexer
+from eastwest.server.log_retention import Retention
+from eastwest.server.measuring import Authorities, Measuring
 from eastwest.server.public.endpoints import Revocable, listen_oidc, public_addresses
 from eastwest.server.public.https import CertificateFiles
+from eastwest.server.receipts import Receipts
 from eastwest.server.registration.purge import keep_purging
 from eastwest.server.spire.admission import Admission
 from eastwest.server.spire.agent import AgentService
@@ -76,14 +86,16 @@ from eastwest.server.spire.localauthority import LocalAuthority
 from eastwest.server.spire.logger import logger_service
 from eastwest.server.spire.svid import SvidService
 from eastwest.server.spire.trustdomain import TrustDomainService
+from eastwest.server.tally import Tally
 from eastwest.server.telemetry import FederationMetrics, Metrics
 from eastwest.server.tokens.parts import Around, TokenService
+from eastwest.server.traced import TracedRecorder
 from eastwest.server.view import AgentView
 from eastwest.spiffe.bundle import Bundle, JwtAuthority
 from eastwest.spiffe.selector_schema import WELL_KNOWN, SelectorSchemas
 from eastwest.store.estate import SqliteEstates
 from eastwest.store.federation import SqliteFederation
-from eastwest.store.ledger import SqliteLedger
+from eastwest.store.log_files import LogDirectory
 from eastwest.store.registry import SqliteRegistryStore
 
 SOCKET_MODE = 0o600
@@ -98,6 +110,7 @@ class Server:
         self._clock = clock
         self._entropy = entropy
         self._tasks: list[asyncio.Task[None]] = []
+        self.feeders: list[Feeder] = []
         self._problems: dict[str, str] = {}
         self._pairs: dict[str, CertificateFiles | None] = {}
         self._log_failed_at: datetime | None = None
@@ -121,7 +134,11 @@ class Server:
                 fix=f"eastwest ca export-csr --data {paths.data}, have it signed, then eastwest ca import",
             )
         self._check_clock(self.ca.signing.authorities[DEFAULT])
+        self.tally = Tally(self.journal, self._clock)
+        await self._record_settings()
         self.trust = self.ca.trust
+        self._log_lacks = opened.log_lacks
+        self.witnesses = open_witnesses(config, self.log, self.journal, self._clock, self.metrics.registry)
         self.metrics.log_size.set_function(lambda: self.log.size)
         for path in self.log.repaired:
             _log.warning("log.file_restored", path=path)
@@ -143,7 +160,7 @@ class Server:
             authorities=self.ca.signing.authorities,
             post_quantum=self.ca.signing.post_quantum,
             jwt_key=self.ca.signing.jwt_key,
-            recorder=self.log,
+            recorder=TracedRecorder(self.log),
             clock=self._clock,
             entropy=self._entropy,
             pool=pool,
@@ -156,7 +173,17 @@ class Server:
         self.registry = await Registry.open(config.trust_domain, SqliteRegistryStore(database), self._entropy)
         self.registry.entries.rules = Rules(_selector_schemas(config))
         self.administrators = Administrators()
-        self.ledger = SqliteLedger(database, config.file.ledger_max_rows)
+        self.ledger = await Ledger.open(
+            paths.ledger,
+            trust_domain=config.trust_domain.name,
+            settings=config.file.ledger or LedgerSettings(),
+            max_rows=config.file.ledger_max_rows,
+            log=self.log,
+            journal=self.journal,
+            clock=self._clock,
+            old=database,
+        )
+        stack.push_async_callback(self.ledger.close)
         self.estate = EstateKeeper(
             config.trust_domain,
             SqliteEstates(database),
@@ -219,6 +246,7 @@ class Server:
         self.registry.subscribe(self._registry_changed)
         self.registry.subscribe(self.estate.registry_changed)
         self.estate.on_change = self.hub.wake
+        self.hub.rollout = lambda: self.estate.rollout
         self.federation.subscribe(self.hub.wake)
         self.poller = BundlePoller(self.federation, endpoint_trust(config), self._clock, self._entropy)
         # With our issuing CAs: SPIRE's own test client, for one, shows its leaf alone.
@@ -230,12 +258,29 @@ class Server:
         self.confirmations.changed = self.rotator.changed
         self.ca.on_change = self._authority_changed
         await asyncio.to_thread(write_public, paths.certificates, self.ca.state)
+        self.receipts = Receipts(self.log, paths.log_index, self.journal)
+        stack.callback(self.receipts.close)
         await self._listen(stack)
         stack.push_async_callback(self._stop_tasks)
         self._spawn(self.identity.keep(), "identity")
         self._spawn(self.log.run(self._log_failed, config.file.checkpoint_interval), "log")
+        indexer = LogIndexer(paths.log_index, LogDirectory(paths.log), lambda: self.log.checkpoint)
+        self.log.on_published.append(indexer.wake)
+        self.log.on_published.append(self.receipts.wake)
+        indexer.on_grown.append(self.receipts.wake)
+        self._spawn(indexer.run(), "log index")
+        if config.file.log is not None and config.file.log.keep_entries_days:
+            days, domain = config.file.log.keep_entries_days, config.trust_domain.uri
+            retention = Retention(self.log, LogDirectory(paths.log), self.journal, self._clock, days, domain)
+            self._spawn(retention.run(), "log retention")
+        if self.witnesses is not None:
+            self._spawn(self.witnesses.run(), "witnesses")
         self._spawn(self._expire_entries(), "expiry")
+        self._spawn(self.tally.run(), "tally")
+        stack.push_async_callback(self._tell_rest)
         self._spawn(self.estate.keep_callers(), "callers")
+        self._spawn(self.ledger.run(), "ledger")
+        await self._export(stack)
         if config.file.node_purge_after:
             purging = keep_purging(self.registry, self.journal, self._clock, config.file.node_purge_after)
             self._spawn(purging, "node purge")
@@ -246,14 +291,41 @@ class Server:
         self._spawn(self.poller.run(), "federation")
         await self.log.flush()
 
+    def _meter(self) -> FailureMeter:
+        """Begin to measure what can be read only now that everything is there."""
+        measuring = Measuring(self.metrics, self._clock)
+        measuring.control(self.hub)
+        measuring.log(lambda: self.log.published_at)
+        measuring.certificates(lambda: self.ca.state, lambda: self.identity.expires_at)
+        self._spawn(measuring.keep(self.ledger.waiting), "measuring")
+        meter = FailureMeter(self.metrics, lambda: self.estate.intended, Authorities(lambda: self.ca.state))
+        meter.follow()
+
+        def activated() -> None:
+            self.metrics.activations.inc()
+            meter.follow()
+
+        self.estate.on_activation = activated
+        return meter
+
+    async def _export(self, stack: AsyncExitStack) -> None:
+        """Begin to hand decisions on."""
+        self.feeders = open_feeders(self._config, self.ledger, self._clock, self._entropy, self.metrics)
+        for feeder in self.feeders:
+            stack.push_async_callback(feeder.close)
+            self._spawn(feeder.run(), f"export {feeder.name}")
+
     async def _listen(self, stack: AsyncExitStack) -> None:
         config, paths = self._config, self._config.paths
         assert self.identity.tls is not None
-        port_gate = PortGate(self.registry, self.administrators, self._clock, OwnIssuers(lambda: self.ca.state))
-        socket_gate = SocketGate(self.administrators)
+        issuers = OwnIssuers(lambda: self.ca.state)
+        port_gate = PortGate(self.registry, self.administrators, self._clock, issuers, self.tally)
+        socket_gate = SocketGate(self.administrators, self.tally)
         if self.tokens is not None:
+            self.tokens.count(self.metrics.token_requests)
             self.tokens.listen(self.identity, stack, self._spawn)
-        control = control_service(self.hub, self.ledger, self.metrics, port_gate, self.view.services)
+        view, meter = self.view, self._meter()
+        control = control_service(self.hub, self.ledger, self.metrics, port_gate, view.services, view.calls, meter.took)
         remote, admin = (
             AdminService(self.registry, self.estate, self.hub, self.ledger, self.log, self.journal, self._clock, gate)
             for gate in (port_gate, socket_gate)
@@ -266,6 +338,7 @@ class Server:
         self._spawn(health.run(), "health")
         stack.callback(health.stop)
         remote.agent_address = admin.agent_address = f"{config.file.agent_address}:{agents.port}"
+        remote.before_flush = admin.before_flush = self.tally.flush
         remote.health_address = admin.health_address = f"{config.file.health_address}:{health_port}"
         log_levels = logger_service(LEVEL, self.journal, f"{config.trust_domain.uri}/spire/server", socket_gate)
         files = CaFiles(self.ca, self._clock, self._entropy)
@@ -293,7 +366,8 @@ class Server:
         oidc = listen_oidc(config, lambda: self.bundle, self._clock, stack, self._spawn)
         await self.revocable.listen(stack, self._spawn)
         endpoint = listen_bundle_endpoint(config, lambda: self.bundle, self.identity, stack, self._spawn)
-        self._pairs = {"oidc": oidc, "bundle_endpoint": endpoint}
+        log = listen_log(config, self.log, stack, self._spawn)
+        self._pairs = {"oidc": oidc, "bundle_endpoint": endpoint, "log": log}
 
     def _spire(self, gate: Gate) -> list[Servable]:
         context = NodeContext(
@@ -306,10 +380,10 @@ class Server:
         attestors = _node_attestors(self._config, context)
         ttl = self._config.file.agent_svid_ttl
         agent = AgentService(
-            self.registry, self.issuer, attestors, self.journal, self._clock, ttl, gate, self._admission
+            self.registry, self.issuer, attestors, self.journal, self._clock, ttl, gate, self._admission, self.tally
         )
         jwt_ttl = self._config.file.jwt_svid_ttl
-        svid = SvidService(self.registry, self.issuer, self.hub, self._clock, self.metrics, jwt_ttl, gate)
+        svid = SvidService(self.registry, self.issuer, self.hub, self._clock, self.metrics, jwt_ttl, gate, self.tally)
         entry = EntryService(self.registry, self.journal, self._clock, gate, lambda: self.ca.state.taints)
         return [
             agent.service(),
@@ -326,6 +400,7 @@ class Server:
             ),
             TrustDomainService(self.federation, self.poller, gate).service(),
             federation_service(self.federation, gate),
+            self.receipts.service(gate),
             HealthService(self.problems).service(),
             *(self.tokens.services(gate) if self.tokens is not None else ()),
         ]
@@ -337,7 +412,18 @@ class Server:
         broken = [f"the certificate of {name} is not fit for use: {told}" for name, told in pairs if told]
         waiting = self.ca.without_ca(self.ca.environments)
         keys = [self.tokens.keys.problem] if self.tokens is not None and self.tokens.keys.problem else []
-        others = [*self.federation.warnings(), *broken, *keys, *self.estate.failing, *self.estate.warnings()]
+        log = [self._log_lacks] if self._log_lacks else []
+        log += self.witnesses.warnings() if self.witnesses is not None else []
+        others = [
+            *self.federation.warnings(),
+            *broken,
+            *log,
+            *keys,
+            *self.estate.failing,
+            *self.estate.warnings(),
+            *self.ledger.warnings(),
+            *failing_exports(self.feeders),
+        ]
         return sorted([*self.ca.problems.values(), *waiting, *others])
 
     async def _publish_jwt(self, key: JwtAuthority, actor: str) -> Bundle:
@@ -358,7 +444,8 @@ class Server:
         """Why the server cannot issue now; empty when it can."""
         if self._log_failed_at is not None and self.log.published_at and self.log.published_at > self._log_failed_at:
             self._problems.pop("log", None)
-        return sorted(self._problems.values())
+        witnessing = self.witnesses.problems() if self.witnesses is not None else []
+        return sorted([*self._problems.values(), *witnessing])
 
     def _check_clock(self, authority: Authority) -> None:
         now = self._clock.now()
@@ -390,6 +477,19 @@ class Server:
         await asyncio.to_thread(write_public, self._config.paths.certificates, self.ca.state)
         await self.identity.follow()
         self.rotator.changed.set()
+
+    async def _record_settings(self) -> None:
+        """A server whose disk is full must start all the same, to say so."""
+        try:
+            text = await asyncio.to_thread(self._config.paths.config.read_bytes)
+            await self.journal.record_all([config_loaded(self._config, text)])
+        except (LogUnavailable, OSError) as error:
+            _log.warning("log.settings_not_recorded", error=str(error))
+
+    async def _tell_rest(self) -> None:
+        """At the end: what was counted and would have been told later."""
+        with suppress(Error):
+            await self.tally.flush()
 
     def _registry_changed(self, change: Change) -> None:
         for agent in change.ended:
@@ -444,6 +544,9 @@ async def run_server(config: ServerConfig, clock: Clock, entropy: Entropy, annou
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
+        attributes = {"service.name": "eastwest-server", "eastwest.trust_domain": config.trust_domain.name}
+        stop_tracing = start_tracing(config.file.tracing, attributes, f"{config.paths.config}: tracing")
+        stack.push_async_callback(asyncio.to_thread, stop_tracing)
         server = Server(config, clock, entropy)
         with loading():
             await server.start(stack)

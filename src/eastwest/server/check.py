@@ -182,16 +182,26 @@ def _tokens(config: ServerConfig) -> list[Finding]:
 
 
 def _log(config: ServerConfig) -> list[Finding]:
+    from eastwest.log.checkpoint import open_any_checkpoint
     from eastwest.log.note import NoteKey
+    from eastwest.log.tiles import CHECKPOINT_PATH
     from eastwest.log.verify import verify_log
+    from eastwest.server.log.fork import refuse_forked
+    from eastwest.server.log.witnesses import load_policy
     from eastwest.store.log_files import LogDirectory
 
-    if not (config.paths.log / "checkpoint").exists():
-        return [Finding("log", "nothing is published yet")]
+    paths = config.paths
     try:
-        key = NoteKey.parse(config.paths.log_vkey.read_text().strip())
-        files = LogDirectory(config.paths.log)
-        report = verify_log(files, key, files.paths())
+        refuse_forked(paths)
+        keys = [NoteKey.parse(file.read_text()) for file in (paths.log_vkey, paths.log_ml_dsa_vkey) if file.exists()]
+        if config.file.log is not None and config.file.log.witness_policy:
+            load_policy(paths.home / config.file.log.witness_policy, keys)
+        if not (paths.log / CHECKPOINT_PATH).exists():
+            return [Finding("log", "nothing is published yet")]
+        files = LogDirectory(paths.log)
+        # The audit below knows one key; a false signature of the other one is found here.
+        open_any_checkpoint(files.read(CHECKPOINT_PATH), keys)
+        report = verify_log(files, keys[0], files.paths())
     except (Error, OSError) as error:
         return [Finding("log", str(error), bad=True, fix="see docs/how-to/recover-the-log.md")]
     if report.problems or report.checkpoint is None:

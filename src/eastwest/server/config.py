@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import tomllib
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import msgspec
 from eastwest.errors import FailedPrecondition, InvalidInput
 from eastwest.pki.revocation import RevocationUrls
 from eastwest.pki.rotation.state import REFRESH_HINT
+from eastwest.process.tracing import TracingSettings
 from eastwest.spiffe.id import TrustDomain
 
 CONFIG_NAME = "server.toml"
@@ -33,6 +35,33 @@ class TokenSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     approval_life: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 900
     key_life: Annotated[int, msgspec.Meta(ge=2, le=365 * 86_400)] = 7 * 86_400
     key_publish: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 600
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[log]``: the log's listener and its witnesses. Times are in seconds; files are relative to ``DATA/server``."""
+
+    address: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] | None = None
+    certificate: str = ""
+    key: str = ""
+    witness_policy: str = ""
+    witness_interval: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 60
+    witness_stale_after: Annotated[int, msgspec.Meta(ge=1, le=30 * 86_400)] = 300
+    witness_fail_closed_after: Annotated[int, msgspec.Meta(ge=0, le=30 * 86_400)] = 0
+    witness_claims: Literal["stop", "prove"] = "stop"
+    witness_ca_file: str = ""
+    mark: str = ""
+    keep_entries_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
+
+
+class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[ledger]``: how decisions are sealed and kept. ``keep_*`` 0: for ever."""
+
+    seal_interval: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 60.0
+    seal_rows: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 50_000
+    keep_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
+    keep_mib: Annotated[int, msgspec.Meta(ge=0)] = 10_240
+    query_mib: Annotated[int, msgspec.Meta(ge=64, le=65_536)] = 512
 
 
 class ServerFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,6 +113,10 @@ class ServerFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     http2: Literal["own", "grpclib"] = "own"
     csr_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     tokens: TokenSettings | None = None
+    log: LogSettings | None = None
+    ledger: LedgerSettings | None = None
+    export: dict[str, dict[str, Any]] = {}
+    tracing: TracingSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +150,32 @@ class ServerPaths:
         return self.home / "log"
 
     @property
+    def ledger(self) -> Path:
+        return self.home / "ledger"
+
+    @property
     def log_vkey(self) -> Path:
         return self.home / "log.vkey"
+
+    @property
+    def log_index(self) -> Path:
+        """What `eastwest log search` finds entries by; made from the log, and made anew when it is missing."""
+        return self.home / "log-index.db"
+
+    @property
+    def log_ml_dsa_vkey(self) -> Path:
+        """Absent where the key store makes no ML-DSA-44 keys."""
+        return self.home / "log.ml-dsa-44.vkey"
+
+    @property
+    def log_fork(self) -> Path:
+        """Written when the log was found to have forked; nothing is signed while it is there."""
+        return self.home / "log-fork.txt"
+
+    @property
+    def log_port(self) -> Path:
+        """Holds the port of the log's public files, while the server runs and offers them."""
+        return self.home / "log.port"
 
     @property
     def admin_socket(self) -> Path:
@@ -153,6 +210,10 @@ class ServerPaths:
         """Holds the port of the token endpoint, while the server runs and offers it."""
         return self.home / "tokens.port"
 
+    def export_progress(self, sink: str) -> Path:
+        """Holds the number of the last decision that a sink has."""
+        return self.home / f"export-{sink}.json"
+
     @property
     def health_port(self) -> Path:
         """Holds the port of health and metrics, while the server runs."""
@@ -166,6 +227,11 @@ class ServerConfig:
     paths: ServerPaths
     trust_domain: TrustDomain
     file: ServerFile
+
+    @property
+    def log_mark(self) -> Path | None:
+        """Where the log's last checkpoint is kept apart from the data directory; None where it is not."""
+        return Path(self.file.log.mark) if self.file.log is not None and self.file.log.mark else None
 
     @classmethod
     def load(cls, data: Path, **flags: Any) -> ServerConfig:
@@ -223,6 +289,10 @@ class ServerConfig:
         _check_revocation(file, where)
         if file.tokens is not None:
             _check_tokens(file.tokens, where)
+        if file.log is not None:
+            _check_log(file.log, where)
+            if file.log.mark:
+                _check_mark(file.log.mark, paths.data, where)
         if bool(file.bundle_endpoint_certificate) != bool(file.bundle_endpoint_key):
             raise InvalidInput(
                 "bundle_endpoint_certificate and bundle_endpoint_key belong together",
@@ -254,7 +324,7 @@ def _located(message: str, text: str, where: str) -> InvalidInput:
         table, name = path[1] if path else "", unknown[1]
     line = _line(text, table, name)
     told = f"there is no setting {f'[{table}] ' if table else ''}{name}" if unknown else message
-    fields = {"": ServerFile, "tokens": TokenSettings}
+    fields = {"": ServerFile, "ledger": LedgerSettings, "log": LogSettings, "tokens": TokenSettings}
     near = difflib.get_close_matches(name, fields[table].__struct_fields__, n=1, cutoff=0.5) if table in fields else []
     meant = f"did you mean {near[0]!r}? " if unknown and near else ""
     return InvalidInput(told, where=f"{where}:{line}" if line else where, fix=f"{meant}see docs/reference/server.md")
@@ -327,6 +397,51 @@ def _check_revocation(file: ServerFile, where: str) -> None:
             )
     if not 1 <= file.crl_hours <= 24 * 30:
         raise InvalidInput("crl_hours must be 1 to 720", where=where)
+
+
+def _check_mark(mark: str, data: Path, where: str) -> None:
+    path = Path(mark)
+    if not path.is_absolute() or path.is_relative_to(data):
+        raise InvalidInput(
+            f"log.mark {mark[:200]!r} is not the full path of a file outside of {data}",
+            where=where,
+            fix="a place that no restore of the data directory touches, best on another disk",
+        )
+
+
+def _check_log(log: LogSettings, where: str) -> None:
+    if bool(log.certificate) != bool(log.key):
+        raise InvalidInput("log.certificate and log.key belong together", where=where, fix="set both, or neither")
+    if log.port is not None and not log.certificate and not is_loopback(log.address):
+        raise InvalidInput(
+            f"log.address {log.address} is not of this machine alone, and log.certificate is not set",
+            where=where,
+            fix="set log.certificate and log.key, or listen on 127.0.0.1 behind a proxy that ends TLS",
+        )
+    if not log.witness_policy and (log.witness_fail_closed_after or log.witness_ca_file):
+        raise InvalidInput(
+            "log.witness_fail_closed_after and log.witness_ca_file need log.witness_policy",
+            where=where,
+            fix="see docs/how-to/watch-a-log.md",
+        )
+    if 0 < log.witness_fail_closed_after < log.witness_stale_after:
+        raise InvalidInput(
+            "log.witness_fail_closed_after is less than log.witness_stale_after",
+            where=where,
+            fix="let people be warned first",
+        )
+    if log.witness_interval > log.witness_stale_after:
+        raise InvalidInput(
+            "log.witness_interval is more than log.witness_stale_after", where=where, fix="ask more often"
+        )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether nobody beyond this machine reaches ``address``."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 def _check_tokens(tokens: TokenSettings, where: str) -> None:

@@ -28,6 +28,7 @@ HISTORY = 8
 """States kept for each agent, so that one that reconnects gets a delta."""
 MAX_ACK = 4 * 1024 * 1024
 """Bytes of one message of an agent's stream; the report of a sidecar has some hundreds."""
+_POLICY = frozenset({pb.ResourceName.KIND_SIDECAR, pb.ResourceName.KIND_POLICY_VERSION})
 MAX_SIDECARS = 1_000
 """Sidecars in one acknowledgement, which is what an agent remembers."""
 
@@ -64,6 +65,8 @@ class AgentStream:
     sidecars: dict[str, pb.SidecarStatus] = field(default_factory=dict)
     session: object | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    pushed: OrderedDict[int, float] = field(default_factory=OrderedDict)
+    """When (monotonic) each update was pushed that is not acknowledged yet; of the newest ``HISTORY`` ones."""
 
     def next_update(
         self, current: Mapping[Key, Item], base: int | None, *, first: bool = True
@@ -109,6 +112,8 @@ class ControlHub:
         self._news = asyncio.Event()
         self.streams: dict[SpiffeId, AgentStream] = {}
         self.on_ack: Callable[[SpiffeId, pb.Ack], None] = lambda _agent, _ack: None
+        self.rollout: Callable[[], str] = lambda: ""
+        """Gives the ``traceparent`` of the change of policy that is being pushed."""
 
     def wake(self, agents: Iterable[SpiffeId] | None = None) -> None:
         """Something that these agents hold may have changed (None: all agents)."""
@@ -143,6 +148,11 @@ class ControlHub:
     def connected(self) -> int:
         """How many agents have an open stream."""
         return sum(stream.session is not None for stream in self.streams.values())
+
+    @property
+    def outstanding(self) -> int:
+        """How many connected agents have not acknowledged the newest update."""
+        return sum(s.session is not None and s.acknowledged < s.number for s in self.streams.values())
 
     async def serve(
         self, agent: SpiffeId, call: Call, until: datetime, confirm: Callable[[], object] = lambda: None
@@ -217,6 +227,11 @@ class ControlHub:
                     removals=[pb.ResourceName(kind=key.kind, name=key.name) for key in removals],  # type: ignore[arg-type]
                     time_unix_ms=int(self._clock.now().timestamp() * 1000),
                 )
+                if any(resource.name.kind in _POLICY for resource in upserts):
+                    update.traceparent = self.rollout()
+                stream.pushed[stream.number] = self._clock.monotonic()
+                while len(stream.pushed) > HISTORY:
+                    stream.pushed.popitem(last=False)
                 await call.send(update)
                 self._metrics.updates.inc()
             base, first = stream.number, False
@@ -232,6 +247,8 @@ class ControlHub:
                     continue
                 ack = _bounded(message.ack)
                 stream.acknowledged = max(stream.acknowledged, ack.number)
+                for number in [number for number in stream.pushed if number <= ack.number]:
+                    self._metrics.ack_seconds.observe(self._clock.monotonic() - stream.pushed.pop(number))
                 stream.sidecars = {status.node_id: status for status in ack.sidecars}
                 self._tell()
                 self.on_ack(stream.agent, ack)

@@ -36,9 +36,10 @@ from eastwest.registry.groups import group_entries, group_id
 from eastwest.registry.registry import Registry
 from eastwest.registry.rules import Rules
 from eastwest.registry.state import Change
+from eastwest.rpc import tracing
 from eastwest.server.federation.estate import foreign_domains, intended_federation
 from eastwest.server.federation.keeper import Federation
-from eastwest.server.journal import Journal
+from eastwest.server.journal import Event, Journal
 from eastwest.server.registration.estate_scope import check_scope
 from eastwest.server.registration.known_callers import is_candidate, known_callers
 from eastwest.spiffe.id import SpiffeId, TrustDomain
@@ -75,6 +76,11 @@ class SidecarConfig:
             compiled,
             offered,
         )
+
+    @property
+    def reached(self) -> tuple[str, ...]:
+        """Services that the workload has a way to."""
+        return tuple(outbound.service for outbound in _with(self.compiled, self.offered).outbound)
 
     def encode(self) -> bytes:
         """The rules as they travel. All workloads' together are large, so it is done for those that are sent."""
@@ -115,9 +121,13 @@ class EstateKeeper:
         self.enforced: Mapping[str, Sidecar] = {}
         self.sidecars: Mapping[SpiffeId, SidecarConfig] = {}
         self.on_change: Callable[[], None] = lambda: None
+        self.on_activation: Callable[[], object] = lambda: None
+        """Called once another estate is in force."""
         self.federation: Federation | None = None
         self.on_environments: Callable[[Collection[str], str], Awaitable[None]] | None = None
         self.without_ca: Callable[[Collection[str]], Sequence[str]] = lambda _environments: ()
+        self.rollout = ""
+        """The ``traceparent`` of the last change that was applied here, for agents to go on with; "": none is kept."""
         self.makes_tokens = True
         """Whether callers can get transaction tokens here."""
 
@@ -125,6 +135,11 @@ class EstateKeeper:
     def version(self) -> str:
         """The content hash of the policy in force, or "" before the first."""
         return self._compiled.version if self._compiled else ""
+
+    @property
+    def intended(self) -> Estate | None:
+        """The estate in force, or None before the first."""
+        return self._estate
 
     def domain_of(self, service: str) -> str:
         """The domain of a service of the estate in force, or ``""``."""
@@ -150,6 +165,12 @@ class EstateKeeper:
         Raises ``EstateInvalid`` with every problem, ``NotAllowed`` when the administrator oversteps, or
         ``FailedPrecondition`` when another version than ``expected`` (``*``: any) is in force.
         """
+        with tracing.span("estate.apply", files=len(files)) as span:
+            applied = await self._apply(files, expected, administrator)
+            span.set_attribute("eastwest.version", self.version)
+            return applied
+
+    async def _apply(self, files: dict[str, bytes], expected: str, administrator: Administrator) -> dict[str, Any]:
         actor = administrator.name
         async with self._turn:
             if expected not in {ANY_VERSION, self.version}:
@@ -163,6 +184,7 @@ class EstateKeeper:
             await self._record(compiled, estate, files, actor)
             applied = AppliedEstate(compiled.version, files, now, actor)
             await self._store.save(applied)
+            self.rollout = tracing.traceparent()
             await self._put_in_force(applied, estate, compiled)
             told = {"foreign_entries": dict(registered.foreign), "warnings": self._warnings(estate)}
             return plan.to_dict() | told
@@ -232,16 +254,26 @@ class EstateKeeper:
             raise NotFound(f"the estate has no node group {name!r}", fix=f"known: {known}")
 
     async def _record(self, compiled: CompiledPolicy, estate: Estate, files: Mapping[str, bytes], actor: str) -> None:
-        modes = {service.service: service.listen.mtls.value for service in estate.services}
-        await self._journal.record(
-            "policy.activated",
-            actor=actor,
-            subject=self._trust_domain.uri,
-            version=compiled.version,
-            previous=self.version,
-            files={name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
-            modes=modes,
-        )
+        modes = _modes(estate)
+        facts = {
+            "version": compiled.version,
+            "previous": self.version,
+            "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
+            "modes": modes,
+        }
+        before = _modes(self._estate) if self._estate is not None else {}
+        changed = sorted(name for name in modes.keys() | before.keys() if modes.get(name) != before.get(name))
+        # The first estate's modes are all in policy.activated; from then on each change has an entry of its own.
+        events = [
+            Event(
+                "mode.changed",
+                actor,
+                name,
+                {"version": compiled.version, "mode": modes.get(name, ""), "previous": before.get(name, "")},
+            )
+            for name in (changed if before else ())
+        ]
+        await self._journal.record_all([Event("policy.activated", actor, self._trust_domain.uri, facts), *events])
 
     async def _put_in_force(self, applied: AppliedEstate, estate: Estate, compiled: CompiledPolicy) -> None:
         if self.on_environments is not None:
@@ -250,7 +282,8 @@ class EstateKeeper:
         naming = Naming.of(estate.settings, estate.waivers, estate.services)
         self._registry.entries.rules = replace(self._registry.entries.rules, naming=naming)
         self._administrators.replace(estate.settings.administrators)
-        self._issuer.replace(profiles=[_profile(profile) for profile in estate.profiles])
+        profiles = [_profile(profile) for profile in estate.profiles]
+        self._issuer.replace(profiles=profiles, policy_version=compiled.version)
         await self._registry.entries.replace_estate(registrations(estate, self._trust_domain), self._clock.now())
         if self.federation is not None:
             await self.federation.replace_estate(intended_federation(estate), applied.applied_by)
@@ -259,6 +292,7 @@ class EstateKeeper:
         self._candidates = {entry.id: entry for entry in self._registry.entries.list().items if is_candidate(entry)}
         self._registered = self._known_callers()
         await self._compile_sidecars()
+        self.on_activation()
 
     async def _compile_sidecars(self) -> None:
         """Give every sidecar its rules, with the callers that were registered by API."""
@@ -337,6 +371,10 @@ def out_of_reach(estate: Estate) -> list[str]:
     rest = [f"{len(wanting) - MAX_NAMED} more"] if len(wanting) > MAX_NAMED else []
     shown = ", ".join([*wanting[:MAX_NAMED], *rest])
     return [f"nobody can call {shown}: transaction tokens are demanded, and this server makes none"]
+
+
+def _modes(estate: Estate) -> dict[str, str]:
+    return {service.service: service.listen.mtls.value for service in estate.services}
 
 
 def _with(sidecar: Sidecar, offered: Outbound | None) -> Sidecar:

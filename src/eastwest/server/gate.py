@@ -32,6 +32,7 @@ from eastwest.rpc.status import Refused
 from eastwest.rpc.tls import certificate_id
 from eastwest.server.ca.own_issuers import OwnIssuers
 from eastwest.server.registration.rights import AGENT_METHODS, DOWNSTREAM_METHODS, OPEN_METHODS, rights_for
+from eastwest.server.tally import Tally
 from eastwest.spiffe.id import SpiffeId
 
 
@@ -98,8 +99,13 @@ class PortGate:
         administrators: Administrators,
         clock: Clock,
         issuers: OwnIssuers,
+        tally: Tally | None = None,
     ) -> None:
-        """``issuers`` says whether this server signed a certificate itself; any other makes no caller."""
+        """``issuers`` says whether this server signed a certificate itself; any other makes no caller.
+
+        ``tally`` tells the log who came as an administrator, and who was refused.
+        """
+        self._tally = tally
         self._registry = registry
         self._issuers = issuers
         self._administrators = administrators
@@ -113,11 +119,17 @@ class PortGate:
         if shown.id.path.startswith(AGENT_PREFIX):
             await self.agent(call)
             if call.method not in AGENT_METHODS:
+                await _tell(self._tally, "admin.refused", str(shown.id), call, "port")
                 raise PermissionDenied(f"{call.method} is not for agents", fix="call it as an administrator")
         elif call.method in DOWNSTREAM_METHODS:
             await self.downstream(call)
         else:
-            await self.administrator(call)
+            try:
+                administrator = await self.administrator(call)
+            except PermissionDenied:
+                await _tell(self._tally, "admin.refused", str(shown.id), call, "port")
+                raise
+            await _tell(self._tally, "admin.login", administrator.name, call, "port")
 
     async def agent(self, call: Call) -> AgentCaller:
         shown = self._shown(call)
@@ -194,12 +206,20 @@ class PortGate:
 class SocketGate:
     """The gate of the admin socket: whom the estate names by user; else root, and the user that the server runs as."""
 
-    def __init__(self, administrators: Administrators) -> None:
+    def __init__(self, administrators: Administrators, tally: Tally | None = None) -> None:
+        """``tally`` is as of ``PortGate``."""
         self._administrators = administrators
+        self._tally = tally
 
     async def enter(self, call: Call) -> None:
-        if call.method not in OPEN_METHODS:
-            await self.administrator(call)
+        if call.method in OPEN_METHODS:
+            return
+        try:
+            administrator = await self.administrator(call)
+        except PermissionDenied:
+            await _tell(self._tally, "admin.refused", _user(call), call, "socket")
+            raise
+        await _tell(self._tally, "admin.login", administrator.name, call, "socket")
 
     async def agent(self, call: Call) -> AgentCaller:
         raise PermissionDenied(f"{call.method} is served to agents on the TLS port only")
@@ -208,8 +228,8 @@ class SocketGate:
         raise PermissionDenied(f"{call.method} is served to agents on the TLS port only")
 
     async def administrator(self, call: Call) -> Administrator:
-        _pid, uid, _gid = peer_credentials(call.socket)
-        name = f"unix:uid:{uid}"
+        name = _user(call)
+        uid = int(name.rpartition(":")[2])
         found = self._administrators.find(name)
         if found is None and uid in {0, os.geteuid()}:
             found = full(name)
@@ -233,6 +253,16 @@ def standing(name: str, administrators: Administrators, registry: Registry, now:
         return full(name) if found is None and name in {"unix:uid:0", f"unix:uid:{os.geteuid()}"} else found
     entries = registry.entries.list(EntryFilter(spiffe_id=SpiffeId.parse(name))).items
     return full(name) if any(entry.admin and not entry.is_expired(now) for entry in entries) else found
+
+
+def _user(call: Call) -> str:
+    _pid, uid, _gid = peer_credentials(call.socket)
+    return f"unix:uid:{uid}"
+
+
+async def _tell(tally: Tally | None, kind: str, actor: str, call: Call, door: str) -> None:
+    if tally is not None:
+        await tally.tell(kind, actor=actor, subject=call.method, door=door)
 
 
 def _checked(administrator: Administrator, call: Call) -> Administrator:

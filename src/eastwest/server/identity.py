@@ -50,6 +50,7 @@ class ServerIdentity:
             profile="server",
             door="internal",
             caller=str(spiffe_id),
+            caller_kind="self",
         )
         [svid] = await self._issuer.issue_x509([wanted])
         if isinstance(svid, Error):

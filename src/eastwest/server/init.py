@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from eastwest.server.ca.authority import (
     write_public,
 )
 from eastwest.server.config import ServerConfig, ServerFile, ServerPaths, render
+from eastwest.server.log.keys import make_second_key
 from eastwest.store.authority import SqliteAuthority
 from eastwest.store.database import Database
 
@@ -84,9 +86,13 @@ async def init_server(
             if file.post_quantum:
                 state = await _with_post_quantum(maker, state)
             log_key = NoteKey.of(log_name(checked.trust_domain), await maker.log_key())
+            second = await asyncio.to_thread(make_second_key, keys)
             await _store(building / paths.database.name, checked, state, clock)
             write_public(building / paths.certificates.name, state)
-            replace_file(building / "log.vkey", f"{log_key.vkey}\n".encode(), 0o644)
+            replace_file(building / paths.log_vkey.name, f"{log_key.vkey}\n".encode(), 0o644)
+            if second.signer is not None:
+                vkey = NoteKey.of(log_key.name, second.signer).vkey
+                replace_file(building / paths.log_ml_dsa_vkey.name, f"{vkey}\n".encode(), 0o644)
             replace_file(building / paths.config.name, text or render(file).encode(), 0o600)
             building.rename(paths.home)
     except OSError as error:

@@ -54,6 +54,7 @@ class AgentView:
         self._profiles = profiles
         self.token_keys: Callable[[], bytes] = bytes
         self._served: dict[SpiffeId, set[str]] = {}
+        self._called: dict[SpiffeId, set[tuple[str, str]]] = {}
 
     def of(self, agent: SpiffeId) -> Mapping[Key, Item]:
         """The whole truth for one agent; raises the refusal when it may hold nothing."""
@@ -73,13 +74,14 @@ class AgentView:
             items[Key(_TOKEN_KEYS, bundle.trust_domain.name)] = _token_keys_item(bundle.trust_domain, token_keys)
         if version := self._estate.version:
             items[Key(_POLICY_VERSION, bundle.trust_domain.name)] = _version_item(bundle.trust_domain, version)
-        served = self._served.setdefault(agent, set())
+        served, called = self._served.setdefault(agent, set()), self._called.setdefault(agent, set())
         others: set[TrustDomain] = set()
         for entry in entries:
             others.update(entry.federates_with)
             config = self._estate.sidecars.get(entry.spiffe_id)
             if config is not None:
                 served.update(config.services)
+                called.update((str(entry.spiffe_id), service) for service in config.reached)
                 others.update(config.trust_domains)
                 items[Key(_SIDECAR, str(entry.spiffe_id))] = _sidecar_item(entry.spiffe_id, config)
         federated = self._federated()
@@ -95,6 +97,15 @@ class AgentView:
         if agent not in self._served:
             self.of(agent)
         return self._served[agent]
+
+    def calls(self, agent: SpiffeId) -> Collection[tuple[str, str]]:
+        """Callers (SPIFFE IDs) that the agent was told to run since this server started, each with a service it calls.
+
+        Of these the agent is believed that the caller's sidecar refused the service.
+        """
+        if agent not in self._called:
+            self.of(agent)
+        return self._called[agent]
 
 
 @lru_cache(maxsize=200_000)

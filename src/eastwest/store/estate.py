@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import zlib
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -58,6 +59,23 @@ def peek(path: Path) -> AppliedEstate | None:
     except sqlite3.Error as error:
         raise FailedPrecondition(f"the estate cannot be read: {error}", where=str(path)) from None
     return None if row is None else _decode(row)
+
+
+def peek_versions(path: Path, versions: Collection[str]) -> dict[str, AppliedEstate]:
+    """Those of ``versions`` that the database at ``path`` has, read beside a running server."""
+    found: dict[str, AppliedEstate] = {}
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as connection:
+            for version in versions:
+                row = connection.execute(
+                    "SELECT version, applied_at, applied_by, files FROM estates WHERE version = ? ORDER BY id LIMIT 1",
+                    (version,),
+                ).fetchone()
+                if row is not None:
+                    found[version] = _decode(row)
+    except sqlite3.Error as error:
+        raise FailedPrecondition(f"the estates cannot be read: {error}", where=str(path)) from None
+    return found
 
 
 def _newest(connection: sqlite3.Connection) -> tuple[str, str, str, bytes] | None:

@@ -7,13 +7,17 @@ grow with the log but for one hash per 65,536 entries. ``eastwest log verify`` g
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 
-from eastwest.errors import Corrupt, Error, NotFound
-from eastwest.log.checkpoint import Checkpoint, open_checkpoint
+from eastwest.errors import Corrupt, Error, NotFound, Unavailable
+from eastwest.log.checkpoint import Checkpoint, open_any_checkpoint
 from eastwest.log.note import NoteKey
+from eastwest.log.proven import ProvenReader
 from eastwest.log.tiles import CHECKPOINT_PATH, TILE_WIDTH, Tile, bundle_path, decode_bundle, level_sizes, tiles_of
-from eastwest.log.tree import root_of, split_hashes
+from eastwest.log.tree import leaf_hash, root_of, split_hashes
+from eastwest.log.verify import MAX_PROBLEMS, Problem
 from eastwest.store.log_files import LogDirectory
 from eastwest.store.log_rows import (
     RESTORE,
@@ -50,7 +54,7 @@ def check_database(connection: sqlite3.Connection) -> tuple[TreeHead, TreeHead]:
 
 
 def check_checkpoint(
-    connection: sqlite3.Connection, files: LogDirectory, key: NoteKey, published: TreeHead
+    connection: sqlite3.Connection, files: LogDirectory, keys: Sequence[NoteKey], published: TreeHead
 ) -> tuple[Checkpoint, str] | None:
     """The last checkpoint and its note, checked against the database; None if there is none yet."""
     try:
@@ -59,7 +63,7 @@ def check_checkpoint(
         return None
     where = str(files.root / CHECKPOINT_PATH)
     try:
-        checkpoint = open_checkpoint(raw, key)
+        checkpoint = open_any_checkpoint(raw, keys)
     except Error as error:
         raise Corrupt(
             f"the last checkpoint was changed or is of another key: {error.message}",
@@ -95,7 +99,9 @@ def check_tiles(connection: sqlite3.Connection, files: LogDirectory, size: int) 
                 contents = {tile.path: read_tile_rows(connection, tile)}
             else:
                 hashes, data = read_leaves(connection, tile.index, tile.width)
-                contents = {tile.path: hashes, bundle_path(tile.index, tile.width): data}
+                contents = {tile.path: hashes}
+                if data is not None:
+                    contents[bundle_path(tile.index, tile.width)] = data
             repaired += [path for path, content in contents.items() if files.write_tile(path, content)]
             if tile.is_full:
                 files.drop_partials(tile)
@@ -116,13 +122,88 @@ def check_nothing_beyond(files: LogDirectory, size: int) -> None:
             )
 
 
+def check_mark(connection: sqlite3.Connection, mark: Path, keys: Sequence[NoteKey], head: TreeHead) -> None:
+    """Raise ``Corrupt`` unless the log still contains what the checkpoint kept in ``mark``, elsewhere, covers.
+
+    That notices what nothing else here can: an old copy of database and files together.
+    """
+    try:
+        raw = mark.read_bytes()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Unavailable(f"the log's mark {mark} cannot be read: {error.strerror}") from error
+    try:
+        kept = open_any_checkpoint(raw, keys)
+    except Error as error:
+        raise Corrupt(
+            f"the log's mark is no checkpoint of this log: {error.message}",
+            where=str(mark),
+            fix="find out who changed it; remove it only if you are sure of the database",
+        ) from error
+    if kept.size > head.size:
+        raise Corrupt(
+            f"a checkpoint of {kept.size} entries was signed, database and files hold {head.size}: "
+            "an old copy of both was restored",
+            where=str(mark),
+            fix=RESTORE,
+        )
+    if root_at(connection, kept.size) != kept.root:
+        raise Corrupt(
+            f"the first {kept.size} entries in the database do not give the root in the log's mark",
+            where=str(mark),
+            fix=RESTORE,
+        )
+
+
+def verify_database(connection: sqlite3.Connection, reader: ProvenReader, where: str) -> list[Problem]:
+    """Compare every entry and hash in the database with the log's proven tiles; what differs, by entry.
+
+    ``where`` names the database in the problems. Tiles that are not proven themselves are passed over: those
+    problems are the public files' own.
+    """
+    problems: list[Problem] = []
+    for tile in tiles_of(reader.checkpoint.size, 0):
+        if len(problems) >= MAX_PROBLEMS:
+            break
+        first = tile.index * TILE_WIDTH
+        try:
+            joined, data = read_leaves(connection, tile.index, tile.width)
+            entries = None if data is None else decode_bundle(data)
+        except Corrupt as error:
+            problems.append(Problem(where, error.message))
+            continue
+        stored = split_hashes(joined)
+        try:
+            right = reader.tile(0, tile.index)[: tile.width]
+        except (Corrupt, NotFound):
+            right = stored
+        if entries is not None and len(entries) != tile.width:
+            problems.append(Problem(where, f"has {len(entries)} entries from {first} on, not {tile.width}"))
+            continue
+        for place, hash_ in enumerate(right):
+            index = first + place
+            if entries is not None and leaf_hash(entries[place]) != hash_:
+                problems.append(Problem(where, f"entry {index} is not the one in the log", index))
+            elif stored[place] != hash_:
+                problems.append(Problem(where, f"the hash of entry {index} is not the one in the log", index))
+    return problems
+
+
 def _check_tail(connection: sqlite3.Connection, size: int) -> None:
-    last = connection.execute("SELECT max(first) FROM log_segment").fetchone()[0]
-    if last is not None and last >= size:
+    last = max(
+        connection.execute("SELECT coalesce(max(first), -1) FROM log_segment").fetchone()[0],
+        connection.execute(f"SELECT coalesce(max(n) * {TILE_WIDTH}, -1) FROM log_bundle").fetchone()[0],  # noqa: S608 - a constant
+    )
+    if last >= size:
         raise Corrupt(f"the database holds entries beyond the {size} that its head counts", fix=RESTORE)
     for tile in tiles_of(size, 0, max(0, size // TILE_WIDTH - TAIL_TILES) * TILE_WIDTH):
         joined, data = read_leaves(connection, tile.index, tile.width)
         hashes = split_hashes(joined)
+        if tile.is_full:
+            _check_parent(connection, tile, hashes)
+        if data is None:
+            continue
         try:
             entries = decode_bundle(data)
         except Corrupt:
@@ -131,8 +212,6 @@ def _check_tail(connection: sqlite3.Connection, size: int) -> None:
             raise Corrupt(f"entries of {tile.path} in the database were changed", fix=RESTORE)
         for place, entry in enumerate(entries):
             check_entry(tile.index * TILE_WIDTH + place, entry, hashes[place])
-        if tile.is_full:
-            _check_parent(connection, tile, hashes)
 
 
 def _check_nodes(connection: sqlite3.Connection, size: int) -> None:

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path
 
 from eastwest.errors import Corrupt, NotFound, Unavailable
-from eastwest.log.tiles import CHECKPOINT_PATH, Tile, bundle_path
+from eastwest.log.tiles import CHECKPOINT_PATH, WITNESSED_PATH, Tile, bundle_path
 
+RETENTION_PATH = "retention"
 _NEW = ".new"
+_AT_ONCE = 32
+_SYNC_THREADS = 8
 
 
 class LogDirectory:
@@ -46,22 +51,33 @@ class LogDirectory:
             self._write(CHECKPOINT_PATH, note)
             self._sync_folders()
 
+    def write_witnessed(self, note: bytes) -> None:
+        """Replace the last checkpoint that a quorum of witnesses has signed, durably."""
+        with _disk_trouble(self.root / WITNESSED_PATH):
+            self._write(WITNESSED_PATH, note)
+            self._sync_folders()
+
     def write_tile(self, path: str, content: bytes) -> bool:
         """Write a tile or bundle unless it is there; durable after ``sync``. Returns whether it was missing.
 
         Raises ``Corrupt`` if it is there with other contents.
         """
-        with suppress(NotFound):
-            if self.read(path) == content:
-                return False
-            raise Corrupt(
-                f"{path} exists and differs from what the database holds",
-                where=str(self.root),
-                fix="find out who changed it; put the original back, or remove it to have it written again",
-            )
+        if not self._is_missing(path, content):
+            return False
         with _disk_trouble(self.root / path):
             self._write(path, content)
         return True
+
+    def write_tiles(self, contents: Iterable[tuple[str, bytes]]) -> list[str]:
+        """As ``write_tile`` for many (path, content), the disk's waits shared; returns the paths that were missing."""
+        written: list[str] = []
+        remaining = iter(contents)
+        while group := list(islice(remaining, _AT_ONCE)):
+            missing = [(path, content) for path, content in group if self._is_missing(path, content)]
+            with _disk_trouble(self.root):
+                self._write_group(missing)
+            written += [path for path, _ in missing]
+        return written
 
     def sync(self) -> None:
         """Make the names of all files written so far durable."""
@@ -77,12 +93,66 @@ class LogDirectory:
             if (self.root / place).exists():
                 shutil.rmtree(self.root / f"{place}.p", ignore_errors=True)
 
+    def write_retention(self, text: str) -> None:
+        """State, beside the log's files, how long entries are kept and from which index on they are."""
+        with _disk_trouble(self.root / RETENTION_PATH):
+            self._write(RETENTION_PATH, text.encode())
+            self._sync_folders()
+
+    def drop_bundles(self, end: int) -> int:
+        """Remove the full bundles below the bundle ``end``; returns how many there were.
+
+        The earliest go first, so that what a crash leaves is found again: the ones right below ``end``.
+        """
+        first = end
+        while first and (self.root / bundle_path(first - 1)).exists():
+            first -= 1
+        with _disk_trouble(self.root):
+            for index in range(first, end):
+                file = self.root / bundle_path(index)
+                file.unlink()
+                with suppress(OSError):  # the folder of a thousand of them, once it is empty
+                    file.parent.rmdir()
+        return end - first
+
     def widths(self, place: str) -> list[int]:
         """The partial widths there are of the tile or bundle at the (full) path ``place``; 256 for the full one."""
         found = [256] if (self.root / place).exists() else []
         with suppress(FileNotFoundError, NotADirectoryError):
             found += [int(file.name) for file in (self.root / f"{place}.p").iterdir() if file.name.isdigit()]
         return sorted(found)
+
+    def _is_missing(self, path: str, content: bytes) -> bool:
+        with suppress(NotFound):
+            if self.read(path) == content:
+                return False
+            raise Corrupt(
+                f"{path} exists and differs from what the database holds",
+                where=str(self.root),
+                fix="find out who changed it; put the original back, or remove it to have it written again",
+            )
+        return True
+
+    def _write_group(self, contents: Sequence[tuple[str, bytes]]) -> None:
+        """Write all, make all durable, and only then give each its name."""
+        made: list[tuple[Path, Path]] = []
+        with ExitStack() as stack:
+            descriptors = []
+            for number, (path, content) in enumerate(contents):
+                target = self.root / path
+                self._make_folder(target.parent)
+                new = self.root / f"{_NEW}.{number}"
+                file = stack.enter_context(new.open("wb"))
+                file.write(content)
+                file.flush()
+                descriptors.append(file.fileno())
+                made.append((new, target))
+            # Together they take little longer than one: the file system's journal is written once for all.
+            pool = stack.enter_context(ThreadPoolExecutor(_SYNC_THREADS))
+            list(pool.map(os.fsync, descriptors))
+        for new, target in made:
+            new.replace(target)
+            self._unsynced.add(target.parent)
 
     def _write(self, path: str, content: bytes) -> None:
         target = self.root / path
@@ -113,6 +183,17 @@ class LogDirectory:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def write_mark(mark: Path, note: bytes) -> None:
+    """Keep a checkpoint in a file outside of the log, durably; raises ``Unavailable``."""
+    with _disk_trouble(mark):
+        new = mark.with_name(mark.name + _NEW)
+        with new.open("wb") as file:
+            file.write(note)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(mark)
 
 
 class _disk_trouble:  # noqa: N801 - reads as a phrase after with

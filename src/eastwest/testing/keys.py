@@ -8,9 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
 
-from eastwest.errors import AlreadyExists, Error, InvalidInput, NotFound
-from eastwest.pki.signer import KeyAlgorithm, KeyStore, Signer, key_id_of, verify_signature
+from eastwest.errors import AlreadyExists, Corrupt, Error, InvalidInput, NotFound
+from eastwest.pki.signer import KeyAlgorithm, KeyStore, NoteKeyStore, Signer, key_id_of, verify_signature
+from eastwest.pki.token_signer import TokenKeyStore
 
 
 class KeyStoreContract:
@@ -52,6 +55,27 @@ class KeyStoreContract:
         for algorithm in set(KeyAlgorithm) - set(self.algorithms):
             _expect(InvalidInput, lambda algorithm=algorithm: store.create("key", algorithm))  # type: ignore[misc]
         assert list(store.names()) == []
+
+    def test_a_key_for_the_log_is_kept_apart_from_those_that_are_certified(self) -> None:
+        store = self.make_store()
+        if not isinstance(store, NoteKeyStore):
+            assert not hasattr(store, "create_note_key"), "half of a port is none"
+            return
+        made = store.create_note_key("log")
+        _expect(AlreadyExists, lambda: store.create_note_key("log"))
+        again = self.reopen(store)
+        assert isinstance(again, NoteKeyStore)
+        loaded = again.load_note_key("log")
+        made.public_key.verify(loaded.sign(b"data"), b"data")
+        assert list(again.names()) == ["log"]
+        _expect(Corrupt, lambda: store.load("log"))
+        store.create("other", KeyAlgorithm.ED25519)
+        _expect(Corrupt, lambda: store.load_note_key("other"))
+        _expect(NotFound, lambda: store.load_note_key("none"))
+        _expect(TypeError, lambda: pickle.dumps(loaded))
+        assert "PRIVATE" not in repr(loaded)
+        store.delete("log")
+        _expect(NotFound, lambda: store.load_note_key("log"))
 
     def test_data_of_any_length_is_signed(self) -> None:
         signer = self.make_store().create("key", KeyAlgorithm.EC_P256)
@@ -132,6 +156,31 @@ class KeyStoreContract:
         assert "0x" not in repr(signer)
         for hand_out in (pickle.dumps, copy.copy, copy.deepcopy):
             _expect(TypeError, lambda hand_out=hand_out: hand_out(signer))  # type: ignore[misc]
+
+    def test_keys_for_tokens_sign_tokens_and_nothing_else(self) -> None:
+        store = self.make_store()
+        if not isinstance(store, TokenKeyStore):
+            return
+        created = store.create_token_key("token")
+        _expect(AlreadyExists, lambda: store.create_token_key("token"))
+        store.create("root", KeyAlgorithm.EC_P256)
+        reopened = self.reopen(store)
+        assert isinstance(reopened, TokenKeyStore)
+        keeper: TokenKeyStore = reopened
+        for signer in (created, keeper.load_token_key("token")):
+            assert (signer.key_id, signer.public_key.key_size) == (created.key_id, 2048)
+            for data in (b"data", bytes(5000)):
+                created.public_key.verify(signer.sign(data), data, PKCS1v15(), SHA256())
+            assert "PRIVATE" not in repr(signer)
+            for hand_out in (pickle.dumps, copy.copy, copy.deepcopy):
+                _expect(TypeError, lambda hand_out=hand_out, signer=signer: hand_out(signer))  # type: ignore[misc]
+        assert list(reopened.names()) == ["root", "token"]
+        _expect(Corrupt, lambda: reopened.load("token"))
+        _expect(Corrupt, lambda: keeper.load_token_key("root"))
+        _expect(NotFound, lambda: keeper.load_token_key("none"))
+        _expect(InvalidInput, lambda: keeper.create_token_key("../x"))
+        reopened.delete("token")
+        _expect(NotFound, lambda: keeper.load_token_key("token"))
 
 
 def _check_signs(signer: Signer) -> None:

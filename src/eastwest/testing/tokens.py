@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from joserfc import jws
-from joserfc.jwk import ECKey
+from joserfc.jwk import ECKey, RSAKey
 
 from eastwest.errors import Unavailable
 from eastwest.policy.transaction import TYPE, Token, claims
@@ -16,18 +16,26 @@ _LIFE = 60
 
 
 class TokenMint:
-    """Keys that sign transaction tokens of ``trust_domain`` (``spiffe://...``)."""
+    """Keys that sign transaction tokens of ``trust_domain`` (``spiffe://...``).
 
-    def __init__(self, trust_domain: str) -> None:
+    ``algorithm``: RS256, or ES256 as servers of a key store without RSA keys have.
+    """
+
+    def __init__(self, trust_domain: str, algorithm: str = "RS256") -> None:
         self.trust_domain = trust_domain
+        self.algorithm = algorithm
         self._made = 0
-        self.keys: list[ECKey] = []
+        self.keys: list[ECKey | RSAKey] = []
         self.rotate()
 
     def rotate(self) -> None:
         """Sign with a new key from now on; the older ones stay in the key set."""
         self._made += 1
-        self.keys.append(ECKey.generate_key("P-256", {"kid": f"token-{self._made}", "alg": "ES256", "use": "sig"}))
+        about: Any = {"kid": f"token-{self._made}", "alg": self.algorithm, "use": "sig"}
+        if self.algorithm == "ES256":
+            self.keys.append(ECKey.generate_key("P-256", about))
+        else:
+            self.keys.append(RSAKey.generate_key(2048, about))
 
     def forget(self) -> None:
         """Leave only the newest key in the key set."""
@@ -49,7 +57,7 @@ class TokenMint:
     def sign(self, said: dict[str, Any]) -> str:
         """Any claims."""
         key = self.keys[-1]
-        header = {"alg": "ES256", "kid": key.kid, "typ": TYPE}
+        header = {"alg": key.alg or self.algorithm, "kid": key.kid, "typ": TYPE}
         return jws.serialize_compact(header, json.dumps(said).encode(), key)
 
 

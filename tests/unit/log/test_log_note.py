@@ -113,7 +113,7 @@ def test_a_key_of_another_kind_cannot_sign():
         def sign(self, data):
             return data
 
-    with pytest.raises(InvalidInput, match="Ed25519"):
+    with pytest.raises(InvalidInput, match="Ed25519 or ML-DSA-44"):
         NoteKey.of(NAME, Foreign())
 
 

@@ -32,6 +32,7 @@ from eastwest.policy.enforcement import (
     OperationRules,
     OriginRules,
     Outbound,
+    Recording,
     Rule,
     Sidecar,
     TcpMatch,
@@ -39,6 +40,7 @@ from eastwest.policy.enforcement import (
     TenantSource,
     TokenRules,
     Verdict,
+    unrecordable,
 )
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "mesh"
@@ -134,6 +136,23 @@ def test_a_policy_or_mode_change_touches_filters_only():
         changed = after.changed_from(before)
         assert changed.keys() == {names.EXTENSION}
         assert all(name.endswith("/web") for name in changed[names.EXTENSION])
+
+
+def test_refusing_for_want_of_a_record_leaves_listeners_and_clusters_alone():
+    """They would drain, and go on enforcing the old rules until they had."""
+    secrets = sidecar_secrets(SIDECAR, Identity(A, b"chain", b"key"), BUNDLES)
+    required = msgspec.structs.replace(WEB, recording=Recording.REQUIRED)
+    sidecar = msgspec.structs.replace(SIDECAR, inbound=(required, DB))
+    before = sidecar_snapshot(sidecar, SETTINGS, secrets)
+    assert unrecordable(SIDECAR) is SIDECAR
+    after = sidecar_snapshot(unrecordable(sidecar), SETTINGS, secrets)
+    changed = after.changed_from(before)
+    assert names.EXTENSION in changed
+    assert changed.keys() <= {names.EXTENSION, names.ROUTES}
+    assert all("/web" in name for kind in changed.values() for name in kind)
+    rules = [o.otherwise for o in unrecordable(sidecar).inbound[0].operations]
+    assert {rule.code for rule in rules} == {DecisionCode.RECORD_UNAVAILABLE}
+    assert all(not o.cells for o in unrecordable(sidecar).inbound[0].operations)
 
 
 def test_secrets_are_only_those_needed():

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from joserfc import jws
 from joserfc.jwk import ECKey, OctKey
 
-from eastwest.pki.compact import draft, parse, read_keys
+from eastwest.pki.compact import draft, parse, read_keys, signature_length
 from eastwest.pki.signer import KeyAlgorithm, SoftwareSigner, UnsupportedKey, generate_private_key
+from eastwest.pki.token_signer import SoftwareTokenSigner, generate_token_key
 from eastwest.testing.tokens import TokenMint
 
+SMALL = {"kty": "RSA", "kid": "small", "e": "AQAB", "n": urlsafe_b64encode(bytes([0x81] * 128)).rstrip(b"=").decode()}
 KIND, LIMIT = "txntoken+jwt", 4096
 SIGNER = SoftwareSigner(generate_private_key(KeyAlgorithm.EC_P256))
 KEYS = {SIGNER.key_id: SIGNER.public_key}
@@ -37,11 +39,26 @@ GOOD = made({"sub": "spiffe://td.test/a", "n": 1})
 def test_both_ways_and_by_others() -> None:
     assert read(GOOD) == {"sub": "spiffe://td.test/a", "n": 1}
     assert jwt.decode(GOOD, SIGNER.public_key, algorithms=["ES256"], options={"verify_aud": False})["n"] == 1
-    mint = TokenMint("spiffe://td.test")
-    keys = read_keys(mint.key_set)
-    assert read(mint.sign({"a": 1}), keys) == {"a": 1}
-    mint.rotate()
-    assert read(mint.sign({"a": 1}), keys) is None
+    for algorithm in ("RS256", "ES256"):
+        mint = TokenMint("spiffe://td.test", algorithm)
+        keys = read_keys(mint.key_set)
+        assert read(mint.sign({"a": 1}), keys) == {"a": 1}
+        mint.rotate()
+        assert read(mint.sign({"a": 1}), keys) is None
+
+
+def test_a_key_of_rsa_signs_and_its_length_is_known_before() -> None:
+    signer = SoftwareTokenSigner(generate_token_key())
+    for each in (signer, SIGNER):
+        unsigned = draft(each, KIND, {"n": 1})
+        token = unsigned.finish(each.sign(unsigned.message)).token
+        assert len(token.rpartition(".")[2]) == signature_length(each)
+    unsigned = draft(signer, KIND, {"n": 1})
+    token = unsigned.finish(signer.sign(unsigned.message)).token
+    assert read(token, {signer.key_id: signer.public_key}) == {"n": 1}
+    assert read(token, {SIGNER.key_id: SIGNER.public_key, "other": signer.public_key}) is None
+    assert read(token, {signer.key_id: SIGNER.public_key}) is None
+    assert jwt.decode(token, signer.public_key, algorithms=["RS256"], options={"verify_aud": False})["n"] == 1
 
 
 @given(st.integers(0, len(GOOD) - 1), st.characters(min_codepoint=33, max_codepoint=126))
@@ -112,7 +129,7 @@ def test_what_is_none(case: str) -> None:
     assert read(_spoilt()[case]) is None
 
 
-def test_only_p_256_signs() -> None:
+def test_of_elliptic_curves_only_p_256_signs() -> None:
     with pytest.raises(UnsupportedKey):
         draft(SoftwareSigner(generate_private_key(KeyAlgorithm.EC_P384)), KIND, {})
 
@@ -120,7 +137,7 @@ def test_only_p_256_signs() -> None:
 def test_keys_of_other_kinds_are_left_out() -> None:
     mint = TokenMint("spiffe://td.test")
     document = json.loads(mint.key_set)
-    document["keys"] += [{"kty": "OKP", "kid": "x", "x": "AA"}, {"kty": "EC", "crv": "P-384", "kid": "y"}]
+    document["keys"] += [{"kty": "OKP", "kid": "x", "x": "AA"}, {"kty": "EC", "crv": "P-384", "kid": "y"}, SMALL]
     assert list(read_keys(json.dumps(document).encode())) == ["token-1"]
     for bad in (b"", b"[]", b'{"keys":[{"kty":"EC","crv":"P-256","kid":"k","x":"AA","y":"AA"}]}'):
         with pytest.raises(ValueError):

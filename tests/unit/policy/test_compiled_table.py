@@ -10,7 +10,7 @@ from eastwest.policy.enforcement import DecisionCode, Rule, Verdict
 from eastwest.policy.load import load_estate
 from eastwest.policy.oracle import decide, lookup
 from eastwest.policy.plan import plan_files
-from eastwest.policy.problems import Severity
+from eastwest.policy.problems import EstateInvalid, Severity
 from eastwest.policy.table import CompiledPolicy, compile_estate
 
 CONSOLE = "spiffe://saas.example/prod/platform/console"
@@ -235,6 +235,22 @@ def test_a_profile_of_post_quantum_keys_alone_is_a_demand_at_both_ends(edited) -
         sidecars = compile_estate(load_estate(files)).sidecars.values()
         assert {one.post_quantum for sidecar in sidecars for one in sidecar.inbound} == {demanded}
         assert {one.post_quantum for sidecar in sidecars for one in sidecar.outbound} == {demanded}
+
+
+def test_a_service_may_require_its_record(edited, example) -> None:
+    files = edited("services/billing.yaml", "tenant:", "recording: required\ntenant:")
+    before, after = (compile_estate(load_estate(each)).sidecars for each in (example, files))
+    found = {one.service: one.recording for sidecar in after.values() for one in sidecar.inbound}
+    assert found.pop("billing") == "required"
+    assert set(found.values()) == {"best-effort"}
+    # The others' rules are what they were: nobody is told anything anew.
+    assert {s for s in before if before[s] != after[s]} == {s for s in after if "billing" in names(after[s])}
+    with pytest.raises(EstateInvalid, match="recording"):
+        load_estate(edited("services/billing.yaml", "tenant:", "recording: sometimes\ntenant:"))
+
+
+def names(sidecar) -> set[str]:
+    return {inbound.service for inbound in sidecar.inbound}
 
 
 def test_policies_that_tell_too_many_cases_apart_are_an_error_at_once(example) -> None:

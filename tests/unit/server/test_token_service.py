@@ -11,9 +11,10 @@ import pytest
 from token_world import CONSOLE, ESTATE, TD, form
 
 from eastwest.entropy import SystemEntropy
-from eastwest.errors import Unavailable
+from eastwest.errors import FailedPrecondition, Unavailable
 from eastwest.issuance.transaction import Targets
 from eastwest.log.entry import decode
+from eastwest.pki.compact import parse
 from eastwest.pki.signer import KeyAlgorithm
 from eastwest.pki.token_keys import Calendar
 from eastwest.plugins.disk_keys import DiskKeyStore
@@ -57,6 +58,13 @@ class Away:
         if self.is_away:
             raise Unavailable("the key store does not answer")
         return getattr(self._store, name)
+
+
+class OnlyElliptic:
+    """A key store without keys of RSA."""
+
+    def __init__(self, store: DiskKeyStore) -> None:
+        self.create, self.load, self.delete, self.names = store.create, store.load, store.delete, store.names
 
 
 class World:
@@ -178,6 +186,35 @@ async def test_a_successor_is_told_before_it_signs_and_the_old_key_stays_a_while
         assert len(world.disk.names()) == 1
         assert [entry["key_id"] for entry in await world.recorded("token_key.published")] == [first, second]
         assert [entry["key_id"] for entry in await world.recorded("token_key.dropped")] == [first]
+
+
+async def test_a_key_from_before_rsa_signs_and_verifies_until_its_successor_does(tmp_path) -> None:
+    clock = FakeClock()
+    async with opened(tmp_path, clock) as world:
+        # As a server without RSA keys has made it.
+        world.keys._keys = OnlyElliptic(world.disk)
+        clock.advance(CALENDAR.period)
+        await world.keys.turn()
+        older = world.keys._ring.keys[-1].id  # published in the order of ids
+    async with opened(tmp_path, clock) as world:
+        clock.advance(CALENDAR.lead)
+        signer = await world.keys.signer()
+        assert signer.key_id == older
+        assert signer.algorithm is KeyAlgorithm.EC_P256
+        status, said = await ask(world.endpoint(), certificate(clock), "billing:reports:make")
+        assert (status, jwt.get_unverified_header(said["access_token"])["alg"]) == (200, "ES256")
+        assert parse(said["access_token"], 4096).is_signed_by(world.keys.public)
+        clock.advance(CALENDAR.period)
+        await world.keys.turn()
+        clock.advance(CALENDAR.lead)
+        assert parse(said["access_token"], 4096).is_signed_by(world.keys.public)
+        status, said = await ask(world.endpoint(), certificate(clock), "billing:reports:make")
+        assert (status, jwt.get_unverified_header(said["access_token"])["alg"]) == (200, "RS256")
+        # A store that keeps no such keys says so, and what would help.
+        world.keys._signers.clear()
+        world.keys._keys = OnlyElliptic(world.disk)
+        with pytest.raises(FailedPrecondition, match="go back to the key store"):
+            await world.keys.signer()
 
 
 async def test_what_an_interrupted_change_left_is_cleared_away(tmp_path) -> None:
@@ -396,6 +433,6 @@ async def test_minted_tokens_verify_by_the_published_keys(tmp_path) -> None:
         kid = jwt.get_unverified_header(said["access_token"])["kid"]
         options = {"verify_iat": False}
         claims = jwt.decode(
-            said["access_token"], keys[kid], algorithms=["ES256"], audience=TD, issuer=TD, options=options
+            said["access_token"], keys[kid], algorithms=["RS256"], audience=TD, issuer=TD, options=options
         )
         assert claims["sub"] == CONSOLE

@@ -13,6 +13,7 @@ from eastwest.log.verify import verify_log
 from eastwest.store.database import Database
 from eastwest.store.log import SqliteLog
 from eastwest.store.log_files import LogDirectory
+from eastwest.store.log_rows import pack, unpack
 from eastwest.testing.clock import FakeClock
 from eastwest.testing.log import ORIGIN, TestSigner
 
@@ -50,6 +51,7 @@ class Place:
 
     def sql(self, statement, *values):
         with sqlite3.connect(self.folder / "db") as connection:
+            connection.create_function("edited", 4, edited)
             connection.execute(statement, values)
         connection.close()
 
@@ -62,6 +64,12 @@ class Place:
         with pytest.raises(Corrupt, match=match) as caught:
             await self.open(signer=signer)
         assert caught.value.fix
+
+
+def edited(data, packed, old, new):
+    """What a forger makes of stored entries: packed again as they were."""
+    changed = (unpack(data, 0) if packed else data).replace(old.encode(), new.encode())
+    return pack(changed) if packed else changed
 
 
 @pytest.fixture
@@ -213,14 +221,14 @@ CHANGES = {
     "a missing tail": ("DELETE FROM log_segment WHERE first = 512", r"lacks entries from 512 to 599"),
     "a missing middle near the edge": ("DELETE FROM log_segment WHERE first = 256", "lacks entries from 256"),
     "an edited entry at the edge": (
-        "UPDATE log_segment SET data = CAST(replace(CAST(data AS TEXT), 'entry 599', 'entry 5X9') AS BLOB)",
+        "UPDATE log_segment SET data = edited(data, packed, 'entry 599', 'entry 5X9')",
         "entry 599 in the database was changed",
     ),
     "an edited entry in a full tile": (
-        "UPDATE log_segment SET data = CAST(replace(CAST(data AS TEXT), 'entry 400', 'entry 4X0') AS BLOB)",
+        "UPDATE log_segment SET data = edited(data, packed, 'entry 400', 'entry 4X0')",
         "entry 400 in the database was changed",
     ),
-    "an added entry": ("INSERT INTO log_segment VALUES (600, zeroblob(32), x'000161')", "beyond the 600"),
+    "an added entry": ("INSERT INTO log_segment VALUES (600, zeroblob(32), x'000161', 0)", "beyond the 600"),
     "a cut entry": ("UPDATE log_segment SET data = substr(data, 3) WHERE first = 512", "were changed"),
     "an edited upper hash": ("UPDATE log_node SET hash = zeroblob(32) WHERE n = 1", "tile/0/001"),
     "a missing upper hash": ("DELETE FROM log_node WHERE n = 1", "tile/0/001|level 1"),
@@ -379,7 +387,7 @@ async def test_run_ends_when_the_log_is_corrupt(place):
 
 async def test_a_changed_entry_deep_in_the_database_is_not_handed_out(place):
     log = await filled(place, 600)
-    place.sql("UPDATE log_segment SET data = CAST(replace(CAST(data AS TEXT), 'entry 7', 'entry X') AS BLOB)")
+    place.sql("UPDATE log_segment SET data = edited(data, packed, 'entry 7', 'entry X')")
     with pytest.raises(Corrupt, match="entry 7 in the database was changed"):
         await log.entry(7)
     await place.close()

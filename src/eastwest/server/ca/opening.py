@@ -5,6 +5,8 @@ The running server does it, and so do `eastwest ca export-csr` and `import` wher
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -22,6 +24,8 @@ from eastwest.server.ca.authority import Lifetimes, Maker, log_name, open_key_st
 from eastwest.server.ca.rotation import AuthorityKeeper
 from eastwest.server.config import ServerConfig
 from eastwest.server.journal import Event, Journal
+from eastwest.server.log.fork import refuse_forked
+from eastwest.server.log.keys import open_second_key, write_vkey
 from eastwest.store.authority import SqliteAuthority
 from eastwest.store.database import Database
 from eastwest.store.log import SqliteLog
@@ -37,6 +41,8 @@ class Opened:
     journal: Journal
     keeper: AuthorityKeeper
     keys: KeyStore
+    log_lacks: str = ""
+    """Why the log has no ML-DSA-44 key; "" when it has one."""
 
 
 async def open_authority(config: ServerConfig, clock: Clock, entropy: Entropy, stack: AsyncExitStack) -> Opened:
@@ -48,9 +54,18 @@ async def open_authority(config: ServerConfig, clock: Clock, entropy: Entropy, s
     if found is None:
         raise FailedPrecondition("the trust domain has no CA", fix="run `eastwest server init` on a new directory")
     keys = open_key_store(config)
+    refuse_forked(config.paths)
     log_signer = keys.load(found[0].log_key)
+    origin = log_name(config.trust_domain)
+    second = await asyncio.to_thread(open_second_key, keys, config.paths, origin)
     log = await SqliteLog.open(
-        database, config.paths.log, origin=log_name(config.trust_domain), signer=log_signer, clock=clock
+        database,
+        config.paths.log,
+        origin=origin,
+        signer=log_signer,
+        clock=clock,
+        second=second.signer,
+        mark=config.log_mark,
     )
     stack.push_async_callback(log.close)
     journal = Journal(log, clock)
@@ -58,9 +73,14 @@ async def open_authority(config: ServerConfig, clock: Clock, entropy: Entropy, s
     algorithm = KeyAlgorithm(config.file.ca_key)
     maker = Maker(config.trust_domain, keys, clock, entropy, Lifetimes.of(config), upstream, depth, algorithm)
     keeper = await AuthorityKeeper.open(store, maker, journal, clock)
+    added = [_key_added(config, key) for key in log.keys[1:]]
     if log.size == 0:
-        await _begin(config, keeper, journal, NoteKey.of(log_name(config.trust_domain), log_signer).vkey)
-    return Opened(database, store, log, journal, keeper, keys)
+        await _begin(config, keeper, journal, log.key.vkey, added)
+    elif second.is_new:
+        await journal.record_all(added)
+    for key in log.keys[1:]:
+        write_vkey(config.paths, key)
+    return Opened(database, store, log, journal, keeper, keys, second.lacking)
 
 
 def open_upstream(config: ServerConfig, clock: Clock) -> UpstreamAuthority | None:
@@ -78,11 +98,18 @@ def open_upstream(config: ServerConfig, clock: Clock) -> UpstreamAuthority | Non
     return upstream
 
 
-async def _begin(config: ServerConfig, keeper: AuthorityKeeper, journal: Journal, vkey: str) -> None:
+def _key_added(config: ServerConfig, key: NoteKey) -> Event:
+    actor = f"{config.trust_domain.uri}/spire/server"
+    return Event("log.key_added", actor, key.name, {"vkey": key.vkey, "algorithm": "ml-dsa-44"})
+
+
+async def _begin(
+    config: ServerConfig, keeper: AuthorityKeeper, journal: Journal, vkey: str, added: Sequence[Event]
+) -> None:
     """The first records: the log itself, and what `init` made."""
     actor = f"{config.trust_domain.uri}/spire/server"
     opened = {"origin": log_name(config.trust_domain), "vkey": vkey, "build": __version__}
-    events = [Event("log.opened", actor, keeper.subject, opened)]
+    events = [Event("log.opened", actor, keeper.subject, opened), *added]
     state = keeper.state
     for root in state.roots:
         what = "ca.activated" if root.stage is Stage.ACTIVE else "ca.prepared"

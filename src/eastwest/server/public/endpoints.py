@@ -77,6 +77,9 @@ def public_addresses(config: ServerConfig) -> list[str]:
     if file.revocation_url and file.revocation_port is not None:
         bound = _bound(file.revocation_address, paths.revocation_port)
         found.append(f"CRLs and OCSP http://{bound}/, for {file.revocation_url}")
+    if file.log is not None and file.log.port is not None:
+        scheme = "https" if file.log.certificate else "http"
+        found.append(f"transparency log {scheme}://{_bound(file.log.address, paths.log_port)}/")
     if file.tokens is not None:
         found.append(f"transaction tokens https://{_bound(file.tokens.address, paths.tokens_port)}/token")
     return found

@@ -75,7 +75,7 @@ class ManagedEntries:
         writer = caller.writer(entries.rules)
 
         def record(kind: str) -> Record:
-            return partial(note_entries, self._journal, kind, caller.name)
+            return partial(note_entries, self._journal, self._registry.nodes, kind, caller.name)
 
         drafts = [_draft(message) for message in request.create]
         good = [draft for draft in drafts if isinstance(draft, Entry)]

@@ -36,6 +36,7 @@ from eastwest.server.gate import Gate, refusal
 from eastwest.server.journal import Journal
 from eastwest.server.registration.tokens import check_token
 from eastwest.server.spire.admission import Admission
+from eastwest.server.tally import Tally, reason_of
 from eastwest.spiffe.id import SpiffeId
 from eastwest.spiffe.svid import X509Svid
 
@@ -62,7 +63,10 @@ class AgentService:
         svid_ttl: int,
         gate: Gate,
         admission: Admission,
+        tally: Tally | None = None,
     ) -> None:
+        """``tally`` tells the log of attempts that were refused."""
+        self._tally = tally
         self._registry = registry
         self._issuer = issuer
         self._attestors = attestors
@@ -98,21 +102,39 @@ class AgentService:
             first = await _next(call, FIRST_SECONDS, "params", "the first message of AttestAgent has the params")
             csr, kind = first.params.params.csr, first.params.data.type
             try:
-                async with asyncio.timeout(EVIDENCE_SECONDS):
-                    attested = await self._judge(first, call, address)
-            except TimeoutError:
-                raise Unavailable(
-                    f"the node's evidence could not be judged within {EVIDENCE_SECONDS:.0f} s", fix="try again"
-                ) from None
-            agent = self._registry.trust_domain.id(attested.path)
-            # One at a time for each node: of two attempts with the same evidence one sees what the other has done.
-            async with self._turns.setdefault(agent, asyncio.Lock()):
-                self._ensure_may_attest(agent, kind, attested)
-                svid = await self._issue(agent, csr, kind, attested)
-                await self._admit(agent, kind, attested, svid)
+                try:
+                    async with asyncio.timeout(EVIDENCE_SECONDS):
+                        attested = await self._judge(first, call, address)
+                except TimeoutError:
+                    raise Unavailable(
+                        f"the node's evidence could not be judged within {EVIDENCE_SECONDS:.0f} s", fix="try again"
+                    ) from None
+                agent = self._registry.trust_domain.id(attested.path)
+                # One at a time for each node: of two attempts with the same evidence one sees what the other has done.
+                async with self._turns.setdefault(agent, asyncio.Lock()):
+                    self._ensure_may_attest(agent, kind, attested)
+                    svid = await self._issue(agent, csr, kind, attested)
+                    await self._admit(agent, kind, attested, svid)
+            except Error as error:
+                self._note_refusal(kind, error, address)
+                raise
         _log.info("agent.attested", agent=str(agent), attestor=kind, address=call.peer_address)
         result = pb.AttestAgentResponse.Result(svid=svid_to_proto(svid), reattestable=attested.can_reattest)
         await call.send(pb.AttestAgentResponse(result=result))
+
+    def _note_refusal(self, kind: str, error: Error, address: str) -> None:
+        """Count a refusal; who it was is not known, so the address is all there is."""
+        if self._tally is None:
+            return
+        attestor = kind if kind in self._attestors else ""
+        self._tally.note(
+            "node.attestation_refused",
+            actor="",
+            subject=attestor,
+            sample=address,
+            code=str(error.code),
+            reason=reason_of(error),
+        )
 
     async def _judge(self, first: pb.AttestAgentRequest, call: Call, address: str) -> Attested:
         data = first.params.data
@@ -134,7 +156,9 @@ class AgentService:
             # SPIRE's words at this place: its clients compare them.
             raise refusal(Standing.AGENT_BANNED, agent, "failed to attest: agent is banned") from None
 
-    async def _issue(self, agent: SpiffeId, csr: bytes, kind: str, attested: Attested | None = None) -> X509Svid:
+    async def _issue(
+        self, agent: SpiffeId, csr: bytes, kind: str, attested: Attested | None = None, replaces: str = "0"
+    ) -> X509Svid:
         evidence: dict[str, object] = {"attestation": kind}
         if attested is not None:
             evidence["selectors"] = [str(selector) for selector in sorted(attested.selectors)]
@@ -146,8 +170,10 @@ class AgentService:
             profile="agent",
             door="spire-api",
             caller=str(agent),
+            caller_kind="agent",
             node=str(agent),
             evidence=evidence,
+            previous_serial=int(replaces),
         )
         [outcome] = await self._issuer.issue_x509([wanted])
         if isinstance(outcome, Error):
@@ -183,7 +209,7 @@ class AgentService:
         node = self._registry.nodes.get(agent.id)
         if node is not None and node.can_reattest:
             raise refusal(Standing.AGENT_MUST_REATTEST, agent.id)
-        svid = await self._issue(agent.id, request.params.csr, "renewal")
+        svid = await self._issue(agent.id, request.params.csr, "renewal", replaces=agent.serial)
         await self._registry.nodes.record_renewal(agent.id, str(svid.serial), int(svid.not_after.timestamp()))
         return pb.RenewAgentResponse(svid=svid_to_proto(svid))
 

@@ -14,6 +14,8 @@ from eastwest.errors import Error, InvalidInput, NotFound
 from eastwest.registry.entries import Edit, Outcome
 from eastwest.registry.entry import Entry
 from eastwest.registry.listing import EntryFilter
+from eastwest.registry.node import AGENT_PREFIX
+from eastwest.registry.nodes import Nodes
 from eastwest.registry.registry import Registry
 from eastwest.rpc.service import Call, Service
 from eastwest.rpc.spire import (
@@ -27,11 +29,13 @@ from eastwest.rpc.spire import (
 from eastwest.rpc.status import status_of
 from eastwest.server.gate import AgentCaller, Gate
 from eastwest.server.journal import Event, Journal
-from eastwest.spiffe.id import TrustDomain
+from eastwest.spiffe.id import SpiffeId, TrustDomain
 
 PAGE = 500
 """Entries in one answer; agents written in Go refuse messages over 4 MiB."""
 MAX_BATCH = 10_000
+JOIN_TOKEN_PREFIX = f"{AGENT_PREFIX}join_token/"
+HIDDEN = "(not-joined)"
 _SERVICE = pb.DESCRIPTOR.services_by_name["Entry"]
 _SYNC_FIELDS = (
     "id",
@@ -129,7 +133,7 @@ class EntryService:
         caller = await self._gate.administrator(call)
         _check_batch(len(request.entries))
         drafts = [_try(lambda message=message: entry_from_proto(message)) for message in request.entries]
-        record = partial(note_entries, self._journal, "entry.created", caller.name)
+        record = partial(note_entries, self._journal, self._registry.nodes, "entry.created", caller.name)
         entries = self._registry.entries
         good = [draft for draft in drafts if isinstance(draft, Entry)]
         created = iter(await entries.create(good, self._clock.now(), record, caller.writer(entries.rules)))
@@ -145,7 +149,7 @@ class EntryService:
         _check_batch(len(request.entries))
         mask = request.input_mask if request.HasField("input_mask") else None
         edits = [(message.id, edit_of(message, mask)) for message in request.entries]
-        record = partial(note_entries, self._journal, "entry.changed", caller.name)
+        record = partial(note_entries, self._journal, self._registry.nodes, "entry.changed", caller.name)
         entries = self._registry.entries
         outcomes = await entries.update(edits, self._clock.now(), record, caller.writer(entries.rules))
         output = request.output_mask if request.HasField("output_mask") else None
@@ -157,7 +161,7 @@ class EntryService:
     async def _delete(self, request: pb.BatchDeleteEntryRequest, call: Call) -> pb.BatchDeleteEntryResponse:
         caller = await self._gate.administrator(call)
         _check_batch(len(request.ids))
-        record = partial(note_entries, self._journal, "entry.deleted", caller.name)
+        record = partial(note_entries, self._journal, self._registry.nodes, "entry.deleted", caller.name)
         entries = self._registry.entries
         outcomes = await entries.delete(list(request.ids), record, caller.writer(entries.rules))
         reply = pb.BatchDeleteEntryResponse()
@@ -208,22 +212,29 @@ class EntryService:
         return [replace(entry, revision=entry.revision + taints) for entry in entries] if taints else entries
 
 
-async def note_entries(journal: Journal, kind: str, actor: str, outcomes: Sequence[Outcome]) -> None:
+async def note_entries(journal: Journal, nodes: Nodes, kind: str, actor: str, outcomes: Sequence[Outcome]) -> None:
     """Record what a batch is about to do to entries: one event for each that will change."""
     changed = [outcome.entry for outcome in outcomes if outcome.error is None and outcome.entry is not None]
-    await journal.record_all([Event(kind, actor, str(entry.spiffe_id), _facts(entry)) for entry in changed])
+    await journal.record_all([Event(kind, actor, str(entry.spiffe_id), _facts(entry, nodes)) for entry in changed])
 
 
-def _facts(entry: Entry) -> dict[str, Any]:
+def _facts(entry: Entry, nodes: Nodes) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "entry": entry.id,
         "revision": entry.revision,
-        "parent": str(entry.parent_id),
+        "parent": _parent(entry.parent_id, nodes),
         "selectors": [str(selector) for selector in sorted(entry.selectors)],
         "managed_by": entry.managed_by,
     }
     # What gives rights is told when it is there.
     return facts | {name: True for name in ("admin", "downstream") if getattr(entry, name)}
+
+
+def _parent(parent: SpiffeId, nodes: Nodes) -> str:
+    """A parent's name for the log. One that is named by a join token and has not joined yet is that token."""
+    if parent.path.startswith(JOIN_TOKEN_PREFIX) and nodes.get(parent) is None:
+        return f"spiffe://{parent.trust_domain.name}{JOIN_TOKEN_PREFIX}{HIDDEN}"
+    return str(parent)
 
 
 def _check_batch(size: int) -> None:

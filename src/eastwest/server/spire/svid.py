@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -24,11 +25,13 @@ from eastwest.registry.administrators import Administrator, subject_of
 from eastwest.registry.entry import Entry
 from eastwest.registry.ports import PrivilegedSvid
 from eastwest.registry.registry import Registry
+from eastwest.rpc import tracing
 from eastwest.rpc.service import Call, Service
 from eastwest.rpc.spire import id_from_proto, id_to_proto, svid_to_proto
 from eastwest.rpc.status import status_of
 from eastwest.server.control import ControlHub
 from eastwest.server.gate import AgentCaller, Gate
+from eastwest.server.tally import Tally, reason_of
 from eastwest.server.telemetry import Metrics
 from eastwest.spiffe.id import SpiffeId
 from eastwest.spiffe.selector import Selector
@@ -61,7 +64,11 @@ class SvidService:
         metrics: Metrics,
         jwt_ttl: int,
         gate: Gate,
+        tally: Tally | None = None,
     ) -> None:
+        """``tally`` tells the log of what was refused."""
+        self._tally = tally
+        self._last = LastSerials()
         self._registry = registry
         self._issuer = issuer
         self._hub = hub
@@ -97,12 +104,14 @@ class SvidService:
     async def _issue(self, agent: AgentCaller, request: pb.BatchNewX509SVIDRequest) -> pb.BatchNewX509SVIDResponse:
         now = self._clock.now()
         planned: list[X509Request | Error] = []
+        attestation = self._attestation(agent)
         for number, params in enumerate(request.params, 1):
-            planned.append(self._plan(agent, params, now))
+            planned.append(self._plan(agent, params, now, attestation))
             if number % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
         wanted = [item for item in planned if isinstance(item, X509Request)]
-        with self._metrics.issuance_seconds.time():
+        took = self._metrics.issuance_seconds.labels(self._door(agent))
+        with took.time(), tracing.span("issuance.issue", requests=len(wanted)):
             outcomes = await self._issuer.issue_x509(wanted) if wanted else []
         reply = pb.BatchNewX509SVIDResponse()
         results = reply.results
@@ -114,17 +123,62 @@ class SvidService:
                 await asyncio.sleep(0)
             outcome = next(outcome_of) if isinstance(item, X509Request) else item
             self._fill(results.add(), outcome)
-            if isinstance(item, X509Request) and isinstance(outcome, X509Svid):
+            if isinstance(outcome, Error):
+                self._denied(agent, request.params[number - 1].entry_id, outcome)
+            elif isinstance(item, X509Request):
                 issued[item.profile] += 1
+                self._last.note(item.node, item.entry_id, outcome.serial)
         for profile, count in issued.items():
-            self._metrics.issued.labels("x509", profile).inc(count)
+            self._metrics.issue("x509", profile, self._door(agent), count)
         return reply
 
-    def _plan(self, agent: AgentCaller, params: pb.NewX509SVIDParams, now: datetime) -> X509Request | Error:
+    def _plan(
+        self, agent: AgentCaller, params: pb.NewX509SVIDParams, now: datetime, attestation: str
+    ) -> X509Request | Error:
         entry = self._registry.find_authorized(agent.id, params.entry_id, now)
         if entry is None:
             return NotFound("the entry does not exist or this agent is not authorized for it")
-        return x509_request(entry, params.csr, str(agent.id), self._door(agent))
+        name = str(agent.id)
+        previous = self._last.of(name, entry.id)
+        return x509_request(entry, params.csr, name, self._door(agent), attestation, previous)
+
+    def _attestation(self, agent: AgentCaller) -> str:
+        """How the calling agent's node was attested."""
+        node = self._registry.nodes.get(agent.id)
+        return node.attestation_type if node is not None else ""
+
+    def _denied(self, agent: AgentCaller, entry_id: str, error: Error) -> None:
+        """Count a refusal. An id that no entry has is a caller's own words, and so nothing for the log."""
+        entry = self._registry.entries.get(entry_id)
+        subject = str(entry.spiffe_id) if entry is not None else ""
+        self._count_denial(str(agent.id), "agent", subject, error, self._door(agent), entry.id if entry else "")
+
+    def _count_denial(
+        self, caller: str, caller_kind: str, subject: str, error: Error, door: str, entry_id: str = ""
+    ) -> None:
+        self._metrics.issuances.labels(str(door), error.code).inc()
+        if self._tally is None:
+            return
+        self._tally.note(
+            "issuance.denied",
+            actor=caller,
+            subject=subject,
+            caller_kind=caller_kind,
+            code=str(error.code),
+            reason=reason_of(error),
+            door=str(door),
+            entry_id=entry_id,
+            policy_version=self._issuer.policy_version,
+        )
+
+    @contextmanager
+    def _denials_of(self, caller: str, caller_kind: str, subject: str, door: str, entry_id: str = "") -> Iterator[None]:
+        """Count the refusal that is raised within."""
+        try:
+            yield
+        except Error as error:
+            self._count_denial(caller, caller_kind, subject, error, door, entry_id)
+            raise
 
     async def _note_privileged(
         self, requests: Sequence[X509Request], outcomes: Sequence[X509Svid | Error], now: datetime
@@ -161,21 +215,32 @@ class SvidService:
         agent = await self._gate.agent(call)
         entry = self._registry.find_authorized(agent.id, request.entry_id, self._clock.now())
         if entry is None:
-            raise NotFound("the entry does not exist or this agent is not authorized for it")
-        svid = await self._issuer.issue_jwt(
-            JwtRequest(
-                spiffe_id=entry.spiffe_id,
-                audience=_audience(request.audience),
-                ttl=entry.jwt_svid_ttl or self._jwt_ttl,
-                **_origin(entry, str(agent.id), self._door(agent)),
+            error = NotFound("the entry does not exist or this agent is not authorized for it")
+            self._denied(agent, request.entry_id, error)
+            raise error
+        origin = _origin(entry, str(agent.id), self._door(agent), self._attestation(agent))
+        with self._denials_of(str(agent.id), "agent", str(entry.spiffe_id), origin["door"], entry.id):
+            svid = await self._issuer.issue_jwt(
+                JwtRequest(
+                    spiffe_id=entry.spiffe_id,
+                    audience=_audience(request.audience),
+                    ttl=entry.jwt_svid_ttl or self._jwt_ttl,
+                    **origin,
+                )
             )
-        )
-        self._metrics.issued.labels("jwt", entry.profile).inc()
+        self._metrics.issue("jwt", entry.profile, origin["door"])
         return pb.NewJWTSVIDResponse(svid=_jwt_to_proto(svid))
 
     async def _mint_x509(self, request: pb.MintX509SVIDRequest, call: Call) -> pb.MintX509SVIDResponse:
         admin = await self._gate.administrator(call)
         spiffe_id, dns_names = _names(request.csr)
+        with self._denials_of(admin.name, "administrator", str(spiffe_id), Door.SPIRE_API):
+            svid = await self._mint(request, admin, spiffe_id, dns_names)
+        return pb.MintX509SVIDResponse(svid=svid_to_proto(svid))
+
+    async def _mint(
+        self, request: pb.MintX509SVIDRequest, admin: Administrator, spiffe_id: SpiffeId, dns_names: tuple[str, ...]
+    ) -> X509Svid:
         environment = self._may_mint(admin, spiffe_id, dns_names)
         wanted = X509Request(
             csr_der=request.csr,
@@ -185,29 +250,32 @@ class SvidService:
             profile="workload",
             door=Door.SPIRE_API,
             caller=admin.name,
+            caller_kind="administrator",
             environment=environment,
         )
         [outcome] = await self._issuer.issue_x509([wanted])
         if isinstance(outcome, Error):
             raise outcome
-        self._metrics.issued.labels("x509", wanted.profile).inc()
-        return pb.MintX509SVIDResponse(svid=svid_to_proto(outcome))
+        self._metrics.issue("x509", wanted.profile, wanted.door)
+        return outcome
 
     async def _mint_jwt(self, request: pb.MintJWTSVIDRequest, call: Call) -> pb.MintJWTSVIDResponse:
         admin = await self._gate.administrator(call)
         spiffe_id = id_from_proto(request.id, "id")
-        environment = self._may_mint(admin, spiffe_id)
-        svid = await self._issuer.issue_jwt(
-            JwtRequest(
-                spiffe_id=spiffe_id,
-                audience=_audience(request.audience),
-                ttl=request.ttl or self._jwt_ttl,
-                door=Door.SPIRE_API,
-                caller=admin.name,
-                environment=environment,
+        with self._denials_of(admin.name, "administrator", str(spiffe_id), Door.SPIRE_API):
+            environment = self._may_mint(admin, spiffe_id)
+            svid = await self._issuer.issue_jwt(
+                JwtRequest(
+                    spiffe_id=spiffe_id,
+                    audience=_audience(request.audience),
+                    ttl=request.ttl or self._jwt_ttl,
+                    door=Door.SPIRE_API,
+                    caller=admin.name,
+                    caller_kind="administrator",
+                    environment=environment,
+                )
             )
-        )
-        self._metrics.issued.labels("jwt", "workload").inc()
+        self._metrics.issue("jwt", "workload", Door.SPIRE_API)
         return pb.MintJWTSVIDResponse(svid=_jwt_to_proto(svid))
 
     def _may_mint(self, admin: Administrator, spiffe_id: SpiffeId, dns_names: Sequence[str] = ()) -> str:
@@ -221,46 +289,82 @@ class SvidService:
         self, request: pb.NewDownstreamX509CARequest, call: Call
     ) -> pb.NewDownstreamX509CAResponse:
         entry = await self._gate.downstream(call)
-        issued = await self._issuer.issue_ca(
-            DownstreamRequest(
-                csr_der=request.csr,
-                spiffe_id=entry.spiffe_id,
-                ttl=request.preferred_ttl or None,
-                path_length=MAX_DEPTH,
-                **_origin(entry, str(entry.spiffe_id), Door.SPIRE_API) | {"node": ""},
+        caller = str(entry.spiffe_id)
+        with self._denials_of(caller, "server", caller, Door.SPIRE_API, entry.id):
+            issued = await self._issuer.issue_ca(
+                DownstreamRequest(
+                    csr_der=request.csr,
+                    spiffe_id=entry.spiffe_id,
+                    ttl=request.preferred_ttl or None,
+                    path_length=MAX_DEPTH,
+                    **_origin(entry, caller, Door.SPIRE_API, "") | {"node": "", "caller_kind": "server"},
+                )
             )
-        )
-        self._metrics.issued.labels("x509_ca", "downstream").inc()
+        self._metrics.issue("x509_ca", "downstream", Door.SPIRE_API)
         return pb.NewDownstreamX509CAResponse(ca_cert_chain=issued.chain, x509_authorities=issued.roots)
 
 
-def x509_request(entry: Entry, csr: bytes, agent: str, door: str) -> X509Request:
-    """What an agent asks for under one of its entries. Names and lifetime come from the entry, never the CSR."""
+def x509_request(
+    entry: Entry, csr: bytes, agent: str, door: str, attestation: str = "", previous_serial: int = 0
+) -> X509Request:
+    """What an agent asks for under one of its entries. Names and lifetime come from the entry, never the CSR.
+
+    ``attestation`` is how the agent's node was attested; ``previous_serial`` that of what this replaces, 0: not known.
+    """
     return X509Request(
         csr_der=csr,
         spiffe_id=entry.spiffe_id,
         dns_names=entry.dns_names,
         ttl=entry.x509_svid_ttl or None,
         profile=entry.profile,
-        **_origin(entry, agent, door),
+        previous_serial=previous_serial,
+        **_origin(entry, agent, door, attestation),
     )
 
 
-def _origin(entry: Entry, agent: str, door: str) -> dict[str, Any]:
+def _origin(entry: Entry, agent: str, door: str, attestation: str) -> dict[str, Any]:
     return {
         "door": door,
         "caller": agent,
+        "caller_kind": "agent",
         "node": agent,
         "entry_id": entry.id,
         "entry_revision": entry.revision,
         "environment": entry.environment,
-        "evidence": {"selectors": _selector_texts(entry.selectors)},
+        "evidence": _evidence(entry.selectors, attestation),
     }
 
 
 @lru_cache(maxsize=65536)
-def _selector_texts(selectors: frozenset[Selector]) -> tuple[str, ...]:
-    return tuple(str(selector) for selector in sorted(selectors))
+def _evidence(selectors: frozenset[Selector], attestation: str) -> Mapping[str, Any]:
+    """Why an entry's identity is given out; one value for equal evidence, so nobody may change it."""
+    evidence: dict[str, Any] = {"selectors": tuple(str(selector) for selector in sorted(selectors))}
+    if attestation:
+        evidence["node_attestation"] = attestation
+    return evidence
+
+
+class LastSerials:
+    """The last serial issued to each agent under each entry, for the log: what a new certificate replaces.
+
+    In memory only, and bounded: after a restart, or for the longest unused of very many, nothing is known.
+    """
+
+    def __init__(self, most: int = 65536) -> None:
+        self._most = most
+        self._serials: dict[tuple[str, str], int] = {}
+
+    def of(self, agent: str, entry_id: str) -> int:
+        """The serial, or 0 where none is known."""
+        return self._serials.get((agent, entry_id), 0)
+
+    def note(self, agent: str, entry_id: str, serial: int) -> None:
+        """Remember what has been issued."""
+        key = (agent, entry_id)
+        self._serials.pop(key, None)
+        self._serials[key] = serial
+        if len(self._serials) > self._most:
+            del self._serials[next(iter(self._serials))]
 
 
 def _audience(names: Iterable[str]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ Errors are JSON (RFC 6749, 5.2) with a stable ``code`` beside OAuth's ``error``,
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -61,8 +62,16 @@ class Endpoint:
         self._clock = clock
         self._of_certificate = Buckets(rates.rate, rates.burst, clock)
         self._of_caller = Buckets(rates.caller_rate, rates.caller_burst, clock)
+        self.on_outcome: Callable[[str], None] = lambda _outcome: None
+        """Hears ``issued``, or the code of the refusal."""
 
     async def __call__(self, certificate: bytes, asked: Asked) -> Answer:
+        answer = await self._serve(certificate, asked)
+        told: dict[str, str] = {} if answer.status == 200 else msgspec.json.decode(answer.body)
+        self.on_outcome(told.get("code", "issued"))
+        return answer
+
+    async def _serve(self, certificate: bytes, asked: Asked) -> Answer:
         try:
             caller = self._caller(certificate)
             if asked.path.partition("?")[0] != PATH:

@@ -11,15 +11,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import structlog
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_der_public_key
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy, random_hex
-from eastwest.errors import Error, FailedPrecondition, NotFound
+from eastwest.errors import Error, FailedPrecondition, InvalidInput, NotFound
+from eastwest.pki.compact import Key
 from eastwest.pki.jwks import export_signing_keys
-from eastwest.pki.signer import KeyAlgorithm, KeyStore, Signer, SubjectKey
+from eastwest.pki.signer import KeyAlgorithm, KeyStore, Signer
 from eastwest.pki.token_keys import Calendar, Ring, TokenKey, intending, settled, with_key, without
+from eastwest.pki.token_signer import TokenKeyStore, TokenSigner
 from eastwest.server.finishing import to_the_end
 from eastwest.server.journal import Event, Journal
 from eastwest.spiffe.bundle import Bundle, JwtAuthority
@@ -54,8 +56,8 @@ class TokenKeys:
         self._entropy = entropy
         self._actor = f"{trust_domain.uri}/spire/server"
         self._ring = Ring()
-        self._signers: dict[str, Signer] = {}
-        self.public: dict[str, ec.EllipticCurvePublicKey] = {}
+        self._signers: dict[str, Signer | TokenSigner] = {}
+        self.public: dict[str, Key] = {}
         self.document = b""
         self.problem = ""
         self.on_change: Callable[[], None] = lambda: None
@@ -67,14 +69,14 @@ class TokenKeys:
         self._publish()
         await self.turn()
 
-    async def signer(self) -> Signer:
+    async def signer(self) -> Signer | TokenSigner:
         """The key that signs now. Raises ``FailedPrecondition`` when there is none, or the key store's error."""
         key = self._calendar.signing(self._ring, self._now())
         if key is None:
             raise FailedPrecondition("no key of transaction tokens may sign yet", fix="compare the clock with the log")
         found = self._signers.get(key.name)
         if found is None:
-            found = self._signers[key.name] = await asyncio.to_thread(self._keys.load, key.name)
+            found = self._signers[key.name] = await asyncio.to_thread(_open, self._keys, key)
         return found
 
     async def turn(self) -> float:
@@ -83,7 +85,7 @@ class TokenKeys:
         if ended := self._calendar.ended(self._ring, now):
             await to_the_end(self._drop(ended))
         if self._calendar.wants_key(self._ring, now):
-            await to_the_end(self._make(now))
+            await to_the_end(self._make())
         following = self._calendar.next_change(self._ring)
         return LONGEST_SECONDS if following is None else min(LONGEST_SECONDS, max(1.0, following - self._now()))
 
@@ -99,12 +101,13 @@ class TokenKeys:
                 pause = RETRY_SECONDS
             await self._clock.sleep(pause)
 
-    async def _make(self, now: int) -> None:
+    async def _make(self) -> None:
         name = f"token-{random_hex(self._entropy, 6)}"
         await self._save(intending(self._ring, name))
-        signer = await asyncio.to_thread(self._keys.create, name, KeyAlgorithm.EC_P256)
+        signer = await asyncio.to_thread(_create, self._keys, name)
         self._signers[name] = signer
-        spki = SubjectKey.of(signer.public_key).spki
+        spki = signer.public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        now = self._now()  # verifiers have all of the time from here on: an RSA key may take a second to make
         first_use = self._calendar.first_use(self._ring, now)
         key = TokenKey(id=signer.key_id, name=name, spki=spki, made_at=now, signs_from=first_use)
         await self._journal.record(
@@ -149,7 +152,30 @@ class TokenKeys:
         return int(self._clock.now().timestamp())
 
 
-def _loaded(spki: bytes) -> ec.EllipticCurvePublicKey:
+def _create(keys: KeyStore, name: str) -> Signer | TokenSigner:
+    """A key of RSA, which is the cheapest to verify by; of P-256 where the key store makes no such keys."""
+    why = "it keeps no RSA keys"
+    if isinstance(keys, TokenKeyStore):
+        try:
+            return keys.create_token_key(name)
+        except InvalidInput as error:
+            why = error.message
+    _log.warning("tokens.keys.ec", reason=f"the key store makes no RSA keys, so tokens are signed by P-256: {why}")
+    return keys.create(name, KeyAlgorithm.EC_P256)
+
+
+def _open(keys: KeyStore, key: TokenKey) -> Signer | TokenSigner:
+    if not isinstance(_loaded(key.spki), rsa.RSAPublicKey):
+        return keys.load(key.name)
+    if not isinstance(keys, TokenKeyStore):
+        raise FailedPrecondition(
+            f"the key {key.name} of transaction tokens is RSA, and this key store keeps no such keys",
+            fix="go back to the key store that has it",
+        )
+    return keys.load_token_key(key.name)
+
+
+def _loaded(spki: bytes) -> Key:
     key = load_der_public_key(spki)
-    assert isinstance(key, ec.EllipticCurvePublicKey), "only such keys are made"
+    assert isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey), "only such keys are made"
     return key

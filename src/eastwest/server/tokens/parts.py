@@ -7,6 +7,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client import Counter
+
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy
 from eastwest.issuance.ports import SigningPool
@@ -111,6 +113,10 @@ class TokenService:
         service.keys.on_change = on_keys
         around.view.token_keys = lambda: service.keys.document
         return service
+
+    def count(self, requests: Counter) -> None:
+        """Count requests by outcome from now on."""
+        self._endpoint.on_outcome = lambda outcome: requests.labels(outcome).inc()
 
     def listen(self, identity: ServerIdentity, stack: AsyncExitStack, spawn: Spawn) -> None:
         """Serve the endpoint, tell every sidecar where it is, and keep the keys young."""

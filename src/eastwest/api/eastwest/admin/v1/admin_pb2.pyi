@@ -353,6 +353,7 @@ class ListDecisionsRequest(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
     NEWEST_FIRST_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
     after: _builtins.int
     """row number; 0 = from the start"""
     limit: _builtins.int
@@ -361,6 +362,8 @@ class ListDecisionsRequest(_message.Message):
     verdict: _builtins.str
     code: _builtins.str
     newest_first: _builtins.bool
+    query: _builtins.bytes
+    """JSON of eastwest.ledger.query.DecisionQuery; where it is given, it is the whole question"""
     def __init__(
         self,
         *,
@@ -371,10 +374,11 @@ class ListDecisionsRequest(_message.Message):
         verdict: _builtins.str = ...,
         code: _builtins.str = ...,
         newest_first: _builtins.bool = ...,
+        query: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "caller", b"caller", "code", b"code", "limit", b"limit", "newest_first", b"newest_first", "service", b"service", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "caller", b"caller", "code", b"code", "limit", b"limit", "newest_first", b"newest_first", "query", b"query", "service", b"service", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -403,6 +407,97 @@ class ListDecisionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDecisionsResponse: _TypeAlias = ListDecisionsResponse  # noqa: Y015
+
+@_typing.final
+class CountDecisionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    query: _builtins.bytes
+    """JSON of eastwest.ledger.query.DecisionQuery"""
+    by: _builtins.str
+    """a dimension of eastwest.ledger.query.DIMENSIONS, or "edges" """
+    def __init__(
+        self,
+        *,
+        query: _builtins.bytes = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "query", b"query"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountDecisionsRequest: _TypeAlias = CountDecisionsRequest  # noqa: Y015
+
+@_typing.final
+class CountDecisionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    rows: _builtins.bytes
+    """JSON array"""
+    lost: _builtins.int
+    """total that agents said they lost"""
+    def __init__(
+        self,
+        *,
+        rows: _builtins.bytes = ...,
+        lost: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountDecisionsResponse: _TypeAlias = CountDecisionsResponse  # noqa: Y015
+
+@_typing.final
+class ExportDecisionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    query: _builtins.bytes
+    """JSON of eastwest.ledger.query.DecisionQuery"""
+    format: _builtins.str
+    """csv, json, jsonl or parquet"""
+    def __init__(
+        self,
+        *,
+        query: _builtins.bytes = ...,
+        format: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "query", b"query"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportDecisionsRequest: _TypeAlias = ExportDecisionsRequest  # noqa: Y015
+
+@_typing.final
+class ExportDecisionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIECE_FIELD_NUMBER: _builtins.int
+    piece: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        piece: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["piece", b"piece"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportDecisionsResponse: _TypeAlias = ExportDecisionsResponse  # noqa: Y015
 
 @_typing.final
 class ListNodesRequest(_message.Message):
@@ -996,12 +1091,17 @@ Global___ExplainEntriesResponse: _TypeAlias = ExplainEntriesResponse  # noqa: Y0
 class FlushLogRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    decisions: _builtins.bool
+    """first seal all decisions that the server has, so that the log covers them"""
     def __init__(
         self,
+        *,
+        decisions: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -144,16 +144,24 @@ class ReportRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DECISIONS_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    LOST_SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    lost: _builtins.int
+    """decisions that the caller had to drop since its last report"""
+    lost_since_unix_ms: _builtins.int
+    """when the first of these was made"""
     @_builtins.property
     def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Decision]: ...
     def __init__(
         self,
         *,
         decisions: _abc.Iterable[Global___Decision] | None = ...,
+        lost: _builtins.int = ...,
+        lost_since_unix_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "lost", b"lost", "lost_since_unix_ms", b"lost_since_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -194,6 +202,11 @@ class Decision(_message.Message):
     APPROVER_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
     time_unix_ms: _builtins.int
     service: _builtins.str
     code: _builtins.str
@@ -211,6 +224,16 @@ class Decision(_message.Message):
     reference: _builtins.str
     source: _builtins.str
     """the caller's address, without the port"""
+    cause: _builtins.str
+    """why a request was refused before any rule"""
+    path: _builtins.str
+    """normalised, without the query, where no operation matched"""
+    token: _builtins.bool
+    """a token came, is genuine and the caller's own, and the decision looked at it"""
+    origin: _builtins.str
+    """who began the token's transaction"""
+    trace: _builtins.str
+    """W3C trace id"""
     def __init__(
         self,
         *,
@@ -228,10 +251,15 @@ class Decision(_message.Message):
         approver: _builtins.str = ...,
         reference: _builtins.str = ...,
         source: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        path: _builtins.str = ...,
+        token: _builtins.bool = ...,
+        origin: _builtins.str = ...,
+        trace: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "approver", b"approver", "caller", b"caller", "code", b"code", "enforced", b"enforced", "method", b"method", "operation", b"operation", "policy", b"policy", "reference", b"reference", "service", b"service", "source", b"source", "tenant", b"tenant", "time_unix_ms", b"time_unix_ms", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "approver", b"approver", "caller", b"caller", "cause", b"cause", "code", b"code", "enforced", b"enforced", "method", b"method", "operation", b"operation", "origin", b"origin", "path", b"path", "policy", b"policy", "reference", b"reference", "service", b"service", "source", b"source", "tenant", b"tenant", "time_unix_ms", b"time_unix_ms", "token", b"token", "trace", b"trace", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
