@@ -7,19 +7,23 @@ from datetime import timedelta
 import pytest
 from typer.testing import CliRunner
 
+from eastwest.cli.decisions.verification import verify_ledger
 from eastwest.cli.log import app
-from eastwest.errors import InvalidInput
+from eastwest.errors import Corrupt, InvalidInput
 from eastwest.log.entry import Entry, decode, encode
 from eastwest.log.note import NoteKey
 from eastwest.log.ports import Pruned
 from eastwest.log.proof import LogProof
 from eastwest.log.verify import verify_log
+from eastwest.server.config import LedgerSettings
 from eastwest.server.journal import Journal
+from eastwest.server.ledger.keeper import Ledger
 from eastwest.server.log_retention import Retention, prune
 from eastwest.store.database import Database
 from eastwest.store.log import SqliteLog
 from eastwest.store.log_files import LogDirectory
 from eastwest.testing.clock import FakeClock
+from eastwest.testing.ledgers import AGENT, sample
 from eastwest.testing.log import ORIGIN, TestSigner
 
 KEY = NoteKey.of(ORIGIN, TestSigner())
@@ -182,3 +186,38 @@ async def test_commands_see_what_was_pruned(world):
     found = json.loads(call("search", "--subject", f"{DOMAIN}/w3", "--limit", 1000, "--json"))
     assert {hit["index"] for hit in found["entries"]} == {i for i in range(768, 2000) if i % 9 == 3}
     assert decode(await world.log.entry(2000)).body["root"] == (await world.log.root_of(768)).hex()
+
+
+async def test_the_ledger_is_judged_by_what_the_log_still_tells(world):
+    folder = world.folder / "server/ledger"
+    ledger = await Ledger.open(
+        folder,
+        trust_domain="test.example",
+        settings=LedgerSettings(),
+        max_rows=1000,
+        log=world.log,
+        journal=world.journal,
+        clock=world.clock,
+    )
+    try:
+        for number in (1, 2, 3):
+            await ledger.add(AGENT, "s", number, sample())
+            await ledger.seal_now()
+            await world.grow(10)
+    finally:
+        await ledger.close()
+    report, _ = verify_ledger(world.folder, None, None, None)
+    assert (report.ok, report.sealed, report.unproven) == (True, 3, ())
+    await world.retention(15).once(world.clock.now())
+    report, _ = verify_ledger(world.folder, None, None, None)
+    assert report.ok, report.problems
+    # What was sealed 30 and 20 days ago has no entry any more; what was sealed 10 days ago has.
+    assert (report.sealed, len(report.unproven)) == (1, 2)
+    kept = next(path for path in folder.rglob("*.parquet") if str(path.relative_to(folder)) not in report.unproven)
+    kept.write_bytes(kept.read_bytes()[:-1] + b"x")
+    assert not verify_ledger(world.folder, None, None, None)[0].ok
+    # A bundle that the log does not call pruned is no excuse.
+    bundles = [path for path in world.bundles() if ".p/" not in path]
+    (world.files.root / bundles[0]).unlink()
+    with pytest.raises(Corrupt, match="says it was pruned up to"):
+        verify_ledger(world.folder, None, None, None)

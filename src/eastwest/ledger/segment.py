@@ -103,6 +103,8 @@ class SegmentReport:
     lost: int
     pending: tuple[str, ...]
     problems: tuple[SegmentProblem, ...]
+    unproven: tuple[str, ...] = ()
+    """Files whose log entries were pruned from the log by its retention, so that nothing vouches for them any more."""
 
     @property
     def ok(self) -> bool:
@@ -122,21 +124,28 @@ def rows_of(path: str) -> tuple[int, int] | None:
 
 
 def compare_segments(
-    entries: Iterable[tuple[int, str, Mapping[str, Any]]], files: Mapping[str, Found], pending: Sequence[str] = ()
+    entries: Iterable[tuple[int, str, Mapping[str, Any]]],
+    files: Mapping[str, Found],
+    pending: Sequence[str] = (),
+    *,
+    since: int = 0,
 ) -> SegmentReport:
     """Hold files against log entries, which the caller has proven against a checkpoint.
 
     ``entries``: index, kind and facts in the log's order. ``pending``: files that the server has written and not yet
-    logged; they are told, not judged. Raises ``Corrupt`` for an entry that is none.
+    logged; they are told, not judged. ``since``: the entries before this index were pruned from the log, so that the
+    chain begins in its middle, and files of before it are told as unproven. Raises ``Corrupt`` for an entry that is
+    none.
     """
     sealed: dict[str, tuple[int, SegmentRecord]] = {}
     pruned: dict[str, int] = {}
     problems: list[SegmentProblem] = []
-    previous, last_row = "", 0
+    previous: str | None = None if since else ""
+    last_row = 0
     for index, kind, facts in entries:
         if kind == PRUNED:
             name = str(facts.get("segment", ""))
-            if name not in sealed:
+            if name not in sealed and not since:
                 problems.append(SegmentProblem(name, "was pruned by the log, but never sealed", index))
             pruned[name] = index
         if kind != SEALED:
@@ -144,12 +153,14 @@ def compare_segments(
         record = _record(index, facts)
         if record.segment in sealed:
             problems.append(SegmentProblem(record.segment, "is sealed twice in the log", index))
-        if record.previous != previous:
+        if previous is not None and record.previous != previous:
             problems.append(SegmentProblem(record.segment, "does not name the segment before it in the log", index))
         if record.first_row <= last_row or record.last_row - record.first_row + 1 < record.rows:
             problems.append(SegmentProblem(record.segment, "its rows overlap those before, or are miscounted", index))
         sealed[record.segment] = (index, record)
         previous, last_row = record.sha256, record.last_row
+    first = min((record.first_row for _, record in sealed.values()), default=None)
+    unproven: list[str] = []
     by_hash = {record.sha256: name for name, (_, record) in sealed.items()}
     for name, (index, record) in sealed.items():
         if name not in pruned and (defect := _defect(record, files.get(name), by_hash)):
@@ -157,6 +168,8 @@ def compare_segments(
     for name, found in sorted(files.items()):
         if name in pruned:
             problems.append(SegmentProblem(name, "is here although the log says it was pruned", pruned[name]))
+        elif name not in sealed and since and _is_before(name, first):
+            unproven.append(name)
         elif name not in sealed and name not in pending:
             twin = by_hash.get(found.sha256)
             what = f"is a copy of {twin}" if twin else "is no segment that the log knows"
@@ -170,7 +183,14 @@ def compare_segments(
         lost=sum(record.lost for record in here),
         pending=tuple(name for name in pending if name in files and name not in sealed),
         problems=tuple(problems),
+        unproven=tuple(unproven),
     )
+
+
+def _is_before(name: str, row: int | None) -> bool:
+    """Whether a file's rows all come before ``row``, the first that the log still speaks of."""
+    rows = rows_of(name)
+    return rows is not None and (row is None or rows[1] < row)
 
 
 def _record(index: int, facts: Mapping[str, Any]) -> SegmentRecord:

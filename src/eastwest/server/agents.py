@@ -46,6 +46,9 @@ def control_service(
     that were stored.
     """
 
+    counted: dict[SpiffeId, tuple[str, int]] = {}
+    """The last report of each agent that metrics have seen."""
+
     async def subscribe(_request: None, call: Call) -> None:
         agent = await gate.agent(call)
         await hub.serve(agent.id, call, agent.not_after, lambda: gate.confirm(call))
@@ -67,10 +70,14 @@ def control_service(
             # What they say is not kept; how many they were is.
             rows = [*(row for row, kept in zip(rows, believed, strict=True) if kept), _refused(foreign)]
         held = await ledger.add(str(agent.id), request.spool, request.sequence, rows)
-        stored = [row for row in rows if isinstance(row, Decision)] if held == request.sequence else []
+        # A report that comes again has the sequence that is held too.
+        place = (request.spool, request.sequence)
+        fresh = held == request.sequence and counted.get(agent.id) != place
+        counted[agent.id] = place
+        stored = [row for row in rows if isinstance(row, Decision)] if fresh else []
         metrics.decisions.inc(len(stored))
         took(stored)
-        metrics.decisions_lost.inc(sum(row.count for row in rows if isinstance(row, Lost)))
+        metrics.decisions_lost.inc(sum(row.count for row in rows if isinstance(row, Lost)) if fresh else 0)
         return pb.ReportDecisionsResponse(sequence=held)
 
     return (

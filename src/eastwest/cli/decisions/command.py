@@ -253,6 +253,8 @@ def verify(
             )
         for name in report.pending:
             print(f"note: {name} is not judged: the log's checkpoint does not cover its entry yet")
+        for name in report.unproven:
+            print(f"note: {name} is not judged: the log's retention has removed its entry")
         for problem in report.problems:
             print(problem)
     if not report.ok:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from eastwest.cli.log_reading import locate, open_log
-from eastwest.errors import InvalidInput, NotFound, Unavailable
+from eastwest.errors import Corrupt, InvalidInput, NotFound, Unavailable
 from eastwest.ledger.segment import PRUNED, SEALED, Found, SegmentReport, compare_segments
 from eastwest.log.entry import decode
 from eastwest.log.proven import ProvenReader
+from eastwest.log.tiles import TILE_WIDTH
+from eastwest.log.verify import PRUNED_KIND
 from eastwest.store.ledger import HOT
 from eastwest.store.ledger_reader import open_hot
 from eastwest.store.ledger_worker import file_hash
 
 SETTLE_SECONDS = 2.0
 """In which a running server publishes what it has logged."""
-_MARKS = (SEALED.encode(), PRUNED.encode())
+_MARKS = (SEALED.encode(), PRUNED.encode(), PRUNED_KIND.encode())
 _FRAME = ("actor", "subject", "time")
 
 
@@ -56,19 +58,37 @@ def _compare(folder: Path, data: Path | None, log_dir: Path | None, vkey: str | 
         except FileNotFoundError:
             continue  # pruned meanwhile
     checkpoint, _note, _reader = open_log(files, key)
-    entries = list(_entries(ProvenReader(files, checkpoint)))
-    return compare_segments(entries, found, _pending(folder / HOT, checkpoint.size)), checkpoint.size
+    since, entries = _entries(ProvenReader(files, checkpoint))
+    return compare_segments(entries, found, _pending(folder / HOT, checkpoint.size), since=since), checkpoint.size
 
 
-def _entries(log: ProvenReader) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
-    """Every entry about segments, each proven against the checkpoint."""
-    for index in range(log.checkpoint.size):
-        raw = log.entry(index)
-        if not any(mark in raw for mark in _MARKS):
+def _entries(log: ProvenReader) -> tuple[int, list[tuple[int, str, Mapping[str, Any]]]]:
+    """Every entry about segments, each proven against the checkpoint, and from which index on there are entries.
+
+    Entries that are not there must have been pruned by the log's own word, else ``Corrupt`` is raised.
+    """
+    found: list[tuple[int, str, Mapping[str, Any]]] = []
+    since = allowed = index = 0
+    while index < log.checkpoint.size:
+        try:
+            raw = log.entry(index)
+        except NotFound:
+            index = since = (index // TILE_WIDTH + 1) * TILE_WIDTH
             continue
-        entry = decode(raw)
-        if entry.kind in {SEALED, PRUNED}:
-            yield index, entry.kind, {name: value for name, value in entry.body.items() if name not in _FRAME}
+        if any(mark in raw for mark in _MARKS):
+            entry = decode(raw)
+            if entry.kind in {SEALED, PRUNED}:
+                facts = {name: value for name, value in entry.body.items() if name not in _FRAME}
+                found.append((index, entry.kind, facts))
+            elif entry.kind == PRUNED_KIND:
+                allowed = max(allowed, int(entry.body["before"]))
+        index += 1
+    if since > allowed:
+        raise Corrupt(
+            f"entries before {since} are missing from the log, which says it was pruned up to {allowed}",
+            fix="eastwest log verify names the files",
+        )
+    return since, found
 
 
 def _pending(hot: Path, size: int) -> list[str]:
