@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from datetime import datetime, timedelta
 
 import msgspec
 import structlog
 
 from eastwest.api.eastwest.control.v1 import control_pb2 as pb
 from eastwest.errors import InvalidInput
-from eastwest.ledger.record import Decision, Lost, LostReason, Row
-from eastwest.policy.enforcement import DecisionCode
+from eastwest.ledger.record import MAX_COUNT, Decision, Lost, LostReason, Row
+from eastwest.policy.enforcement import DecisionCode, Verdict
 from eastwest.rpc.service import Call, Service
 from eastwest.server.control import MAX_ACK, ControlHub
 from eastwest.server.gate import Gate
@@ -23,10 +24,11 @@ MAX_REPORT = 20_000
 """Rows in one report."""
 MAX_ROW = 16 * 1024
 """Bytes of one row; an honest one has some hundreds."""
-MAX_COUNT = 1 << 32
-"""Calls that one row, or one confession of loss, may stand for."""
+OLDEST, AHEAD = timedelta(days=3653), timedelta(days=1)
+"""How far a row's time may be from now: beyond it other people's stores cannot hold it, and retention never ends."""
 MAX_SEQUENCE = 1 << 63
 _SPOOL = re.compile("[0-9a-f]{32}")
+_TRACE = re.compile("([0-9a-f]{32})?")
 _SERVICE = pb.DESCRIPTOR.services_by_name["Control"]
 _log = structlog.get_logger()
 
@@ -45,7 +47,6 @@ def control_service(
     ``calls`` gives callers and services of which it may report that the one refused the other. ``took`` hears of rows
     that were stored.
     """
-
     counted: dict[SpiffeId, tuple[str, int]] = {}
     """The last report of each agent that metrics have seen."""
 
@@ -55,7 +56,7 @@ def control_service(
 
     async def report(request: pb.ReportDecisionsRequest, call: Call) -> pb.ReportDecisionsResponse:
         agent = await gate.agent(call)
-        rows = _checked(request)
+        rows = _checked(request, hub.now())
         served = services(agent.id)
         called = calls(agent.id)
         believed = [
@@ -88,11 +89,16 @@ def control_service(
 
 def _by_a_caller(row: Decision) -> bool:
     """Whether the row is about a service that the caller's own side refused."""
-    return row.code is DecisionCode.SERVER_REFUSED and not row.claimed
+    refused = row.code is DecisionCode.SERVER_REFUSED and row.verdict is Verdict.DENY
+    return refused and row.enforced and not row.claimed
 
 
-def _checked(request: pb.ReportDecisionsRequest) -> list[Row]:
-    """The rows that an agent tells of: nothing that a later reader could stumble over."""
+def _checked(request: pb.ReportDecisionsRequest, now: datetime) -> list[Row]:
+    """The rows that an agent tells of: nothing that a later reader could stumble over.
+
+    A row whose time or trace cannot be is not stored but counted as lost, and the others are stored: many workloads'
+    rows come in one report, and none of them may cost the others theirs.
+    """
     if not _SPOOL.fullmatch(request.spool) or not 0 < request.sequence < MAX_SEQUENCE:
         raise InvalidInput("a report names its spool by 32 hex digits, and its place in it from 1 on")
     try:
@@ -106,9 +112,24 @@ def _checked(request: pb.ReportDecisionsRequest) -> list[Row]:
             raise InvalidInput(f"a row stands for 1 to {MAX_COUNT} calls")
         if len(msgspec.json.encode(row)) > MAX_ROW:
             raise InvalidInput(f"a row has at most {MAX_ROW} bytes")
-        if row.time.tzinfo is None:
+        if any(time.tzinfo is None for time in _times(row)):
             raise InvalidInput("a row's time names its zone")
-    return rows
+    good = [row for row in rows if _is_possible(row, now)]
+    if len(good) < len(rows):
+        bad = [row for row in rows if not _is_possible(row, now)]
+        _log.warning("ledger.impossible_rows", rows=len(bad))
+        count = min(sum(row.count for row in bad), MAX_COUNT)
+        good.append(Lost(time=now, until=now, count=count, cause=LostReason.REFUSED))
+    return good
+
+
+def _is_possible(row: Row, now: datetime) -> bool:
+    readable = isinstance(row, Lost) or _TRACE.fullmatch(row.trace) is not None
+    return readable and all(-AHEAD <= now - time <= OLDEST for time in _times(row))
+
+
+def _times(row: Row) -> tuple[datetime, ...]:
+    return (row.time, row.until) if isinstance(row, Lost) else (row.time,)
 
 
 def _refused(rows: Sequence[Row]) -> Lost:
