@@ -122,7 +122,7 @@ SERVER = (
         "counter",
         ("sink",),
         "1",
-        "Ledger rows removed before a sink had them.",
+        "Ledger rows that a sink did not get: removed before, or refused by it.",
         "exports",
     ),
     Metric("eastwest_export_failing", "gauge", ("sink",), "1", "1 while a sink does not take rows.", "exports"),

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import msgspec
@@ -427,7 +427,8 @@ def _server() -> dict[str, Target]:
             assert after.bundle.x509_authorities
 
     def report(data: bytes) -> None:
-        _checked(control_pb2.ReportDecisionsRequest(decisions=data, spool="ab" * 16, sequence=1))
+        request = control_pb2.ReportDecisionsRequest(decisions=data, spool="ab" * 16, sequence=1)
+        _checked(request, datetime(2026, 11, 22, tzinfo=UTC))
 
     def sidecar(data: bytes) -> None:
         message = control_pb2.Update(epoch="e", number=1, full=True)

@@ -231,6 +231,23 @@ def test_server_check_finds_nothing_on_a_good_server_and_names_what_is_wrong(ser
     assert any("chmod" in finding["fix"] for finding in bad)
 
 
+def test_server_check_sees_a_database_that_was_rolled_back_and_a_key_that_is_gone(server):
+    server.stop()
+    home = server.data / "server"
+    old = (home / "server.db").read_bytes()
+    assert eastwest("server", "check", "--data", server.data).returncode == 0
+    server.start()
+    server.stop()
+    for name in ("server.db-wal", "server.db-shm"):
+        (home / name).unlink(missing_ok=True)
+    (home / "server.db").write_bytes(old)
+    done = eastwest("server", "check", "--data", server.data)
+    assert (done.returncode, "FAIL log: server.db: the database lacks entries from" in done.stdout) == (1, True)
+    (home / "log.vkey").unlink()
+    done = eastwest("server", "check", "--data", server.data)
+    assert (done.returncode, "log.vkey is missing" in done.stdout) == (1, True)
+
+
 def test_server_check_tries_the_options_of_every_plug_in(server):
     server.stop()
     path = server.data / "server" / "server.toml"

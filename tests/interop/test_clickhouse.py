@@ -121,6 +121,17 @@ async def test_rows_arrive_once_and_whole(interface: Any) -> None:
     assert enforced == [{"enforced": True, "claimed": False}]
 
 
+async def test_rows_of_very_many_days_arrive_too(interface: Any) -> None:
+    """An agent that makes times up would else end the export: ClickHouse takes 100 partitions at once by itself."""
+    rows = [
+        row | {"time": f"20{17 + n // 12 % 10}-{n % 12 + 1:02}-{n // 120 + 1:02}T10:00:00Z"}
+        for n, row in enumerate(_rows(range(1, 301)))
+    ]
+    await _sink(interface).deliver(rows)
+    (answer,) = _ask(interface, "SELECT count() AS rows, uniq(toDate(time)) AS days FROM audit FINAL")
+    assert (int(answer["rows"]), int(answer["days"])) == (300, 300)
+
+
 async def test_a_table_of_another_shape_is_told(interface: Any) -> None:
     interface.engine.query("CREATE TABLE audit (x UInt8) ENGINE = MergeTree ORDER BY x")
     with pytest.raises(InvalidInput, match="400"):

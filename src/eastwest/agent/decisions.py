@@ -11,8 +11,10 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import timedelta
 from typing import Protocol, TypeVar
 
+import msgspec
 import structlog
 
 from eastwest import errors
@@ -27,6 +29,7 @@ PERIOD = 0.5
 """Seconds between writes. Counts of a minute so come in parts, and nobody waits a minute to see a call."""
 _LOOK_SECONDS = 5.0  # how often a disk that failed is looked at again
 _CLOSE_SECONDS = 2.0
+_LONGEST, _AHEAD = timedelta(days=366), timedelta(minutes=5)  # of a call, and of a clock
 T = TypeVar("T")
 
 _log = structlog.get_logger()
@@ -84,10 +87,13 @@ class Decisions:
         return found
 
     def record(self, decisions: Sequence[Decision]) -> None:
-        """Take decisions."""
+        """Take decisions. One whose time cannot be, as who told of it says it, gets that of its coming."""
         self._spool.took(sum(decision.count for decision in decisions))
+        now = self._clock.now()
+        earliest, latest = now - _LONGEST, now + _AHEAD
         for decision in decisions:
-            self._rollup.add(decision)
+            possible = earliest <= decision.time <= latest
+            self._rollup.add(decision if possible else msgspec.structs.replace(decision, time=now))
         self._fresh.set()
 
     def confess(self, losses: Iterable[Lost]) -> None:

@@ -29,7 +29,7 @@ MAX_DECISIONS = 20_000
 """Decisions of one report."""
 MAX_TEXT = 256
 MAX_TIME = 1 << 40
-MAX_LOST = 1 << 31
+MAX_LOST = 1 << 24
 """Decisions that one confession may be about."""
 _RECENT = timedelta(hours=1)
 _TRACE = re.compile("[0-9a-f]{32}")

@@ -136,21 +136,15 @@ class _Brought(NamedTuple):
 
 def _token(metadata: Any, operation: OperationRules | None, caller: str) -> _Brought | None:
     """The verified token of a request, where it is the caller's own and the decision looked at it."""
-    if operation is None or tokens.METADATA not in metadata:
+    if operation is None or tokens.NOTED not in metadata:
         return None
-    said = metadata[tokens.METADATA].fields[tokens.PAYLOAD].struct_value.fields
-    if said["sub"].string_value != caller:
+    said = metadata[tokens.NOTED].fields
+    if said["caller"].string_value != caller:
         return None
     cell = next((cell for cell in operation.cells if caller in cell.callers), None)
     if cell is None or not tokens.looks_at_tokens(cell, operation.tenant):
         return None
-    context = said["tctx"].struct_value.fields
-    return _Brought(
-        said["txn"].string_value,
-        context["tenant"].string_value,
-        context["approver"].string_value,
-        context["origin"].string_value,
-    )
+    return _Brought(*(said[name].string_value for name in _Brought._fields))
 
 
 def _tenant(entry: Any, operation: OperationRules | None, token: _Brought | None) -> str:

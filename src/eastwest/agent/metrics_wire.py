@@ -12,6 +12,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
+MAX_VALUE = 1 << 53
+"""Whole numbers up to it are exact as they come here; no honest counter is larger."""
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _ONE, _MANY = _FIELD.LABEL_OPTIONAL, _FIELD.LABEL_REPEATED
 # Field numbers of envoy/service/metrics/v3/metrics_service.proto, and of Prometheus' metrics.proto below it.
@@ -27,13 +29,18 @@ _MESSAGES: dict[str, list[tuple[str, int, Any, Any, str]]] = {
 
 
 def counters(message: Any, names: Collection[str]) -> dict[str, int]:
-    """The values of those counters that ``message`` has."""
+    """The values of those counters that ``message`` has; one that no counter can have counts as 0."""
     found = {}
     for family in message.envoy_metrics:
         name = family.name
         if name in names:
-            found[name] = sum(int(_METRIC.FromString(raw).counter.value) for raw in family.metric)
+            total = sum(_value(_METRIC.FromString(raw).counter.value) for raw in family.metric)
+            found[name] = min(total, MAX_VALUE)
     return found
+
+
+def _value(told: float) -> int:
+    return int(told) if 0 <= told <= MAX_VALUE else 0  # not so: infinite, or no number
 
 
 def node_id(message: Any) -> str:

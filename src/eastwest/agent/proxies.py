@@ -27,7 +27,8 @@ from eastwest.clock import Clock
 from eastwest.ledger.record import Lost, LostReason
 from eastwest.rpc.service import Call, Service
 
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""Of all that one Envoy counts: some 10 KB for each service that it calls."""
 MAX_PROXIES = 4_096
 """Sidecars that are remembered; there is one for each process."""
 SETTLED_SECONDS = 4.0
@@ -36,7 +37,9 @@ _SENT = "access_logs.grpc_access_log.grpc_entries_flushed"
 _DROPPED = "access_logs.grpc_access_log.logs_dropped"
 _NAMES = frozenset({_SENT, _DROPPED})
 _MAX_TEXT = 256
-_MAX_COUNT = 1 << 31
+_MAX_COUNT = 1 << 24  # entries of some seconds: more than an Envoy can send
+_MAX_NAMES = 4
+"""Node ids of one process that are remembered; an Envoy has one."""
 _SLOT = struct.Struct("<16sQQ")  # key, value, value inverted
 _MASK = (1 << 64) - 1
 _log = structlog.get_logger()
@@ -66,8 +69,11 @@ class Received:
         self._file: int | None = None
         self._proxies: OrderedDict[tuple[str, int], _Proxy] = OrderedDict()
         self._kept: dict[bytes, tuple[int, int]] = {}  # key → slot, value
+        self._names: dict[int, list[str]] = {}  # by pid, the oldest first
         self._free = 0
+        self._spare: list[int] = []  # places in the file that were left
         self._fresh = True
+        self._forgot = False  # whether any was forgotten for want of room
 
     def open(self) -> None:
         """Read what an earlier run has kept. Never raises."""
@@ -101,17 +107,47 @@ class Received:
         """What is known of one sidecar."""
         found = self._proxies.get((node, pid))
         if found is not None:
+            self._proxies.move_to_end((node, pid))
             return found
-        while len(self._proxies) >= MAX_PROXIES:
-            self._proxies.popitem(last=False)
+        names = self._names.get(pid, [])
+        if len(names) >= _MAX_NAMES:  # a process that makes names up pushes out its own
+            self._forget((names[0], pid))
         kept = self._kept.pop(_key(node, pid), None)
         if kept is None:
-            slot, self._free = self._free % MAX_PROXIES, self._free + 1
-            found = _Proxy(node, slot, known=not self._fresh)
+            # Of one that was forgotten nobody knows any more what came: it must not look lost.
+            found = _Proxy(node, self._slot(), known=not (self._fresh or self._forgot))
         else:
             found = _Proxy(node, *kept)
         self._proxies[node, pid] = found
+        self._names.setdefault(pid, []).append(node)
         return found
+
+    def name(self, node: str, principal: Principal) -> str:
+        """What to call a sidecar in a record: its node id, or what was attested where several processes claim that."""
+        claimed = sum(node in names for names in self._names.values())
+        return node if claimed <= 1 else f"{principal.spiffe_ids[0]} pid {principal.pid}"[:_MAX_TEXT]
+
+    def _slot(self) -> int:
+        """A place in the file: a new one, or that of who was heard of least lately."""
+        if self._spare:
+            return self._spare.pop()
+        if self._free < MAX_PROXIES:
+            self._free += 1
+            return self._free - 1
+        if self._kept:
+            slot, _ = self._kept.pop(next(iter(self._kept)))
+            self._forgot = True
+            return slot
+        self._forget(next(iter(self._proxies)))
+        return self._spare.pop()
+
+    def _forget(self, key: tuple[str, int]) -> None:
+        node, pid = key
+        self._spare.append(self._proxies.pop(key).slot)
+        self._names[pid].remove(node)
+        if not self._names[pid]:
+            del self._names[pid]
+        self._forgot = True
 
 
 class Proxies:
@@ -154,8 +190,9 @@ class Proxies:
             if missing > 0:
                 until = proxy.told_time or now
                 since = proxy.settled or until
-                _log.warning("agent.proxy.lost", node=node, entries=missing)
-                self._confess([Lost(time=since, until=until, count=missing, cause=LostReason.PROXY_DROPPED, node=node)])
+                name = self._received.name(node, principal)
+                _log.warning("agent.proxy.lost", node=name, pid=principal.pid, entries=missing)
+                self._confess([Lost(time=since, until=until, count=missing, cause=LostReason.PROXY_DROPPED, node=name)])
                 self._received.add(node, principal.pid, missing)
             proxy.settled = proxy.told_time
         proxy.told, proxy.told_at, proxy.told_time = sent + dropped, at, now

@@ -123,7 +123,7 @@ class _HeaderTenant:
         for raw in entry.request.request_headers:
             if (found := self._lead.match(raw)) is not None:
                 start = found.end() + 1
-                while raw[start - 1] >= _LENGTH_BYTE:
+                while start <= len(raw) and raw[start - 1] >= _LENGTH_BYTE:
                     start += 1
                 return str(raw[start:], "utf-8", "replace")[:MAX_TEXT]
         return ""

@@ -44,6 +44,7 @@ _SYNC_SECONDS = 1.0
 _RETRY_SECONDS = 5.0
 _ID_BYTES = 16
 _FULL, _ROOMY = 0.9, 0.8  # of the bound
+_SHARE = 16  # the part of the free room, of 1 MiB at least, that one service's decisions may take at a time
 
 
 def forget(directory: Path) -> bool:
@@ -122,7 +123,8 @@ class Spool:
         for row in rows:
             if isinstance(row, Lost):
                 self._count_lost(row)
-        for part in cut_into_frames([*lost, *rows], self._lost):
+        free = self._limit - sum(file.size for file in self._files) - self._memory_bytes
+        for part in cut_into_frames([*lost, *rows], self._lost, max(free // _SHARE, BATCH_BYTES)):
             self._keep([row for row, _ in part], b"[" + b",".join(body for _, body in part) + b"]")
 
     def confess(self, lost: Lost) -> None:

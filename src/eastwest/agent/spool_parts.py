@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from eastwest.agent.spool_frame import Frame
-from eastwest.ledger.record import Lost, LostReason, Row
+from eastwest.ledger.record import MAX_COUNT, Decision, Lost, LostReason, Row
 
 MAX_ROW = 16 * 1024
 """Bytes of one row, as the server takes them."""
@@ -84,16 +84,14 @@ def joined(frames: Sequence[Frame], end: int) -> Batch:
     )
 
 
-def cut_into_frames(rows: Iterable[Row], lost: dict[LostReason, int]) -> Iterator[list[tuple[Row, bytes]]]:
-    """Rows with their JSON, as many together as make a frame."""
+def cut_into_frames(rows: Iterable[Row], lost: dict[LostReason, int], share: int) -> Iterator[list[tuple[Row, bytes]]]:
+    """Rows with their JSON, as many together as make a frame; ``share``: bytes that one service's rows may have.
+
+    What is too much of one service becomes a loss of that service's: it must not push out what others decided.
+    """
     part: list[tuple[Row, bytes]] = []
     size = 0
-    for row in rows:
-        kept, body = row, msgspec.json.encode(row)
-        if len(body) > MAX_ROW:
-            kept = lost_row(row)
-            body = msgspec.json.encode(kept)
-            lost[kept.cause] = lost.get(kept.cause, 0) + kept.count
+    for kept, body in _encoded(rows, lost, share):
         if part and (len(part) >= MAX_ROWS or size + len(body) > BATCH_BYTES):
             yield part
             part, size = [], 0
@@ -101,6 +99,38 @@ def cut_into_frames(rows: Iterable[Row], lost: dict[LostReason, int]) -> Iterato
         size += len(body)
     if part:
         yield part
+
+
+def _encoded(rows: Iterable[Row], lost: dict[LostReason, int], share: int) -> Iterator[tuple[Row, bytes]]:
+    spent: dict[str, int] = {}
+    beyond: dict[str, Lost] = {}
+    for row in _bounded(rows):
+        kept, body = row, msgspec.json.encode(row)
+        if len(body) > MAX_ROW:
+            kept = lost_row(row)
+            body = msgspec.json.encode(kept)
+            lost[kept.cause] = lost.get(kept.cause, 0) + kept.count
+        elif isinstance(row, Decision):
+            of = row.service
+            spent[of] = spent.get(of, 0) + len(body)
+            if spent[of] > share:
+                more = Lost(time=row.time, until=row.time, count=row.count, cause=LostReason.SPOOL_FULL, service=of)
+                beyond[of] = beyond[of].with_more(more) if of in beyond else more
+                continue
+        yield kept, body
+    for loss in _bounded(beyond.values()):
+        lost[LostReason.SPOOL_FULL] = lost.get(LostReason.SPOOL_FULL, 0) + loss.count
+        yield loss, msgspec.json.encode(loss)
+
+
+def _bounded(rows: Iterable[Row]) -> Iterator[Row]:
+    """The same rows, none of which stands for more calls than the server takes: it would refuse the frame for it."""
+    for row in rows:
+        more = row.count
+        while more > MAX_COUNT:
+            yield msgspec.structs.replace(row, count=MAX_COUNT)
+            more -= MAX_COUNT
+        yield row if more == row.count else msgspec.structs.replace(row, count=more)
 
 
 def lost_row(row: Row) -> Lost:

@@ -13,6 +13,8 @@ from eastwest.errors import NotFound
 
 def show_receipts(data: Path, spiffe_id: str, out: Path | None, *, as_json: bool) -> None:
     """List the receipts of the agent of ``data``, or write them into ``out``. Nothing is verified here."""
+    if not Paths(data).home.is_dir():
+        raise NotFound(f"there is no agent in {data}", fix="give --data DIR of an agent that has run")
     found = _receipts(Paths(data).receipts, spiffe_id)
     if not found:
         whose = f" for {spiffe_id}" if spiffe_id else ""
@@ -34,7 +36,9 @@ def show_receipts(data: Path, spiffe_id: str, out: Path | None, *, as_json: bool
 
 
 def _receipts(directory: Path, spiffe_id: str) -> list[Receipt]:
-    read = (read_receipt(path) for path in sorted(directory.glob(f"*{SUFFIX}")))
+    # Not by glob, which is silent about a directory that this user may not read.
+    paths = sorted(directory.iterdir()) if directory.is_dir() else []
+    read = (read_receipt(path) for path in paths if path.name.endswith(SUFFIX))
     return [one for one in read if one is not None and spiffe_id in ("", one.spiffe_id)]
 
 

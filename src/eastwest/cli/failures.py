@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eastwest.cli.options import AsJson, examples, print_json, run
+from eastwest.cli.options import AsJson, examples, moment_of, print_json, run
 from eastwest.clock import SystemClock
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ app = typer.Typer(
 
 MAX_GROUPS = 5000
 """Of callers and causes in one answer; the largest come first."""
-_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _COLUMNS = ("class", "domain", "service", "caller", "count", "last", "cause")
 _BUDGETS = ("slo", "of", "objective", "window", "calls", "failed", "left", "burn 1h", "burn 6h", "burn 3d")
 
@@ -49,9 +46,11 @@ def failures(
     ctx: typer.Context,
     data: MaybeData = None,
     start: Annotated[
-        str, typer.Option("--from", metavar="WHEN", help="The beginning: a time, or how long ago, such as 6h.")
+        str, typer.Option("--from", metavar="TIME", help="2026-11-22, 2026-11-22T10:00:00Z, or 90m, 24h, 7d ago.")
     ] = "24h",
-    end: Annotated[str, typer.Option("--to", metavar="WHEN", help="The end; now, where it is not given.")] = "",
+    end: Annotated[
+        str, typer.Option("--to", metavar="TIME", help="Up to, and without, this time; now by default.")
+    ] = "",
     kinds: Annotated[
         list[str] | None, typer.Option("--class", metavar="CLASS", help="Only this class; may be given again.")
     ] = None,
@@ -70,7 +69,7 @@ def failures(
     if data is None:
         raise typer.BadParameter("give the server's data directory", param_hint="--data")
     now = SystemClock().now()
-    window = moment(start, now), moment(end, now) if end else now
+    window = moment_of(start, now, "--from"), moment_of(end, now, "--to") if end else now
     wanted = _classes(kinds or [])
     from eastwest.cli.failures_read import read
 
@@ -85,8 +84,8 @@ def failures(
     if as_json:
         print_json(
             {
-                "from": window[0].isoformat(),
-                "to": window[1].isoformat(),
+                "from": window[0],
+                "to": window[1],
                 "failures": [asdict(one) | {"domain": domain_of.get(one.service, "")} for one in found],
                 "complete": not more,
                 "budgets": [_budget_json(budget) for budget in budgets],
@@ -119,21 +118,6 @@ def dashboard() -> None:
     from eastwest.cli.dashboard import dashboard as made
 
     print_json(made())
-
-
-def moment(text: str, now: datetime) -> datetime:
-    """A time as people write it: RFC 3339 with a zone, or how long ago (``90s``, ``30m``, ``6h``, ``3d``)."""
-    from eastwest.errors import InvalidInput
-
-    if ago := _AGO.fullmatch(text):
-        return now - timedelta(seconds=int(ago[1]) * _UNITS[ago[2]])
-    try:
-        told = datetime.fromisoformat(text)
-    except ValueError:
-        told = None
-    if told is None or told.tzinfo is None:
-        raise InvalidInput(f"{text[:64]!r} is no time", fix="write 2026-11-22T10:00:00Z, or how long ago, such as 6h")
-    return told.astimezone(UTC)
 
 
 def _classes(names: Sequence[str]) -> frozenset[FailureClass]:

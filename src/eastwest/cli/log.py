@@ -10,7 +10,7 @@ import typer
 
 from eastwest.cli import log_proof, log_prune, log_search
 from eastwest.cli.log_reading import head, line, locate, open_log, proof_of, readable
-from eastwest.cli.options import AsJson, examples, print_json
+from eastwest.cli.options import AsJson, examples, moment_of, print_json
 from eastwest.cli.options import DataDir as RequiredData
 from eastwest.errors import InvalidInput
 
@@ -44,6 +44,7 @@ def verify(data: DataDir = None, log_dir: LogDir = None, vkey: Vkey = None, *, j
 
     With --data, on the server's machine, its database is compared too.
     """
+    from eastwest.cli.table import printable
     from eastwest.log.verify import verify_log
 
     files, key = locate(data, log_dir, vkey)
@@ -63,7 +64,7 @@ def verify(data: DataDir = None, log_dir: LogDir = None, vkey: Vkey = None, *, j
             print("the server's database has the same entries")
     else:
         for problem in report.problems[:MAX_SHOWN_PROBLEMS]:
-            print(problem)
+            print(printable(str(problem)))
         print(f"the log {key.name} does not verify: {len(report.problems)} defects")
     if not report.ok:
         raise typer.Exit(1)
@@ -156,6 +157,8 @@ def show(
         found.append((index, value))
         if len(found) == limit:
             break
+    if not found:
+        log_search.note_kind(kind or "")
     found.reverse()
     if json:
         entries = [{"index": index, "entry": value} for index, value in found]
@@ -194,10 +197,12 @@ def search(
     as_csv: log_search.AsCsv = False,
 ) -> None:
     """Find entries that have all that is given, oldest first, each proven to be in the log."""
+    from eastwest.clock import SystemClock
     from eastwest.log.index import LogQuery
 
     if json and as_csv:
         raise InvalidInput("--json and --csv exclude each other", fix="choose one")
+    now = SystemClock().now()
     query = LogQuery(
         subject=subject,
         actor=actor,
@@ -206,8 +211,8 @@ def search(
         node=node,
         entry_id=entry,
         kind=kind,
-        start=start,
-        end=end,
+        start=moment_of(start, now, "--from").isoformat() if start else "",
+        end=moment_of(end, now, "--to").isoformat() if end else "",
         limit=limit,
         newest_first=not oldest,
     )

@@ -89,6 +89,7 @@ def write_receipt(out: Path, name: str, entry: bytes, proof: str) -> None:
 
 def verify_proof(entry: Path, proof: Path, vkey: str, certificate: Path | None, *, json: bool) -> None:
     """What ``eastwest log verify-proof`` does."""
+    from eastwest.cli.table import printable
     from eastwest.log.proof import LogProof
 
     raw = _bytes(entry)
@@ -108,7 +109,7 @@ def verify_proof(entry: Path, proof: Path, vkey: str, certificate: Path | None, 
         print_json({"ok": True, **told})
         return
     print(f"entry {read.index} is in the log {key.name}, whose checkpoint covers {checkpoint.size} entries")
-    print(f"  {about.get('time', '')}  {about.get('kind', '')}  {about.get('subject', '')}")
+    print(printable(f"  {about.get('time', '')}  {about.get('kind', '')}  {about.get('subject', '')}"))
     if certificate is not None:
         print(f"  it is about the certificate in {certificate}")
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eastwest.cli.log_reading import locate
-from eastwest.cli.options import print_json, run
-from eastwest.errors import FailedPrecondition, InvalidInput, Unavailable
+from eastwest.cli.options import moment_of, print_json, run
+from eastwest.errors import FailedPrecondition, Unavailable
 
 if TYPE_CHECKING:
     from eastwest.log.ports import LogFiles
     from eastwest.log.verify import Problem, Report
     from eastwest.store.log import SqliteLog
 
-Before = Annotated[str, typer.Option("--before", metavar="TIME", help="Entries older than this date or time (UTC).")]
+Before = Annotated[
+    str, typer.Option("--before", metavar="TIME", help="Entries older than this: 2026-01-01 (UTC), or 90d ago.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, and change nothing.")]
 
 
@@ -45,9 +47,10 @@ def database_problems(data: Path, files: LogFiles, report: Report) -> list[Probl
 
 def prune(data: Path, before: str, *, dry_run: bool, json: bool) -> None:
     """What ``eastwest log prune`` does."""
+    from eastwest.clock import SystemClock
     from eastwest.store.log_rows import prunable, pruned_before
 
-    moment = _moment(before)
+    moment = moment_of(before, SystemClock().now(), "--before")
     files, key = locate(data, None, None)
     if dry_run:
         from eastwest.log.checkpoint import open_checkpoint
@@ -127,11 +130,3 @@ def _say(first: int, end: int, *, done: bool, json: bool) -> None:
         print(f"entries {first} to {end - 1} are pruned, and the log says so; their hashes and all proofs stay")
     else:
         print(f"entries {first} to {end - 1} would be pruned; their hashes and all proofs would stay")
-
-
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidInput(f"{text[:100]!r} is no date or time", fix="such as --before 2026-01-01") from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

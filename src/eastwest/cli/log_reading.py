@@ -22,8 +22,9 @@ def locate(data: Path | None, log_dir: Path | None, vkey: str | None) -> tuple[L
     if data is None and (log_dir is None or vkey is None):
         raise InvalidInput("it is not said which log", fix="give --data DIR, or both --log-dir and --vkey")
     folder = log_dir if log_dir is not None else Path(data or "") / "server" / "log"
-    if not folder.is_dir():
-        raise NotFound(f"there is no log in {folder}", fix="give --data DIR of a server that has run")
+    if not (folder / "checkpoint").exists() and not (folder / "tile").exists():
+        fix = "give --data DIR of a server that has run" if log_dir is None else "give the directory that holds tile/"
+        raise NotFound(f"there is no log in {folder}", fix=fix)
     if vkey is not None and "+" in vkey and not Path(vkey).exists():
         return LogDirectory(folder), NoteKey.parse(vkey)
     file = Path(vkey) if vkey is not None else Path(data or "") / "server" / "log.vkey"
@@ -73,6 +74,10 @@ def readable(entry: bytes) -> Any:
 
 
 def line(index: int, value: Any) -> str:
+    """One entry for people. What it says may come from whoever was refused: nothing in it commands a terminal."""
+    from eastwest.cli.table import printable
+
     if not isinstance(value, dict) or "kind" not in value:
-        return f"{index:>8}  {value}"
-    return f"{index:>8}  {value.get('time', ''):<27}  {value['kind']:<18}  {value.get('subject', '')}"
+        return printable(f"{index:>8}  {value}")
+    time, kind, subject = (str(value.get(name, "")) for name in ("time", "kind", "subject"))
+    return printable(f"{index:>8}  {time:<27}  {kind:<18}  {subject}")

@@ -14,7 +14,7 @@ import typer
 
 from eastwest.cli.log_reading import head, line, locate, readable
 from eastwest.cli.options import print_json
-from eastwest.errors import FailedPrecondition, NotFound, Unavailable
+from eastwest.errors import FailedPrecondition, InvalidInput, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from eastwest.log.index import LogIndex, LogQuery
@@ -34,8 +34,10 @@ Certificate = Annotated[str, typer.Option("--certificate-sha256", metavar="HEX",
 Node = Annotated[str, typer.Option(metavar="ID", help="The agent that asked.")]
 EntryId = Annotated[str, typer.Option("--entry", metavar="ID", help="The registration entry.")]
 Kind = Annotated[str, typer.Option(metavar="KIND", help="Such as x509_svid.issued.")]
-Start = Annotated[str, typer.Option("--from", metavar="TIME", help="Not before this date or time (RFC 3339; UTC).")]
-End = Annotated[str, typer.Option("--to", metavar="TIME", help="Before this date or time.")]
+Start = Annotated[
+    str, typer.Option("--from", metavar="TIME", help="2026-11-22, 2026-11-22T10:00:00Z, or 90m, 24h, 7d ago.")
+]
+End = Annotated[str, typer.Option("--to", metavar="TIME", help="Up to, and without, this time.")]
 Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many: the latest ones.")]
 Oldest = Annotated[bool, typer.Option("--oldest", help="The first ones instead of the latest.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV with a line of names.")]
@@ -115,6 +117,8 @@ def search(
     from eastwest.log.tiles import CHECKPOINT_PATH
 
     query = query.normal()
+    if query.start and query.end and query.start >= query.end:
+        raise InvalidInput("the time window ends before it begins", fix="give --from before --to")
     files, key = locate(data, log_dir, vkey)
     checkpoint = open_checkpoint(files.read(CHECKPOINT_PATH), key)
     reader = ProvenReader(files, checkpoint)
@@ -122,6 +126,8 @@ def search(
         index = _index(stack, reader, data if log_dir is None else None, index_file)
         finder = Finder(reader, index)
         found = finder.find(query)
+    if not found:
+        note_kind(query.kind)
     if json:
         entries = [{"index": number, "entry": readable(raw)} for number, raw in found]
         print_json({**head(key, checkpoint), "entries": entries, "limited": len(found) == query.limit})
@@ -136,15 +142,31 @@ def search(
         print(f"{len(finder.pruned)} more may match; their bundles are not here (pruned?)", file=sys.stderr)
 
 
+def note_kind(kind: str) -> None:
+    """Say on standard error that a kind is none that this version knows: a log may be of a later one."""
+    from eastwest.log.kinds import KINDS
+    from eastwest.policy.problems import suggest
+
+    if kind and kind not in KINDS:
+        fix = suggest(kind, KINDS, otherwise="eastwest log schema lists them")
+        print(f"note: no kind {kind[:64]!r} is known ({fix})", file=sys.stderr)
+
+
 def print_csv(found: Sequence[tuple[int, bytes]]) -> None:
-    """One line for each entry, the fields it is found by."""
+    """One line for each entry, the fields it is found by; no cell begins as a formula or commands a terminal."""
+    from eastwest.cli.table import printable
     from eastwest.log.index import read_fields
 
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(COLUMNS)
+
+    def harmless(text: str) -> str:
+        text = printable(text)
+        return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
     for number, raw in found:
         fields = read_fields(raw)
-        writer.writerow([number, *(getattr(fields, name, "") for name in COLUMNS[1:])])
+        writer.writerow([number, *(harmless(getattr(fields, name, "")) for name in COLUMNS[1:])])
 
 
 def _index(stack: ExitStack, reader: ProvenReader, data: Path | None, file: Path | None) -> SqliteLogIndex | None:

@@ -125,6 +125,11 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_REFUSED)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _tell(Code.NOT_FOUND, error.strerror or str(error), "check the path", str(error.filename), as_json=as_json)
+        sys.exit(EXIT_REFUSED)
     except KeyboardInterrupt:
         sys.exit(130)
 

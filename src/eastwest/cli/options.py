@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -28,6 +29,9 @@ DataDir = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+_AGO = re.compile(r"(\d{1,6})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:
@@ -54,6 +58,32 @@ def print_json(value: object) -> None:
 def utc(seconds: int) -> str | None:
     """A moment (Unix seconds) as every command's JSON has it: RFC 3339, UTC, with ``Z``; 0 is none."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}" if seconds else None
+
+
+def moment_of(text: str, now: datetime, option: str = "") -> datetime:
+    """A time as people write it: RFC 3339, a date (its beginning, UTC), or how long ago (``90m``, ``24h``, ``7d``)."""
+    from eastwest.errors import InvalidInput
+
+    try:
+        if ago := _AGO.fullmatch(text):
+            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        moment = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise InvalidInput(
+            f"{option}{' ' if option else ''}{text[:64]!r} is no time",
+            fix="such as 2026-11-22, 2026-11-22T10:00:00Z, or 24h for that long ago",
+        ) from None
+    return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def ensure_file(out: Path) -> None:
+    """Raise ``InvalidInput`` unless a file can be put there; said before the work, not after it."""
+    from eastwest.errors import InvalidInput
+
+    if out.is_dir():
+        raise InvalidInput(f"{out} is a directory", fix="name a file in it")
+    if not out.absolute().parent.is_dir():
+        raise InvalidInput(f"there is no directory {out.parent}", fix=f"make it: mkdir -p {out.parent}")
 
 
 def examples(*lines: str) -> str:

@@ -75,8 +75,7 @@ def check_signature(key: Key, text: str, blob: bytes) -> None:
         lines = f"cosignature/v1\ntime {int.from_bytes(time)}\n{text}"
         Ed25519PublicKey.from_public_bytes(public).verify(signature, lines.encode())
     else:
-        # Only here, since an older library can still judge Ed25519.
-        from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey
+        from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey  # older libraries have none
 
         origin, size, root = text.split("\n")[:3]
         cosigner, log = (bytes([len(part)]) + part for part in (name.encode(), origin.encode()))
@@ -240,6 +239,7 @@ def verify_log(options: argparse.Namespace, keys: list[Key], policy: Policy | No
     # The last witnessed checkpoint lies beside the last one, which witnesses may not have seen yet.
     log = Log(options.log)
     raw = (log.read("checkpoint.witnessed") if policy else None) or log.read("checkpoint")
+    demand(raw, f"there is no checkpoint in {options.log}: is it the directory or URL of a log?")
     head = open_checkpoint(raw or b"", keys, policy)
     old = open_checkpoint(Path(options.against).read_bytes(), keys, None) if options.against else head
     demand(old[1] <= head[1], f"the log shrank from {old[1]} entries to {head[1]}")

@@ -99,6 +99,8 @@ def status(config: Config, *, json: AsJson = False) -> None:
         ]
         print_json({"name": loaded.file.name, "logs": rows, "conflicts": shown})
     else:
+        if not rows:
+            print(f"{loaded.file.name} watches no logs yet: add [[logs]] to {config}")
         for row in rows:
             signed_at = (
                 f"{row['size']} entries, signed {row['signed_at']}" if row["signed_at"] else "nothing signed yet"

@@ -16,6 +16,8 @@ from eastwest.policy.enforcement import DecisionCode, MtlsMode, Verdict
 
 MAX_PATH = 256
 """Characters of a path that is kept."""
+MAX_COUNT = 1 << 32
+"""Calls that one row may stand for; more are several rows."""
 
 Sensor = Literal["envoy", "sdk", "agent"]
 """Who decided: a sidecar, an application by our library, or the agent that a sidecar asked."""

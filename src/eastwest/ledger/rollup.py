@@ -18,7 +18,9 @@ from eastwest.policy.enforcement import DecisionCode, Verdict
 
 _MINUTE = timedelta(minutes=1)
 FULL_REFUSALS = 600
-"""Refusals of one service with one code that are kept in full in one minute."""
+"""Refusals of one service with one code that are kept in full in one minute; as many sources are told beyond them."""
+_MINUTES = 16
+"""Minutes whose refusals are counted at a time: calls of several come mixed, and of an older one none is in full."""
 MAX_EDGES = 50_000
 """Edges remembered; beyond it the oldest is forgotten, and its next call is a first one again."""
 
@@ -36,7 +38,7 @@ class Rollup:
         self._max_open = max_open
         self._max_ready = max_ready
         self._full_refusals = full_refusals
-        self._refusals: tuple[datetime | None, Counter[tuple[str, DecisionCode]]] = (None, Counter())
+        self._refusals: dict[datetime, _Refusals] = {}
         self._edges: dict[tuple[str, str, str], None] = {}
         self.lost = 0
 
@@ -69,6 +71,7 @@ class Rollup:
                 transaction="",
                 origin="",
                 approver="",
+                source=self._source(decision, minute),
                 count=1,
             )
         if key not in self._open and len(self._open) >= self._max_open:
@@ -93,17 +96,41 @@ class Rollup:
         return True
 
     def _in_full(self, decision: Decision, minute: datetime) -> bool:
-        if self._refusals[0] != minute:
-            self._refusals = (minute, Counter())
-        seen = self._refusals[1]
+        if minute not in self._refusals:
+            if len(self._refusals) >= _MINUTES:
+                oldest = min(self._refusals)
+                if minute < oldest:
+                    return False
+                del self._refusals[oldest]
+            self._refusals[minute] = _Refusals()
+        seen = self._refusals[minute].calls
         seen[decision.service, decision.code] += decision.count
         return seen[decision.service, decision.code] <= self._full_refusals
+
+    def _source(self, decision: Decision, minute: datetime) -> str:
+        """The peer's address, unless a flood comes from too many to tell them all."""
+        refusals = self._refusals.get(minute)
+        if refusals is None:
+            return ""
+        known = refusals.sources.setdefault((decision.service, decision.code), set())
+        if decision.source not in known and len(known) >= max(self._full_refusals, 1):
+            return ""
+        known.add(decision.source)
+        return decision.source
 
     def _finish(self, decision: Decision) -> None:
         if len(self._ready) >= self._max_ready:
             self.lost += decision.count
             return
         self._ready.append(decision)
+
+
+class _Refusals:
+    """Those of one minute, by service and code: calls, and the sources that counted rows tell of."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[tuple[str, DecisionCode]] = Counter()
+        self.sources: dict[tuple[str, DecisionCode], set[str]] = {}
 
 
 def _counted(key: Decision, count: int) -> Decision:

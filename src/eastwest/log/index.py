@@ -7,6 +7,7 @@ leaves out cannot be seen from its answers; it can be built anew from the log at
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ FIELDS = ("certificate_sha256", "serial", "entry_id", "subject", "node", "actor"
 """What entries are found by, the most telling first."""
 
 _PAGE = 1024
+_HEX = re.compile(r"[0-9a-f]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +52,13 @@ class LogQuery:
         """The same in the form that entries use; raises ``InvalidInput`` naming what cannot be read."""
         if self.limit < 1:
             raise InvalidInput("the limit of a search is 1 or more")
+        serial = self.serial.replace(":", "").lower().removeprefix("0x")
+        if self.serial and not _HEX.fullmatch(serial):
+            raise InvalidInput(f"{self.serial[:64]!r} is no serial number in hex", fix="such as 5f3a or 5F:3A")
         return replace(
             self,
-            serial=self.serial.replace(":", "").lower().removeprefix("0x").lstrip("0"),
+            # A serial of zeros asks for that, not for nothing.
+            serial=serial.lstrip("0") or serial[:1],
             certificate_sha256=self.certificate_sha256.replace(":", "").lower(),
             start=_moment(self.start, "start"),
             end=_moment(self.end, "end"),

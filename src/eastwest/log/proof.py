@@ -146,7 +146,7 @@ class LogProof:
         head, separator, checkpoint = text.partition("\n\n")
         lines = head.split("\n")
         if not separator or lines[0] != HEADER:
-            raise MalformedProof(f"a proof begins with {HEADER}")
+            raise MalformedProof(f"a proof begins with {HEADER}", fix="give the .tlog-proof file, not the entry")
         del lines[0]
         extra = b""
         if lines and lines[0].startswith("extra "):

@@ -98,7 +98,7 @@ def decision_filters(service: str) -> list[Any]:
     """
     return [
         discovered(names.tokens_filter(service), tokens.TOKENS, disabled=True),
-        discovered(names.tenants_filter(service), tokens.PATH_TENANTS, disabled=True),
+        discovered(names.tenants_filter(service), tokens.NOTES, disabled=True),
         discovered(names.operations_filter(service), rbac.HTTP_RBAC),
         single_use.check(),
     ]

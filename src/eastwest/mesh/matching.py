@@ -99,6 +99,27 @@ def equals(source: Any, text: str) -> Predicate:
     return predicate
 
 
+def contains(source: Any, text: str) -> Predicate:
+    """``text`` is somewhere in the text."""
+    predicate = _single(source)
+    predicate.single_predicate.value_match.contains = text
+    return predicate
+
+
+def begins(source: Any, text: str) -> Predicate:
+    """The text begins with ``text``."""
+    predicate = _single(source)
+    predicate.single_predicate.value_match.prefix = text
+    return predicate
+
+
+def ends(source: Any, text: str) -> Predicate:
+    """The text ends with ``text``."""
+    predicate = _single(source)
+    predicate.single_predicate.value_match.suffix = text
+    return predicate
+
+
 def one_of(source: Any, texts: Iterable[str]) -> list[Predicate]:
     """The text is one of ``texts``: predicates of which one holds, for outcomes too large to be copied for each."""
     parts: list[list[str]] = []

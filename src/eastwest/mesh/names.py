@@ -38,7 +38,7 @@ def tokens_filter(service: str) -> str:
 
 
 def tenants_filter(service: str) -> str:
-    """The filter that reads tenants out of paths, where tokens must agree with them."""
+    """The filter that notes tenants of paths, where tokens must agree with them, and what logs tell of tokens."""
     return f"eastwest.tenants/{service}"
 
 

@@ -49,7 +49,7 @@ def filters(
     operations = tree.http_operations(service, inbound.operations, known_callers, version)
     return {
         names.tokens_filter(service): tokens.verification(inbound, token_keys, trust_domain),
-        names.tenants_filter(service): tokens.path_tenants(inbound),
+        names.tenants_filter(service): tokens.notes(inbound),
         names.operations_filter(service): _http(operations, OPERATIONS, strict=strict),
         names.plaintext_filter(service): _http(plaintext, PLAINTEXT, strict=strict),
     }

@@ -11,7 +11,20 @@ from dataclasses import dataclass
 
 from eastwest.mesh import cel, matching
 from eastwest.mesh.action import outcome
-from eastwest.mesh.matching import OnMatch, Predicate, all_of, equals, first_of, negated, nested, regex
+from eastwest.mesh.matching import (
+    OnMatch,
+    Predicate,
+    all_of,
+    any_of,
+    begins,
+    contains,
+    ends,
+    equals,
+    first_of,
+    negated,
+    nested,
+    regex,
+)
 from eastwest.mesh.tokens import CHECKED_ROUTE, FAILED, METADATA, claim_header
 from eastwest.policy.enforcement import (
     DecisionCode,
@@ -30,6 +43,9 @@ _ANYTHING = r"\C*"  # bytes, whether they make text or not
 _SOMETHING = r"\C+"
 _SECONDS = "[0-9]{1,12}"  # Envoy takes numbers near 2**64 for the past when it bounds lives, and for the future else
 _SINGLE = r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+"  # several headers arrive joined by commas
+_OVERLOOKED = (",", " ", "\t", "=", "..")
+"""What a token that Envoy has verified may contain though it is not of that form: other tokens beside it, blanks and
+padding in base64, empty parts. To look for these takes a fifth of the expression, which reads each character."""
 _EXPIRED = "Jwt is expired"  # Envoy's word; everything else it may say means that the token is none of ours
 _NEEDED = ("id", "transaction", "caller", "certificate", "action", "resource", "origin")
 _COMPARED = frozenset({"caller", "certificate", "action", "resource"})
@@ -93,6 +109,8 @@ def _judged(place: Place, *, nothing: OnMatch, good: OnMatch) -> OnMatch:
     caller = cel.same(cel.header(claim_header("caller")), cel.peer_uri())
     key = cel.same(cel.header(claim_header("certificate")), cel.peer_digest())
     single = regex(_BROUGHT, _SINGLE)
+    odd = [begins(_BROUGHT, "."), ends(_BROUGHT, "."), *(contains(_BROUGHT, text) for text in _OVERLOOKED)]
+    clean = negated(any_of(odd))  # a verified token is single just where it is clean
     there = {name: regex(matching.header(claim_header(name)), _ANYTHING) for name in _NEEDED}
     seconds = regex(matching.header(claim_header("expires")), _SECONDS)
     # What is compared is there: a good token, the usual case, is not asked for it.
@@ -109,7 +127,7 @@ def _judged(place: Place, *, nothing: OnMatch, good: OnMatch) -> OnMatch:
     return nested(
         first_of(
             [
-                (all_of(single, *uncompared, seconds, action, resource, cel.holds(cel.both(caller, key))), good),
+                (all_of(clean, *uncompared, seconds, action, resource, cel.holds(cel.both(caller, key))), good),
                 (negated(regex(_BROUGHT, _ANYTHING)), nothing),
                 *((failed, place.ends(refused(code))) for failed, code in checks),
             ],

@@ -1,4 +1,4 @@
-"""The filters before the tree: one verifies transaction tokens, one reads tenants out of paths.
+"""The filters before the tree: one verifies transaction tokens, one notes what the tree and the logs need besides.
 
 Neither refuses anything: the tree decides (``eastwest.mesh.token_tree``), in report mode as in strict mode. Both are in
 every listener, come by ECDS and are enabled by routes, so that neither a key nor a policy changes a listener, and a
@@ -32,15 +32,18 @@ CLAIMS = {
     "approver": "tctx.approver",
 }
 """What trees and the agent read of a verified token, by the end of the header that says it within the sidecar."""
+LOGGED = ("transaction", "caller", "tenant", "approver", "origin")
+"""Claims that are still known when a request is logged; their headers are gone by then."""
+NOTED = "eastwest.token"
+"""Namespace of what logs tell of a verified token."""
 METADATA = "envoy.filters.http.jwt_authn"
-PAYLOAD = "txn"
 FAILED = "failed"
 CHECKED_ROUTE = "eastwest.single-use"
 """Name of the routes that ask whether a token was used."""
 TENANTS = "eastwest.tenant"
 """Namespace of the tenants that were read out of paths."""
 TOKENS = names.PREFIX + jwt_pb2.JwtAuthentication.DESCRIPTOR.full_name
-PATH_TENANTS = names.PREFIX + header_to_metadata_pb2.Config.DESCRIPTOR.full_name
+NOTES = names.PREFIX + header_to_metadata_pb2.Config.DESCRIPTOR.full_name
 _PROVIDER = "eastwest"
 _CACHED_TOKENS = 16
 """Of each worker. Most tokens come once, and what a cache holds of them makes the next one dearer: each is parsed into
@@ -68,7 +71,7 @@ def verification(inbound: Inbound, keys: bytes, trust_domain: str) -> Any:
         local_jwks={"inline_bytes": keys},
         from_headers=[{"name": HEADER}],
         forward=True,  # the application exchanges it for one of its own when it calls on
-        payload_in_metadata=PAYLOAD,
+        # Not the payload, which would be copied twice for each request: five claims of it are noted (``notes``).
         failed_status_in_metadata=FAILED,
         claim_to_headers=[
             {"header_name": claim_header(name), "claim_name": claim} for name, claim in sorted(CLAIMS.items())
@@ -81,6 +84,14 @@ def verification(inbound: Inbound, keys: bytes, trust_domain: str) -> Any:
     return jwt_pb2.JwtAuthentication(
         providers={_PROVIDER: provider}, rules=[{"match": {"prefix": "/"}, "requires": {"requires_any": either}}]
     )
+
+
+def notes(inbound: Inbound) -> Any:
+    """What notes tenants of paths for the tree (``path_tenants``), and claims of a verified token for the logs."""
+    made = path_tenants(inbound)
+    for name in LOGGED:
+        made.request_rules.add(header=claim_header(name), on_header_present={"metadata_namespace": NOTED, "key": name})
+    return made
 
 
 def path_tenants(inbound: Inbound) -> Any:

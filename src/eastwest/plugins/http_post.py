@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import socket
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from urllib.parse import SplitResult, urlsplit
 
 from eastwest.errors import FailedPrecondition, InvalidInput, PermissionDenied, Unavailable
 from eastwest.plugins.secret_files import secret_from_file
 
 MAX_ANSWER_BYTES = 256 * 1024
+_WHOLE = 4
+"""How many times ``timeout`` a request may take from its beginning to the answer's end."""
 _LOCAL = frozenset({"127.0.0.1", "::1", "localhost"})
 # The other side has read the request and does not want it; the rest may be otherwise later.
 _FOR_GOOD = frozenset({400, 404, 405, 413, 415, 422})
@@ -33,10 +37,22 @@ class HttpPost:
         Raises ``InvalidInput`` where the body is refused for good, ``PermissionDenied`` for 401 and 403, and
         ``Unavailable`` for everything that may pass. The other side's own words are not quoted: they may be ours.
         """
-        return await asyncio.to_thread(self._post, path, body, headers, limit)
-
-    def _post(self, path: str, body: bytes, headers: Mapping[str, str], limit: int) -> bytes:
         connection = self._connect()
+        waiting = asyncio.ensure_future(asyncio.to_thread(self._post, connection, path, body, headers, limit))
+        try:
+            # The socket's own bound is one of each read: who answers byte by byte would hold the thread for ever.
+            async with asyncio.timeout(self._timeout * _WHOLE):
+                return await asyncio.shield(waiting)
+        except TimeoutError:
+            raise Unavailable("the answer takes too long", where=self.where) from None
+        finally:
+            if not waiting.done():
+                waiting.add_done_callback(_forget)
+                _break(connection)
+
+    def _post(
+        self, connection: http.client.HTTPConnection, path: str, body: bytes, headers: Mapping[str, str], limit: int
+    ) -> bytes:
         try:
             connection.request("POST", self._url.path.rstrip("/") + path, body, dict(headers))
             response = connection.getresponse()
@@ -64,6 +80,18 @@ class HttpPost:
         if self._tls is None:
             return http.client.HTTPConnection(host, self._url.port or 80, timeout=self._timeout)
         return http.client.HTTPSConnection(host, self._url.port or 443, timeout=self._timeout, context=self._tls)
+
+
+def _break(connection: http.client.HTTPConnection) -> None:
+    """End what another thread does with a connection."""
+    with suppress(OSError, AttributeError):  # closed meanwhile, or not open yet
+        connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _forget(done: asyncio.Future[bytes]) -> None:
+    """Nobody waits for the answer any more."""
+    if not done.cancelled():
+        done.exception()
 
 
 def header_secret(path: str, option: str) -> str:

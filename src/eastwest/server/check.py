@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import stat
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from eastwest.attest.node import NodeContext
 from eastwest.clock import Clock
@@ -21,6 +23,10 @@ from eastwest.process.plugins import NODE_ATTESTORS, UPSTREAM_AUTHORITIES, load_
 from eastwest.server.ca.authority import DEFAULT, open_key_store
 from eastwest.server.config import ServerConfig
 from eastwest.store.authority import peek
+
+if TYPE_CHECKING:
+    from eastwest.log.verify import Report
+    from eastwest.store.log_files import LogDirectory
 
 MAX_SOCKET_PATH = 107
 LOW_DISK = 256 * 1024 * 1024
@@ -201,13 +207,37 @@ def _log(config: ServerConfig) -> list[Finding]:
         files = LogDirectory(paths.log)
         # The audit below knows one key; a false signature of the other one is found here.
         open_any_checkpoint(files.read(CHECKPOINT_PATH), keys)
+        if not paths.log_vkey.exists():
+            fix = "put the line back: whoever verifies this log has it"
+            return [Finding("log", f"{paths.log_vkey} is missing", bad=True, fix=fix)]
         report = verify_log(files, keys[0], files.paths())
+        differing = _differing(paths.database, files, report)
     except (Error, OSError) as error:
         return [Finding("log", str(error), bad=True, fix="see docs/how-to/recover-the-log.md")]
     if report.problems or report.checkpoint is None:
         state = "; ".join(str(problem) for problem in report.problems[:3])
         return [Finding("log", state, bad=True, fix="see docs/how-to/recover-the-log.md")]
+    if differing:
+        return [Finding("log", "; ".join(differing[:3]), bad=True, fix="see docs/how-to/recover-the-log.md")]
     return [Finding("log", f"{report.checkpoint.size} entries verified")]
+
+
+def _differing(database: Path, files: LogDirectory, report: Report) -> list[str]:
+    """Where the database is not what the log's files say, as after it was rolled back."""
+    from eastwest.log.proven import ProvenReader
+    from eastwest.store.log_check import verify_database
+
+    if report.checkpoint is None:
+        return []
+    uri = f"{database.absolute().as_uri()}?mode=ro"
+    try:
+        with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+            connection.execute("BEGIN")
+            return [
+                str(one) for one in verify_database(connection, ProvenReader(files, report.checkpoint), "server.db")
+            ]
+    except sqlite3.Error as error:
+        return [f"{database} cannot be read: {error}"]
 
 
 def _space(config: ServerConfig) -> Finding:

@@ -115,6 +115,10 @@ class ControlHub:
         self.rollout: Callable[[], str] = lambda: ""
         """Gives the ``traceparent`` of the change of policy that is being pushed."""
 
+    def now(self) -> datetime:
+        """The server's time, by which agents' clocks are judged."""
+        return self._clock.now()
+
     def wake(self, agents: Iterable[SpiffeId] | None = None) -> None:
         """Something that these agents hold may have changed (None: all agents)."""
         chosen = self.streams.values() if agents is None else [self.streams[a] for a in agents if a in self.streams]

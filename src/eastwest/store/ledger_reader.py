@@ -93,7 +93,7 @@ class LedgerReader:
 
         ``scratch``: an existing directory for what does not fit into memory; None: a temporary one.
         """
-        if not directory.is_dir():
+        if not directory.is_dir() or (files is None and not _has_ledger(directory)):
             raise NotFound(f"there is no ledger in {directory}", fix="give the directory that holds dt=... directories")
         self._directory = directory.absolute()
         self._files = files
@@ -289,6 +289,10 @@ def _where(query: DecisionQuery) -> tuple[str, list[Any]]:
             list(query.scope.callers),
         )
     return " AND ".join(clauses), values
+
+
+def _has_ledger(directory: Path) -> bool:
+    return (directory / HOT).exists() or next(directory.glob("dt=*"), None) is not None
 
 
 def _segments(directory: Path, files: Sequence[str] | None, query: DecisionQuery) -> list[str]:

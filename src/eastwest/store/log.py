@@ -282,7 +282,7 @@ class SqliteLog:
         return await self._database.read(pruned_before)
 
     async def root_of(self, size: int) -> bytes:
-        """The root of the first ``size`` entries; a multiple of 256."""
+        """The root of the first ``size`` entries; raises ``Corrupt`` unless some append ended there."""
         return await self._database.read(partial(root_at, size=size))
 
     async def prune(self, before: int) -> int:

@@ -90,12 +90,16 @@ class WitnessStore:
                 raise
             return True
 
-    def keep(self, conflict: Conflict) -> None:
-        """Keep evidence, unless there is enough of this log."""
-        query = "INSERT INTO conflict SELECT ?, ?, ?, ?, ? WHERE (SELECT count(*) FROM conflict WHERE origin = ?) < ?"
-        row = (conflict.origin, conflict.received_at, conflict.why, conflict.note, conflict.last)
+    def keep(self, conflict: Conflict) -> bool:
+        """Keep evidence, unless it is there already or there is enough of this log; whether it was kept."""
+        query = """
+            INSERT INTO conflict SELECT ?1, ?2, ?3, ?4, ?5
+            WHERE (SELECT count(*) FROM conflict WHERE origin = ?1) < ?6
+            AND NOT EXISTS (SELECT 1 FROM conflict WHERE origin = ?1 AND note = ?4)
+        """
+        row = (conflict.origin, conflict.received_at, conflict.why, conflict.note, conflict.last, MAX_CONFLICTS)
         with self._lock, self._trouble():
-            self._connection.execute(query, (*row, conflict.origin, MAX_CONFLICTS))
+            return self._connection.execute(query, row).rowcount == 1
 
     def conflicts(self) -> list[Conflict]:
         """All evidence, oldest first."""

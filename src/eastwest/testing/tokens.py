@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 from joserfc import jws
 from joserfc.jwk import ECKey, RSAKey
 
@@ -58,7 +59,7 @@ class TokenMint:
         """Any claims."""
         key = self.keys[-1]
         header = {"alg": key.alg or self.algorithm, "kid": key.kid, "typ": TYPE}
-        return jws.serialize_compact(header, json.dumps(said).encode(), key)
+        return jws.serialize_compact(header, msgspec.json.encode(said), key)
 
 
 class TokenUses:

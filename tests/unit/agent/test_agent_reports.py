@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -126,6 +127,17 @@ async def test_rows_that_the_server_refuses_do_not_hold_up_the_rest_and_are_conf
     lost, kept = rows_of(server)
     assert (lost.count, lost.cause) == (1, LostReason.REFUSED)
     assert kept.reference == "good"
+
+
+@pytest.mark.parametrize("days", [-3_000, 3_000, 0])
+async def test_a_decision_of_a_time_that_cannot_be_is_of_when_it_came(tmp_path: Path, days: int) -> None:
+    """A workload that made a time up would end up in other people's stores, which have no place for all of them."""
+    clock, server = FakeClock(CA.now), SigningServer(FakeClock(CA.now))
+    told = msgspec.structs.replace(decision(DecisionCode.UNKNOWN_CALLER), time=CA.now + timedelta(days=days))
+    async with reporting(server, tmp_path, clock) as decisions:
+        decisions.record([told])
+        await decisions.flush()
+    assert [row.time for row in rows_of(server)] == [CA.now]
 
 
 async def test_what_comes_from_elsewhere_as_lost_is_told_with_the_rest(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 from envoy.config.core.v3 import base_pb2
 from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
+from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +18,7 @@ from eastwest.agent import als_wire
 from eastwest.agent.als import MAX_ENTRIES, AccessLogs
 from eastwest.agent.entries import decided
 from eastwest.agent.handshakes import refused_handshake
+from eastwest.agent.shapes import _HeaderTenant
 from eastwest.agent.xds import Principal
 from eastwest.errors import InvalidInput
 from eastwest.ledger.record import MAX_PATH, Decision
@@ -37,7 +40,7 @@ from eastwest.policy.enforcement import (
     Verdict,
 )
 
-CALLER = "spiffe://td.test/a"
+CALLER, FOREIGN = "spiffe://td.test/a", "spiffe://td.test/b"
 INBOUND = Inbound(
     service="web",
     address="127.0.0.1",
@@ -148,9 +151,8 @@ def test_the_first_refusal_speaks_in_shadow_too():
 
 def brought(row_entry, **claims: str):
     """What the filter that verified a token noted of it."""
-    context = {name: claims.pop(name) for name in ("tenant", "approver") if name in claims}
-    struct = row_entry.common_properties.metadata.filter_metadata[tokens.METADATA].get_or_create_struct(tokens.PAYLOAD)
-    struct.update({"txn": "t1", "sub": CALLER, "jti": "secret", "tctx": context, **claims})
+    noted = row_entry.common_properties.metadata.filter_metadata[tokens.NOTED]
+    noted.update({"transaction": "t1", "caller": CALLER, "id": "secret", **claims})
     return row_entry
 
 
@@ -185,11 +187,11 @@ def test_a_row_tells_of_the_token_that_the_decision_looked_at():
     for cells, source, action, claims, expected in (
         ((looks,), None, allowed, {"approver": "bob"}, ("t1", "bob", "")),
         ((looks,), None, wrong, {"approver": "bob"}, ("t1", "", "")),
-        ((looks,), None, allowed, {"approver": "bob", "sub": "spiffe://td.test/b"}, ("", "", "")),
+        ((looks,), None, allowed, {"approver": "bob", "caller": FOREIGN}, ("", "", "")),
         ((other,), None, allowed, {"approver": "bob"}, ("", "", "")),
         ((Cell(callers=(CALLER,), rule=allow),), None, allowed, {"approver": "bob"}, ("", "", "")),
         ((by_claim,), TenantSource(claim=True), allowed, {"tenant": "acme"}, ("t1", "", "acme")),
-        ((by_claim,), TenantSource(claim=True), allowed, {"sub": "spiffe://td.test/b", "tenant": "acme"}, ("", "", "")),
+        ((by_claim,), TenantSource(claim=True), allowed, {"caller": FOREIGN, "tenant": "acme"}, ("", "", "")),
     ):
         operation = msgspec.structs.replace(INBOUND.operations[0], cells=cells, tenant=source)
         rules = replace(NOW, inbound=msgspec.structs.replace(INBOUND, operations=(operation,)))
@@ -421,3 +423,36 @@ def test_a_call_of_nothing_that_is_listed_keeps_its_path_and_not_its_query():
     )
     assert listed is not None
     assert listed.path == ""
+
+
+@pytest.mark.parametrize("end", [b"", b"\x80", b"\x80\x80\x80"])
+def test_a_header_that_ends_too_soon_is_no_tenant(end):
+    broken = SimpleNamespace(request=SimpleNamespace(request_headers=[b"\n\x08x-tenant\x12" + end]))
+    assert _HeaderTenant("x-tenant")(broken) == ""
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_damaged_messages_are_refused_or_read_and_nothing_else(data):
+    """What a workload sends in its sidecar's place: no bytes make the agent stumble, and none are read as more."""
+    raw = bytearray(
+        message_of("http/stock", entry("spiffe://td.test/a"), entry("spiffe://td.test/b")).SerializeToString()
+    )
+    for _ in range(data.draw(st.integers(0, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        real = als_pb2.StreamAccessLogsMessage.FromString(bytes(raw))
+    except DecodeError:
+        real = None
+    try:
+        message = als_wire.Message.FromString(bytes(raw))
+        als_wire.identifier(message)
+        als_wire.tcp_entries(message)
+        read = [als_wire.whole_entry(one) for one in message.http_logs.log_entry]
+        for one in message.http_logs.log_entry:
+            _HeaderTenant("x-tenant")(one)
+    except DecodeError:
+        assert real is None
+        return
+    if real is not None and real.WhichOneof("log_entries") == "http_logs" and not message.tcp_logs:
+        assert len(read) == len(real.http_logs.log_entry)

@@ -1,5 +1,6 @@
 """What sidecars sent against what came: losses that only the sender's own counters show."""
 
+import struct
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eastwest.agent import metrics_wire
-from eastwest.agent.proxies import Proxies, Received
+from eastwest.agent.proxies import MAX_PROXIES, Proxies, Received
 from eastwest.agent.xds import Principal
 from eastwest.ledger.record import Lost, LostReason
 from eastwest.testing.clock import START, FakeClock
@@ -144,3 +145,50 @@ def test_any_bytes_are_a_message_or_are_refused(data):
             metrics_wire.Message.FromString(data)
         return
     assert metrics_wire.counters(message, ()) == {}
+
+
+def test_names_that_a_process_makes_up_push_out_its_own_alone(tmp_path):
+    node = Node(tmp_path / "proxies")
+    node.received.add("victim", 10, 1_000_000)
+    victim = Principal(("spiffe://td.test/v",), 10)
+    node.proxies.told(victim, "victim", 1_000_000, 0)
+    for number in range(2 * MAX_PROXIES):
+        node.received.add(f"n{number}", 42, 1)
+    node.clock.advance(5)
+    node.proxies.told(victim, "victim", 1_000_000, 0)
+    node.clock.advance(5)
+    node.proxies.told(victim, "victim", 1_000_007, 0)
+    node.clock.advance(5)
+    node.proxies.told(victim, "victim", 1_000_007, 0)
+    assert [(row.node, row.count) for row in node.lost] == [("victim", 7)]
+    assert (tmp_path / "proxies").stat().st_size <= 16 * 32
+
+
+def test_what_was_forgotten_for_want_of_room_does_not_look_lost(tmp_path):
+    node = Node(tmp_path / "proxies")
+    node.received.add("victim", 10, 1_000_000)
+    for pid in range(1_000, 1_000 + MAX_PROXIES):
+        node.received.add("n", pid, 1)
+    victim = Principal(("spiffe://td.test/v",), 10)
+    for sent in (1_000_000, 1_000_000, 1_000_009, 1_000_009):
+        node.proxies.told(victim, "victim", sent, 0)
+        node.clock.advance(5)
+    assert [row.count for row in node.lost] == [9]
+    assert (tmp_path / "proxies").stat().st_size == MAX_PROXIES * 32
+
+
+def test_a_name_that_another_process_has_too_is_not_told_as_its_own(tmp_path):
+    node = Node(tmp_path / "proxies")
+    node.received.add("victim", 10, 5)
+    node.received.add("other", 11, 1)
+    forger = Principal(("spiffe://td.test/e",), 66)
+    for sent in (0, 1 << 40, 1 << 40):
+        node.proxies.told(forger, "victim", sent, 0)
+        node.clock.advance(5)
+    assert [(row.node, row.count) for row in node.lost] == [("spiffe://td.test/e pid 66", 1 << 24)]
+
+
+@pytest.mark.parametrize("told", [float("inf"), float("-inf"), float("nan"), -1.0, 1e300])
+def test_a_count_that_is_none_counts_as_none(told):
+    message = metrics_wire.Message.FromString(family(b"a.b", struct.pack("<d", told)))
+    assert metrics_wire.counters(message, {"a.b"}) == {"a.b": 0}

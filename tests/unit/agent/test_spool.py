@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from eastwest.agent.spool import MEMORY_LIMIT, MIN_LIMIT, Spool, forget
 from eastwest.agent.spool_frame import Frame
 from eastwest.entropy import SystemEntropy
-from eastwest.ledger.record import Decision, Lost, LostReason, Row
+from eastwest.ledger.record import MAX_COUNT, Decision, Lost, LostReason, Row
 from eastwest.policy.enforcement import DecisionCode, MtlsMode, Verdict
 from eastwest.testing.clock import FakeClock
 
@@ -380,3 +380,32 @@ def test_a_spool_is_forgotten_only_when_all_in_it_is_told(tmp_path):
     assert (server.references, server.lost()) == (names, 0)
     assert forget(tmp_path / "spool")
     assert not (tmp_path / "spool").exists()
+
+
+def test_a_loss_beyond_what_one_row_may_stand_for_is_several_rows(tmp_path):
+    """The server would refuse such a row, and with it all that others decided meanwhile."""
+    spool, server = opened(tmp_path / "spool"), Server()
+    for _ in range(3):
+        spool.confess(Lost(time=NOW, until=NOW, count=MAX_COUNT - 1, cause=LostReason.SDK_DROPPED))
+    names = put(spool, 3)
+    drain(spool, server)
+    assert server.references == names
+    assert [row.count for row in server.rows if isinstance(row, Lost)] == [MAX_COUNT, MAX_COUNT, MAX_COUNT - 3]
+
+
+def test_one_services_flood_pushes_out_nothing_of_others(tmp_path):
+    spool, server = opened(tmp_path / "spool", limit=8 << 20), Server()
+    names = put(spool, 50)
+    flood = msgspec.structs.replace(ROW, service="flood", operation="o" * 250, tenant="t" * 1_000)
+    for number in range(40):
+        spool.took(4_000)
+        spool.append([msgspec.structs.replace(flood, reference=f"{number}-{row}") for row in range(4_000)])
+        batch = spool.batch()
+        while batch is not None:
+            spool.delivered(batch, server.report(batch.spool, batch.sequence, batch.rows))
+            batch = spool.batch() if spool.status().used > 6 << 20 else None
+        assert spool.status().records
+    drain(spool, server)
+    assert server.references[:50] == names
+    assert {row.service for row in server.rows if isinstance(row, Lost)} == {"flood"}
+    assert len(server.references) - 50 + server.lost(LostReason.SPOOL_FULL) == 40 * 4_000

@@ -58,6 +58,27 @@ def test_the_exact_code_is_for_both(monkeypatch, capsys, tmp_path):
     assert json.loads(told)["error"]["code"] == "TENANT_MISSING"
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("witness", "run", "--config", "{dir}"), "{dir}: Is a directory"),
+        (("log", "prove", "0", "--data", "{dir}"), "there is no log in {dir}/server/log"),
+        (("agent", "receipt", "--data", "{dir}"), "there is no agent in {dir}"),
+        (("evidence", "verify", "{dir}/none.zip"), "there is no {dir}/none.zip"),
+        (("evidence", "verify", "{dir}", "--vkey", "none"), "there is no verifier key none"),
+        (("evidence", "--data", "{dir}", "--principal", "spiffe://a/b"), "it is not said from when (give --from TIME)"),
+        (("evidence", "--data", "{dir}"), "about whom and from when (give --principal ID and --from TIME)"),
+        (("decisions", "export", "--ledger", "{dir}", "--out", "{dir}"), "{dir} is a directory (name a file in it)"),
+        (("decisions", "export", "--ledger", "{dir}", "--out", "{dir}/n/o"), "no directory {dir}/n (make it: mkdir -p"),
+        (("decisions", "--ledger", "{dir}"), "there is no ledger in {dir}"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_named(monkeypatch, capsys, tmp_path, words, named):
+    code, told = fail(monkeypatch, capsys, *(word.format(dir=tmp_path) for word in words))
+    assert code == EXIT_REFUSED
+    assert named.format(dir=tmp_path) in told
+
+
 def test_where_it_is_stays_apart_from_the_message(monkeypatch, capsys, tmp_path):
     damaged = tmp_path / "a.pem"
     damaged.write_text("-----BEGIN CERTIFICATE-----")

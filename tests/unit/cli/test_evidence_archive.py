@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import tarfile
 import zipfile
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ PRINCIPAL = "spiffe://test.example/pay"
 TIME = datetime(2026, 11, 22, 10, tzinfo=UTC)
 FILES = {"estate.yaml": b"trust_domain: test.example\n", "services/pay.yaml": b"service: pay\n"}
 SEGMENT = b"PAR1 whatever is in it PAR1"
+SEALED_ROWS = {"first_row": 1, "last_row": 9, "rows": 9, "decisions": 9, "lost": 0}
 COMMON = {"time": TIME, "actor": "spiffe://test.example/spire/server"}
 
 
@@ -33,7 +35,7 @@ def entries():
     issued = {"certificate": "YSBjZXJ0aWZpY2F0ZQ==", "certificate_sha256": sha256(certificate), "serial": "1"}
     issued |= {"node": "n", "entry_id": "e", "door": "spire-api", "not_after": TIME}
     hashes = {name: sha256(content) for name, content in FILES.items()}
-    sealed_facts = {"segment": "dt=2026-11-22/hour=10/1-9.parquet", "sha256": sha256(SEGMENT)}
+    sealed_facts = {"segment": "dt=2026-11-22/hour=10/1-9.parquet", "sha256": sha256(SEGMENT), **SEALED_ROWS}
     return [
         Entry("log.opened", {**COMMON, "subject": "spiffe://test.example"}),
         Entry("policy.activated", {**COMMON, "subject": "spiffe://test.example", "version": "v1", "files": hashes}),
@@ -45,16 +47,16 @@ def entries():
 async def collected(log):
     raw = [encode(one) for one in entries()]
     await log.append(raw)
-    await log.flush()
+    head = await log.flush()
     proofs = [await log.prove(index) for index in range(len(raw))]
     checkpoint = proofs[0].partition("\n\n")[2]
-    segment = {"segment": "dt=2026-11-22/hour=10/1-9.parquet", "sha256": sha256(SEGMENT), "first_row": 1, "last_row": 9}
+    segment = {"segment": "dt=2026-11-22/hour=10/1-9.parquet", "sha256": sha256(SEGMENT), **SEALED_ROWS}
     return Collected(
         principal=PRINCIPAL,
         window=Window(TIME, TIME.replace(hour=12)),
         origin=ORIGIN,
         size=len(raw),
-        root="",
+        root=head.root.hex(),
         checkpoint=checkpoint,
         vkeys={"log.vkey": f"{log.key.vkey}\n"},
         entries=dict(enumerate(zip(raw, proofs, strict=True))),
@@ -65,7 +67,7 @@ async def collected(log):
             {"row": 5, "kind": "decision", "time": "t", "service": "<b>", "verdict": "deny", "code": "NO"},
             {"row": 12, "kind": "lost", "time": "t", "count": 4, "cause": "spool_full"},
         ],
-        segments=[{**segment, "rows": 9, "decisions": 9, "lost": 0, "entry": 3, "included": True}],
+        segments=[{**segment, "entry": 3, "included": True}],
         segment_files={segment["segment"]: SEGMENT},
     )
 
@@ -92,7 +94,8 @@ def judged(files, log):
 async def test_a_whole_archive_holds(log):
     report = judged(await whole(log), log)
     assert (report.failed, report.notes) == ([], [])
-    assert len(report.passed) == 7
+    assert len(report.passed) == 9
+    assert report.holds
 
 
 async def test_the_same_contents_give_the_same_bytes(log, tmp_path):
@@ -154,6 +157,16 @@ def resealed(files):
     return {**files, "manifest.json": json.dumps(manifest).encode()}
 
 
+def with_facts(files, change):
+    manifest = json.loads(files["manifest.json"])
+    change(manifest)
+    return {**files, "manifest.json": json.dumps(manifest).encode()}
+
+
+def without_seal(files):
+    return {name: content for name, content in files.items() if name not in verifier.SEAL}
+
+
 def changed(name, old, new):
     def change(files):
         assert old in files[name], name
@@ -207,6 +220,18 @@ TAMPERING = {
         lambda files: rehashed(resealed(files)),
         "segments: dt=2026-11-22/hour=10/1-9.parquet was not sealed",
     ),
+    "a segment is said to have more rows": (
+        lambda files: rehashed(with_facts(files, lambda m: m["segments"][0].update(last_row=12))),
+        "segments: dt=2026-11-22/hour=10/1-9.parquet was sealed with other numbers of rows",
+    ),
+    "the head is another": (
+        lambda files: rehashed(with_facts(files, lambda m: m["log"].update(size=5))),
+        "checkpoint: the manifest names another",
+    ),
+    "the seal is taken off, and a decision turned": (
+        lambda files: without_seal(rehashed(changed(ROWS, b'"deny"', b'"allow"')(files))),
+        "seal: the archive has no seal",
+    ),
     "the page is changed": (changed("summary.html", b"Issued", b"Denied"), "files: changed: summary.html"),
     "a file is added": (lambda files: {**files, "extra": b""}, "files: not in the manifest: extra"),
     "the seal is another's": (
@@ -239,10 +264,75 @@ async def test_another_log_s_key_is_not_taken_from_the_archive(log):
     assert not judged(files, log).failed
 
 
-async def test_an_archive_with_no_seal_or_no_given_key_says_so(log):
-    report = verifier.verify(build(await collected(log)))
-    assert not report.failed
-    assert len(report.notes) == 2
+async def test_an_archive_with_no_seal_or_no_given_key_is_no_evidence(log, capsys):
+    files = build(await collected(log))
+    report = verifier.verify(files)
+    [told] = report.failed
+    assert told.startswith("seal: the archive has no seal")
+    report = verifier.verify(files, unsealed=True)
+    assert (report.failed, len(report.notes), report.holds) == ([], 2, False)
+    assert verifier.show(report) == 1
+    assert capsys.readouterr().out.endswith("with no --vkey that you trust, anybody can have made it\n")
+    report = verifier.verify(files, log.key.vkey, unsealed=True)
+    assert (verifier.show(report), report.holds) == (0, True)
+
+
+async def test_two_histories_within_one_archive_are_told(log):
+    """The log's own operator can sign anything: what two entries were proven in must be one log."""
+    files = await whole(log)
+    other = MemoryLog()
+    await other.append([encode(one) for one in entries()] + [b"another end"])
+    await other.flush()
+    forked = {**files, "log/entries/1.tlog-proof": (await other.prove(1)).encode()}
+    report = judged(rehashed(forked), log)
+    assert "one history: the log has signed two different trees of 5 entries: keep this archive" in report.failed
+    assert any(line.startswith("entries: ") for line in report.passed), "each proof for itself is good"
+
+
+async def test_an_archive_cannot_speak_to_a_terminal_in_the_program_s_name(log, capsys):
+    name = "\x1b[2J\x1b[Hok   all\nthe evidence holds\n\x1b[8m"
+    assert verifier.show(judged({**await whole(log), name: b""}, log)) == 1
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "the evidence holds" not in out.splitlines()
+
+
+@pytest.mark.parametrize("name", ["../up", "/root", "a/../../b", "a//b", "C:x", "a\\b", "./a", "a\x1b[2J", "a/\n"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_name_that_leads_out_is_refused(tmp_path, name, kind):
+    path = tmp_path / "x"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, b"x")
+    else:
+        with tarfile.open(path, "w") as archive:
+            archive.addfile(tarfile.TarInfo(name))
+    report, files = verifier.judge(str(path), None)
+    assert report.failed == [f"archive: {name!r} is no name for a file"]
+    assert files == {}
+
+
+def test_bombs_end_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(verifier, "FREE_BYTES", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("manifest.json", bytes(8 << 20))
+    # Most of this one is a header, which no member's size tells of.
+    with tarfile.open(tmp_path / "b.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("manifest.json")
+        info.pax_headers = {"comment": "x" * (8 << 20)}
+        archive.addfile(info)
+    with zipfile.ZipFile(tmp_path / "c.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("manifest.json", b"{}")
+    for name, told in (("a.zip", "too large"), ("b.tar.gz", "too large"), ("c.zip", "compressed in a way")):
+        [failed] = verifier.judge(str(tmp_path / name), None)[0].failed
+        assert told in failed, name
+
+
+def test_an_archive_that_nests_too_deeply_is_refused(tmp_path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("manifest.json", b"[" * 200_000)
+    assert verifier.judge(str(path), None)[0].failed
 
 
 async def test_a_name_twice_is_refused(log, tmp_path):

@@ -82,6 +82,32 @@ def test_prove_prints_a_receipt_that_verifies(data):
         call("prove", 300, "--data", data)
 
 
+def test_a_search_that_cannot_be_meant_is_refused(data):
+    for words in (("search", "--serial", "zz"), ("prove", "--serial", "5g")):
+        with pytest.raises(InvalidInput, match="no serial number in hex"):
+            call(*words, "--data", data)
+    # Zeros are a number, not the lack of one: that would be any entry.
+    with pytest.raises(NotFound, match="is about serial 00"):
+        call("prove", "--serial", "00", "--data", data)
+    assert call("search", "--serial", "00", "--data", data).startswith("0 of 300")
+    with pytest.raises(InvalidInput, match="ends before it begins"):
+        call("search", "--from", "2026-11-23", "--to", "2026-11-22", "--data", data)
+    with pytest.raises(InvalidInput, match="--from 'yesterday' is no time"):
+        call("search", "--from", "yesterday", "--data", data)
+
+
+def test_times_may_be_how_long_ago_and_an_unknown_kind_is_told(data):
+    assert call("search", "--from", "99999d", "--limit", 1, "--data", data).startswith("     299")
+    assert "note: no kind 'x509_svid.isued' is known (did you mean 'x509_svid.issued'?)" in call(
+        "search", "--kind", "x509_svid.isued", "--data", data
+    )
+
+
+def test_a_directory_with_no_log_is_not_taken_for_a_damaged_one(data):
+    with pytest.raises(NotFound, match="there is no log in"):
+        call("verify", "--log-dir", data, "--vkey", KEY.vkey)
+
+
 def test_show_lists_the_latest_entries(data):
     lines = call("show", "--data", data, "--limit", 3).splitlines()
     assert [line.split()[0] for line in lines[:-1]] == ["297", "298", "299"]

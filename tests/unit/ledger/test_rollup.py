@@ -203,3 +203,35 @@ def test_names_that_a_flood_only_claims_do_not_make_rows():
     for number in range(20):
         rollup.add(later(DENY, 0, caller=f"spiffe://td.test/{number}", claimed=True))
     assert [row.count for row in rollup.take(START, everything=True)] == [20]
+
+
+def test_a_flood_whose_calls_are_of_several_minutes_is_bounded_in_each():
+    rollup = Rollup(full_refusals=3)
+    for number in range(200):
+        rollup.add(later(DENY, 60 * (number % 4), reference=f"r{number}"))
+    assert sum(bool(row.reference) for row in rollup.take(START, everything=True)) == 4 * 3
+
+
+def test_minutes_that_a_flood_makes_up_are_bounded_too():
+    rollup = Rollup(full_refusals=3)
+    rollup.add(DENY)
+    for number in range(1_000):
+        rollup.add(later(DENY, -60 * number, reference=f"r{number}"))
+    rows = rollup.take(START, everything=True)
+    assert sum(bool(row.reference) for row in rows) <= 3 * 16
+    assert sum(row.count for row in rows) == 1_001
+
+
+def test_a_flood_from_ever_new_addresses_is_bounded():
+    rollup = Rollup(full_refusals=3)
+    for number in range(100):
+        rollup.add(later(DENY, 0, source=f"2001:db8::{number:x}", reference="r"))
+    rows = rollup.take(START, everything=True)
+    assert sum(row.count for row in rows) == 100
+    assert len([row for row in rows if row.reference]) == 3
+    assert sorted((row.source, row.count) for row in rows if not row.reference) == [
+        ("", 94),
+        ("2001:db8::3", 1),
+        ("2001:db8::4", 1),
+        ("2001:db8::5", 1),
+    ]

@@ -19,7 +19,7 @@ from eastwest.mesh.paths import Template
 from eastwest.mesh.resources import config_resources
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Snapshot
-from eastwest.mesh.tokens import path_tenants, verification
+from eastwest.mesh.tokens import notes, path_tenants, verification
 from eastwest.mesh.tree import http_operations, tcp_callers
 from eastwest.policy.enforcement import (
     Cell,
@@ -207,6 +207,18 @@ def test_tenants_are_read_once_for_each_shape_of_path_that_needs_it():
         )
     )
     assert [rule.on_header_present.key for rule in made.request_rules] == ["/o/{}/{}", "/t/{}"]
+
+
+def test_of_a_verified_token_logs_are_told_only_what_a_row_keeps():
+    for operations in ((operation(ALLOW),), (operation(STEP_UP),)):  # only routes change where tokens come into use
+        noted = notes(inbound(*operations)).request_rules
+        assert [(rule.header, rule.on_header_present.metadata_namespace) for rule in noted] == [
+            (f"x-eastwest-token-{name}", "eastwest.token")
+            for name in ("transaction", "caller", "tenant", "approver", "origin")
+        ]
+    (provider,) = verification(inbound(operation(STEP_UP)), KEYS, "spiffe://td.test").providers.values()
+    assert {rule.header for rule in noted} < {claim.header_name for claim in provider.claim_to_headers}
+    assert not provider.payload_in_metadata
 
 
 def test_an_expression_is_a_tree_of_numbered_nodes():

@@ -6,13 +6,14 @@ import shutil
 import msgspec
 import pytest
 
-from eastwest.errors import Corrupt, LogUnavailable, Unavailable
+from eastwest.errors import Corrupt, Exhausted, LogUnavailable, Unavailable
 from eastwest.ledger.query import DecisionQuery
 from eastwest.ledger.segment import PRUNED, SEALED, Found, compare_segments, rows_of
 from eastwest.log.entry import decode
+from eastwest.log.ports import Pruned
 from eastwest.server.config import LedgerSettings
 from eastwest.server.journal import Journal
-from eastwest.server.ledger.keeper import Ledger
+from eastwest.server.ledger.keeper import EXPORTS_AT_ONCE, Ledger
 from eastwest.store.ledger_reader import LedgerReader
 from eastwest.store.ledger_worker import Question, answer, file_hash
 from eastwest.testing import FakeClock
@@ -326,6 +327,37 @@ async def test_a_lost_database_of_hot_rows_is_made_anew_from_files_and_log(seale
     await ledger.sealer.seal(10)
     foreign.with_name("70-71.parquet").unlink()
     assert (sealed.report().sealed, sealed.problems()) == (5, [])
+
+
+async def test_a_log_that_is_pruned_does_not_keep_a_ledger_from_being_made_anew(sealed):
+    """Entries of old segments may be gone from the log by its retention; the ledger opens, and knows the others."""
+    known = await rows(sealed.ledger)
+    await sealed.close()
+    for path in sealed.directory.glob("hot.db*"):
+        path.unlink()
+    stored = [b"{}"] * (3 * 256) + sealed.log.stored
+
+    class Pruning(MemoryLog):
+        async def entries(self, start, end):
+            if start < 2 * 256:
+                raise Pruned(f"entry {start} was removed by the log's retention; its hash is kept")
+            return await super().entries(start, end)
+
+    sealed.log = Pruning()
+    await sealed.log.append(stored)
+    await sealed.open()
+    assert await rows(sealed.ledger) == known
+
+
+async def test_exports_that_nobody_reads_do_not_fill_the_disk_that_the_log_is_on(sealed):
+    query = DecisionQuery()
+    slow = [sealed.ledger.export(query, "jsonl") for _ in range(EXPORTS_AT_ONCE)]
+    assert all([await anext(one) for one in slow])
+    with pytest.raises(Exhausted, match="exports are under way"):
+        await anext(sealed.ledger.export(query, "jsonl"))
+    await slow[0].aclose()
+    assert await anext(sealed.ledger.export(query, "jsonl"))
+    assert len(list((sealed.directory / "tmp").glob("export-*"))) == EXPORTS_AT_ONCE
 
 
 async def test_an_older_copy_of_the_hot_rows_tells_nothing_twice(world, tmp_path):

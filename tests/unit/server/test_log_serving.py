@@ -1,5 +1,6 @@
 """The log over HTTP: types, caching, compression, and nothing but the log."""
 
+import asyncio
 import gzip
 import re
 
@@ -122,6 +123,34 @@ async def test_nothing_beside_the_log_can_be_had(client):
         answer = await client.get(path)
         assert answer.status_code == 404, path
         assert "location" not in answer.headers
+
+
+async def test_readers_that_do_not_read_cost_a_bounded_amount_and_only_for_as_long_as_they_stay(client, monkeypatch):
+    whole = 5 << 20  # more than what two sockets hold of it for us
+    client.files["tile/entries/000"] = bytes(whole)
+    monkeypatch.setattr("eastwest.server.log.serving.BYTES_AT_ONCE", 3 * whole)
+    async with listening(log_app(client.files, {})) as url:
+        slow = [await asyncio.open_connection("127.0.0.1", httpx.URL(url).port, limit=1024) for _ in range(3)]
+        for reader, writer in slow:
+            writer.write(b"GET /tile/entries/000 HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        async with httpx.AsyncClient(base_url=url, trust_env=False, headers={"accept-encoding": "identity"}) as other:
+            refused = await other.get("/tile/entries/000")
+            assert (refused.status_code, refused.headers["cache-control"]) == (503, "no-store")
+            assert (await other.get("/checkpoint")).status_code == 200
+            for _, writer in slow:
+                writer.transport.abort()
+            async with asyncio.timeout(5):
+                while (answer := await other.get("/tile/entries/000")).status_code == 503:
+                    pass
+            assert answer.content == bytes(whole)
+
+
+async def test_a_line_feed_in_a_path_changes_nothing_of_what_is_meant(client):
+    client.files["checkpoint.witnessed"] = b"another"
+    for path in ("checkpoint", "log.vkey"):
+        plain, odd = await client.get(f"/{path}"), await client.get(f"/{path}%0a")
+        assert odd.status_code == 404 or odd.content == plain.content
 
 
 async def test_a_disk_that_fails_is_no_missing_file(client):

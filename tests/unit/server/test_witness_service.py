@@ -11,7 +11,7 @@ from witness_world import ORIGIN, OurLog, Watcher, listening
 from eastwest.cli.witness import app as command
 from eastwest.errors import AlreadyExists, FailedPrecondition, InvalidInput
 from eastwest.log.checkpoint import Checkpoint, open_any_checkpoint, sign_checkpoint
-from eastwest.log.note import NoteKey, verified_signatures
+from eastwest.log.note import NoteKey, sign_note, verified_signatures
 from eastwest.log.proof import consistency_proof
 from eastwest.log.tiles import TileReader
 from eastwest.log.witness import AddCheckpoint, origin_hash
@@ -97,12 +97,17 @@ async def test_of_many_at_once_each_is_signed_in_order_or_told_to_come_back(ours
 async def test_a_second_history_is_not_signed_and_kept_as_evidence(ours, witness):
     await ours.grow(5)
     await witness.client.post("/add-checkpoint", content=request(ours, 0))
-    twin = sign_checkpoint(Checkpoint(ORIGIN, 5, bytes(32)), TestSigner()).encode()
-    for old in (5, 0):
-        answer = await witness.client.post("/add-checkpoint", content=AddCheckpoint(old, (), twin).encode())
-        assert answer.status_code == (422 if old else 409)
-    [first, second] = witness.store.conflicts()
-    assert first.note == second.note == twin
+    twins = [sign_checkpoint(Checkpoint(ORIGIN, 5, bytes([n]) * 32), TestSigner()).encode() for n in range(2)]
+    for old, twin in zip((5, 0), twins, strict=True):
+        # Whoever has it may bring it again and again, dressed up: evidence of another fork still has its place.
+        for number in range(3):
+            stranger = b"".join([sign_note("x\n", f"x{n}.example", TestSigner()).encode()[3:] for n in range(number)])
+            answer = await witness.client.post(
+                "/add-checkpoint", content=AddCheckpoint(old, (), twin + stranger).encode()
+            )
+            assert answer.status_code == (422 if old else 409), answer.text
+    first, second = witness.store.conflicts()
+    assert [first.note, second.note] == twins
     assert open_any_checkpoint(first.last, ours.log.keys).size == 5
 
 

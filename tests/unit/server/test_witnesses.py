@@ -6,14 +6,15 @@ import pytest
 from starlette.responses import PlainTextResponse, Response
 from witness_world import ORIGIN, Liar, OurLog, Watcher, lines_for, listening
 
-from eastwest.errors import Corrupt, FailedPrecondition, InvalidInput, LogUnavailable
-from eastwest.log.checkpoint import Checkpoint, open_checkpoint_of_all, sign_checkpoint
+from eastwest.errors import Corrupt, FailedPrecondition, InvalidInput, LogUnavailable, Unavailable
+from eastwest.log.checkpoint import Checkpoint, open_checkpoint, open_checkpoint_of_all, sign_checkpoint
 from eastwest.log.entry import decode
-from eastwest.log.note import NoteKey
+from eastwest.log.note import NoteKey, cosign
 from eastwest.log.policy import Policy
 from eastwest.log.proof import LogProof
 from eastwest.log.verify import verify_log
 from eastwest.server.log.fork import refuse_forked
+from eastwest.server.log.peer import Claim
 from eastwest.server.log.witnesses import load_policy
 from eastwest.testing.clock import FakeClock
 from eastwest.testing.log import TestSigner
@@ -261,6 +262,47 @@ async def test_a_claim_without_proof_stops_nothing_where_proof_is_asked_for(ours
     assert "it has signed a tree of 99 entries" in witnesses.warnings()[0]
     assert not ours.paths.log_fork.exists()
     assert (await ours.grow(1)).size == 4
+
+
+@pytest.mark.parametrize("claims", ["stop", "prove"])
+async def test_a_witness_that_was_brought_a_newer_checkpoint_of_ours_stops_nothing(ours, claims, monkeypatch):
+    """A file is out before the log knows it: then whoever reads it quickly could have made the log stop for good."""
+    liar = Liar("quick.example")
+    await ours.grow(3)
+
+    def disk_full(*_):
+        raise Unavailable("no space left")
+
+    async with listening(liar.app) as url:
+        text = policy_of(ours, lines_for("l", liar.keys, url), quorum="quorum l0\n")
+        witnesses = ours.witnesses(text, witness_claims=claims)
+        ours.log._mark = ours.folder / "mark"
+        with monkeypatch.context() as patched, pytest.raises(Unavailable):
+            patched.setattr("eastwest.store.log.write_mark", disk_full)
+            await ours.grow(1)
+        assert (ours.log.signed[0].size, open_checkpoint(ours.files.read("checkpoint"), ours.log.key).size) == (3, 4)
+        liar.shown = ours.files.read("checkpoint")
+        liar.answer = lambda *_: Response("4\n", 409, media_type="text/x.tlog.size")
+        await witnesses._round()
+        assert (witnesses.problems(), ours.paths.log_fork.exists()) == ([], False)
+        # And where the log has gone on by the time that the claim is weighed.
+        await ours.grow(1)
+        await witnesses._weigh(Claim("l0", "it has signed a tree of 4 entries", liar.shown, 4))
+    assert (witnesses.problems(), (await ours.grow(1)).size) == ([], 6)
+
+
+@pytest.mark.parametrize("seconds", [1 << 40, (1 << 63) - 1])
+async def test_a_witness_s_time_that_no_calendar_has_does_not_keep_the_server_from_starting(ours, seconds):
+    liar = Liar("liar.example")
+    liar.answer = lambda _, text: PlainTextResponse(cosign(text, liar.name, liar.signer, seconds))
+    await ours.grow(3)
+    async with listening(liar.app) as url:
+        text = policy_of(ours, lines_for("l", liar.keys, url), quorum="quorum l0\n")
+        await ours.witnesses(text)._round()
+        await ours.close()
+        await ours.open()
+        again = ours.witnesses(text)
+    assert (again.witnessed, again.age) == (3, 0.0)
 
 
 async def test_a_policy_for_our_log_is_checked_before_anything_runs(ours, watcher, tmp_path):

@@ -49,12 +49,16 @@ def test_of_racing_requests_one_wins(store):
 
 
 def test_evidence_is_kept_and_bounded(store):
-    for number in range(MAX_CONFLICTS + 5):
-        store.keep(Conflict("a.example/log", number, "why", b"theirs", b"ours"))
-    store.keep(Conflict("b.example/log", 7, "why", b"theirs", b"ours"))
+    kept = [
+        store.keep(Conflict("a.example/log", number, "why", b"theirs %d" % number, b"ours"))
+        for number in range(MAX_CONFLICTS + 5)
+    ]
+    assert kept == [True] * MAX_CONFLICTS + [False] * 5
+    assert store.keep(Conflict("b.example/log", 7, "why", b"theirs 0", b"ours"))
+    assert not store.keep(Conflict("b.example/log", 8, "again", b"theirs 0", b"ours"))
     found = store.conflicts()
     assert len(found) == MAX_CONFLICTS + 1
-    assert found[0] == Conflict("a.example/log", 0, "why", b"theirs", b"ours")
+    assert found[0] == Conflict("a.example/log", 0, "why", b"theirs 0", b"ours")
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):

@@ -29,7 +29,7 @@ from eastwest.cli.decisions.filters import (
     Verdict,
     asked,
 )
-from eastwest.cli.options import examples, print_json, run
+from eastwest.cli.options import ensure_file, examples, print_json, run
 
 app = typer.Typer(add_completion=False, invoke_without_command=True)
 
@@ -115,7 +115,8 @@ def top(
     by: Annotated[
         str,
         typer.Option(
-            help="caller, service, operation, edge, code, cause, verdict, tenant, policy, agent, node, mode or sensor."
+            help="caller, service, operation, edge, code, cause, verdict, tenant, policy, agent, node, mode, sensor or "
+            "failure."
         ),
     ] = "edge",
     caller: Caller = "",
@@ -212,6 +213,8 @@ def export(
         raise InvalidInput(f"{form[:32]!r} is no format of an export", fix=f"one of {', '.join(FORMATS)}")
     if out is None and form == "parquet" and sys.stdout.isatty():
         raise InvalidInput("Parquet is nothing for a terminal", fix="give --out FILE")
+    if out is not None:
+        ensure_file(out)
     query = asked(locals())
 
     async def work() -> None:

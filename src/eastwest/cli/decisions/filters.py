@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from eastwest.cli.options import moment_of
 
 if TYPE_CHECKING:
     from eastwest.ledger.query import DecisionQuery
@@ -44,8 +44,6 @@ First = Annotated[bool, typer.Option("--first", help="Only first calls of a call
 BreakGlass = Annotated[bool, typer.Option("--break-glass", help="Only calls that an emergency grant allowed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
-_AGO = re.compile(r"(\d{1,6})([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _TEXTS = ("caller", "service", "operation", "tenant", "verdict", "code", "cause", "reference", "kind")
 
 
@@ -57,20 +55,7 @@ def asked(options: Mapping[str, Any], **more: Any) -> DecisionQuery:
     now = SystemClock().now()
     fields: dict[str, Any] = {name: options[name] for name in _TEXTS if name in options}
     fields |= {name: options.get(name, False) for name in ("first", "break_glass")}
-    fields |= {name: moment_of(text, now) for name in ("start", "end") if (text := options.get(name))}
+    for name, option in (("start", "--from"), ("end", "--to")):
+        if text := options.get(name):
+            fields[name] = moment_of(text, now, option)
     return DecisionQuery(**fields, **more).checked()
-
-
-def moment_of(text: str, now: datetime) -> datetime:
-    """A time as people write it: RFC 3339, a date (its beginning, UTC), or how long ago."""
-    from eastwest.errors import InvalidInput
-
-    try:
-        if ago := _AGO.fullmatch(text):
-            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        moment = datetime.fromisoformat(text)
-    except (ValueError, OverflowError):
-        raise InvalidInput(
-            f"{text[:64]!r} is no time", fix="such as 2026-11-22, 2026-11-22T10:00:00Z, or 24h for that long ago"
-        ) from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from eastwest.cli.log_reading import locate, open_log, proof_of
-from eastwest.errors import Error, FailedPrecondition, InvalidInput, NotFound
+from eastwest.errors import Error, FailedPrecondition, NotFound
 from eastwest.log.index import LogQuery
 
 if TYPE_CHECKING:
@@ -258,17 +258,6 @@ def _segments(ledger: Path, found: _Entries, made: Collected, *, whole_segments:
             made.cut.append(f"decisions: the segment {sealed['segment']} is not here any more")
             continue
         segment["included"] = True
-
-
-def parse_moment(text: str, option: str) -> datetime:
-    """A date or a time of RFC 3339, in UTC where no zone is given; raises ``InvalidInput``."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidInput(
-            f"{option} {text[:60]!r} is no date or time", fix="such as 2026-11-22 or 2026-11-22T10:00:00Z"
-        ) from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def ensure_known(made: Collected) -> None:

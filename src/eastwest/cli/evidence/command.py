@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from eastwest.cli.options import AsJson, counted, examples, print_json, run
-from eastwest.errors import InvalidInput, Unavailable
+from eastwest.cli.options import AsJson, counted, ensure_file, examples, moment_of, print_json, run
+from eastwest.errors import InvalidInput, NotFound, Unavailable
 
 app = typer.Typer(
     add_completion=False,
@@ -24,9 +24,13 @@ app = typer.Typer(
 @app.callback()
 def collect_command(
     context: typer.Context,
-    principal: Annotated[str, typer.Option(metavar="ID", help="The SPIFFE ID that it is about.")] = "",
-    start: Annotated[str, typer.Option("--from", metavar="TIME", help="Not before this date or time; UTC.")] = "",
-    end: Annotated[str, typer.Option("--to", metavar="TIME", help="Before this date or time; now.")] = "",
+    principal: Annotated[str, typer.Option(metavar="ID", help="The SPIFFE ID that it is about; must be given.")] = "",
+    start: Annotated[
+        str, typer.Option("--from", metavar="TIME", help="2026-11-22, 2026-11-22T10:00:00Z, or 7d ago; must be given.")
+    ] = "",
+    end: Annotated[
+        str, typer.Option("--to", metavar="TIME", help="Up to, and without, this time; now by default.")
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to: .zip or .tar.gz; evidence.zip by default.")
     ] = None,
@@ -43,10 +47,15 @@ def collect_command(
     """Collect evidence about --principal."""
     if context.invoked_subcommand is not None:
         return
-    if data is None or not principal or not start:
-        raise InvalidInput(
-            "it is not said about whom, from when, or where", fix="give --data DIR, --principal ID and --from TIME"
-        )
+    needed = (
+        ("where", "--data DIR", data),
+        ("about whom", "--principal ID", principal),
+        ("from when", "--from TIME", start),
+    )
+    missing = [(what, option) for what, option, given in needed if not given]
+    if data is None or missing:
+        what, option = (" and ".join(words) for words in zip(*missing, strict=True))
+        raise InvalidInput(f"it is not said {what}", fix=f"give {option}")
     told = collect_archive(data, principal, start, end, out or Path("evidence.zip"), whole_segments=segments)
     if as_json:
         print_json(told)
@@ -66,13 +75,20 @@ def verify(
         str | None, typer.Option(metavar="FILE|TEXT", help="The log's verifier key, from a source you trust.")
     ] = None,
     *,
+    unsealed: Annotated[
+        bool, typer.Option("--unsealed", help="Accept that the log has not recorded the archive: its maker's word.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge an archive offline, as the verify.py inside it does; and rows against segments that are here in full."""
     from eastwest.cli.evidence import verifier
     from eastwest.cli.evidence.segments import compare
 
-    report, files = verifier.judge(str(archive), vkey)
+    if not archive.exists():
+        raise NotFound(f"there is no {archive}", fix="give the archive, or the directory it was unpacked to")
+    if vkey is not None and "+" not in vkey and not Path(vkey).is_file():
+        raise NotFound(f"there is no verifier key {vkey}", fix="give --vkey FILE or its text")
+    report, files = verifier.judge(str(archive), vkey, unsealed=unsealed)
     if not report.failed:
         report.check("rows against segments", lambda: compare(files))
     raise typer.Exit(verifier.show(report, as_json=as_json))
@@ -83,13 +99,15 @@ def collect_archive(
 ) -> dict[str, Any]:
     """Collect from the server of ``data`` and write the archive ``out``; what it has, as ``--json`` tells it."""
     from eastwest.cli.evidence.archive import SUFFIXES, build, describe, pack, sealed
-    from eastwest.cli.evidence.collect import Window, collect, ensure_known, parse_moment
+    from eastwest.cli.evidence.collect import Window, collect, ensure_known
     from eastwest.clock import SystemClock
     from eastwest.spiffe.id import SpiffeId
 
     if not out.name.endswith(SUFFIXES):
         raise InvalidInput(f"{out} names no kind of archive", fix=f"end it in one of {', '.join(SUFFIXES)}")
-    window = Window(parse_moment(start, "--from"), parse_moment(end, "--to") if end else SystemClock().now())
+    ensure_file(out)
+    now = SystemClock().now()
+    window = Window(moment_of(start, now, "--from"), moment_of(end, now, "--to") if end else now)
     if window.start >= window.end:
         raise InvalidInput("the time ends before it begins", fix="give --from before --to")
     about = str(SpiffeId.parse(principal))

@@ -1,10 +1,11 @@
 """Judge an evidence archive of Eastwest, on any machine: Python 3.9 or later, no network, nothing installed.
 
-    python verify.py ARCHIVE [--vkey FILE|TEXT] [--json]
+    python verify.py ARCHIVE --vkey FILE|TEXT [--unsealed] [--json]
 
 ARCHIVE is the .zip or .tar.gz, or the directory that it was unpacked into. Give the log's verifier key as you have it
-from a source you trust: the one inside the archive comes from whoever made the archive. Signatures of checkpoints are
-checked with ``cryptography`` where that is installed, else with the arithmetic below (RFC 8032).
+from a source you trust: the one inside the archive comes from whoever made the archive, so without --vkey nothing more
+is found than whether the archive agrees with itself. Signatures of checkpoints are checked with ``cryptography`` where
+that is installed, else with the arithmetic below (RFC 8032).
 
 This file is part of each archive, and stands alone on purpose: read it before you rely on it.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import gzip
 import hashlib
 import json
 import sys
@@ -22,7 +24,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 Files = Mapping[str, bytes]
 Key = tuple[str, bytes, bytes]
@@ -32,6 +34,9 @@ Point = tuple[int, int, int, int]
 FORMAT = "eastwest-evidence/1"
 MAX_BYTES = 4 << 30
 MAX_FILES = 500_000
+MAX_GROWTH = 200
+"""How many times its own size an archive may unpack to, beyond ``FREE_BYTES``: a bomb says so by its size."""
+FREE_BYTES = 256 << 20
 SEAL = ("seal/entry.json", "seal/entry.tlog-proof")
 
 
@@ -40,12 +45,21 @@ class Defect(Exception):
 
 
 class Report:
-    """What was checked: ``failed`` must be empty, ``notes`` want a person's eye."""
+    """What was checked: ``failed`` must be empty, ``notes`` want a person's eye.
 
-    def __init__(self) -> None:
+    ``trusted``: the key is one that the person who asks had from elsewhere.
+    """
+
+    def __init__(self, *, trusted: bool = False) -> None:
+        self.trusted = trusted
         self.passed: list[str] = []
         self.failed: list[str] = []
         self.notes: list[str] = []
+
+    @property
+    def holds(self) -> bool:
+        """Whether the archive is evidence: all checks passed, with a key that is trusted."""
+        return self.trusted and not self.failed
 
     def check(self, what: str, test: Callable[[], str]) -> None:
         """Run one check; a ``Defect`` is a failure."""
@@ -53,15 +67,18 @@ class Report:
             told = test()
         except Defect as defect:
             self.failed.append(f"{what}: {defect}")
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
             self.failed.append(f"{what}: malformed ({type(error).__name__}: {error})")
         else:
             self.passed.append(f"{what}: {told}" if told else what)
 
 
-def verify(files: Files, vkey: str | None = None) -> Report:
-    """Judge an archive given as ``{path: bytes}``; ``vkey`` is the verifier key that is trusted."""
-    report = Report()
+def verify(files: Files, vkey: str | None = None, *, unsealed: bool = False) -> Report:
+    """Judge an archive given as ``{path: bytes}``; ``vkey`` is the verifier key that is trusted.
+
+    ``unsealed``: a missing seal, which anybody can bring about, is a note and no failure.
+    """
+    report = Report(trusted=vkey is not None)
     given = files.get("log/log.vkey", b"").decode("ascii", "replace").strip()
     if vkey is None:
         report.notes.append(f"no --vkey was given: the archive's own key was used; compare it: {given}")
@@ -70,11 +87,12 @@ def verify(files: Files, vkey: str | None = None) -> Report:
         manifest = json.loads(files["manifest.json"])
         if manifest["format"] != FORMAT:
             raise Defect(f"the format is {manifest['format']!r}, not {FORMAT}")
-    except (Defect, KeyError, ValueError, TypeError, OSError) as error:
+    except (Defect, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
         report.failed.append(f"manifest: {error}")
         return report
     notes: Notes = {}
     report.check("files", lambda: check_files(files, manifest))
+    report.check("checkpoint", lambda: check_checkpoint(files, manifest, key, notes))
     report.check("entries", lambda: check_entries(files, manifest, key, notes))
     report.check("certificates", lambda: check_certificates(files, manifest))
     report.check("policy", lambda: check_policy(files, manifest))
@@ -83,7 +101,12 @@ def verify(files: Files, vkey: str | None = None) -> Report:
     if SEAL[0] in files:
         report.check("seal", lambda: check_seal(files, key, notes))
     else:
-        report.notes.append("the archive has no seal: nothing in the log vouches for the choice of its contents")
+        told = "the archive has no seal: the choice of its contents, rows of decisions and pages are its maker's word"
+        if unsealed:
+            report.notes.append(told)
+        else:
+            report.failed.append(f"seal: {told}; --unsealed takes that")
+    report.check("one history", lambda: check_history(notes))
     return report
 
 
@@ -99,6 +122,24 @@ def check_files(files: Files, manifest: dict[str, Any]) -> str:
     if changed:
         raise Defect(f"changed: {', '.join(changed[:5])}")
     return f"{len(present)} as the manifest has them"
+
+
+def check_checkpoint(files: Files, manifest: dict[str, Any], key: Key, notes: Notes) -> str:
+    """The log's head is signed, and the one that the manifest names."""
+    note = files["log/checkpoint"].decode("utf-8")
+    size, root = notes[note] = open_checkpoint(note, key)
+    if manifest["log"] != {"origin": key[0], "size": size, "root": root.hex()}:
+        raise Defect(f"the manifest names another than the signed one, of {size} entries with the root {root.hex()}")
+    return f"{size} entries of {key[0]}"
+
+
+def check_history(notes: Notes) -> str:
+    """No two checkpoints in the archive contradict each other: else the log has signed two histories."""
+    roots: dict[int, bytes] = {}
+    for size, root in notes.values():
+        if roots.setdefault(size, root) != root:
+            raise Defect(f"the log has signed two different trees of {size} entries: keep this archive")
+    return ""
 
 
 def check_entries(files: Files, manifest: dict[str, Any], key: Key, notes: Notes) -> str:
@@ -151,11 +192,14 @@ def check_segments(files: Files, manifest: dict[str, Any]) -> str:
     sealed = {
         entry["segment"]: entry for entry in entries(files, manifest) if entry.get("kind") == "decision.segment.sealed"
     }
+    facts = ("first_row", "last_row", "rows", "decisions", "lost")
     whole = 0
     for segment in manifest["segments"]:
         entry = sealed.get(segment["segment"])
         if entry is None or entry["sha256"] != segment["sha256"]:
             raise Defect(f"{segment['segment']} was not sealed with this hash")
+        if any(segment[name] != entry[name] for name in facts):
+            raise Defect(f"{segment['segment']} was sealed with other numbers of rows")
         data = files.get(f"decisions/segments/{segment['segment']}")
         if data is not None:
             if sha256(data) != entry["sha256"]:
@@ -171,7 +215,7 @@ def check_decisions(files: Files, manifest: dict[str, Any]) -> str:
     last, calls, loose = 0, 0, 0
     for line in lines:
         row = json.loads(line)
-        if row["row"] <= last:
+        if not isinstance(row["row"], int) or row["row"] <= last:
             raise Defect(f"row {row['row']} is out of order")
         last = row["row"]
         calls += row.get("count", 1) if row.get("kind", "decision") == "decision" else 0
@@ -352,18 +396,26 @@ def times(number: int, one: Point) -> Point:
 def read_archive(path: str) -> dict[str, bytes]:
     """``{path: bytes}`` of a directory, a .zip or a .tar.gz."""
     files: dict[str, bytes] = {}
-    total = 0
-    for name, size, read in members(Path(path)):
+    total, bound = 0, bound_of(Path(path))
+    for name, size, read in members(Path(path), bound):
         total += size
-        if total > MAX_BYTES or len(files) >= MAX_FILES:
-            raise Defect("the archive is too large")
+        if total > bound or len(files) >= MAX_FILES:
+            raise Defect("the archive is too large, or unpacks to far more than it is")
+        # Nothing is unpacked here; but people do unpack archives that a program has found good.
+        if name[1:2] == ":" or "\\" in name or {"", ".", ".."} & set(name.split("/")) or not name.isprintable():
+            raise Defect(f"{name[:100]!r} is no name for a file")
         if name in files:
             raise Defect(f"{name} is in the archive twice")
         files[name] = read()
     return files
 
 
-def members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+def bound_of(path: Path) -> int:
+    """How many bytes an archive may unpack to."""
+    return MAX_BYTES if path.is_dir() else min(MAX_BYTES, FREE_BYTES + MAX_GROWTH * path.stat().st_size)
+
+
+def members(path: Path, bound: int) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
     """(name, size, function that reads it) of each file."""
     if path.is_dir():
         for file in sorted(path.rglob("*")):
@@ -373,13 +425,36 @@ def members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise Defect(f"{info.filename[:100]!r} is compressed in a way that no archive of ours is")
                 if not info.is_dir():
                     yield info.filename, info.file_size, partial(archive.read, info)
         return
-    with tarfile.open(path, mode="r:*") as packed:
+    with path.open("rb") as raw:
+        is_gzip = raw.read(2) == b"\x1f\x8b"
+    # As a stream, so that a header cannot make more be read than the bound either.
+    plain: IO[bytes] = gzip.GzipFile(path) if is_gzip else path.open("rb")  # type: ignore[assignment]  # it reads alike
+    bounded: Any = Bounded(plain, bound)  # of a stream nothing but read is asked
+    with plain, tarfile.open(fileobj=bounded, mode="r|") as packed:
         for member in packed:
             if member.isfile():
                 yield member.name, member.size, partial(extracted, packed, member)
+
+
+class Bounded:
+    """A file that ends with a ``Defect`` where more is read from it than is allowed."""
+
+    def __init__(self, file: IO[bytes], left: int) -> None:
+        self.file = file
+        self.left = left
+
+    def read(self, size: int) -> bytes:
+        """At most ``size`` bytes."""
+        raw = self.file.read(size)
+        self.left -= len(raw)
+        if self.left < 0:
+            raise Defect("the archive is too large, or unpacks to far more than it is")
+        return raw
 
 
 def extracted(packed: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -389,38 +464,60 @@ def extracted(packed: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command: 0 when all checks passed, 1 when one failed."""
+    """The command: 0 when all checks passed, 1 when one failed, 2 for wrong usage."""
     parser = argparse.ArgumentParser(description="Judge an evidence archive offline.")
     parser.add_argument("archive", nargs="?", default=str(Path(__file__).resolve().parent))
     parser.add_argument("--vkey", help="the log's verifier key (file or text), from a source you trust")
+    parser.add_argument("--unsealed", action="store_true", help="accept that the log has not recorded the archive")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    report, _ = judge(options.archive, options.vkey)
+    if not Path(options.archive).exists():
+        parser.error(f"there is no {options.archive}")
+    if options.vkey is not None and "+" not in options.vkey and not Path(options.vkey).is_file():
+        parser.error(f"--vkey is neither a file nor of the form name+id+base64: {options.vkey}")
+    report, _ = judge(options.archive, options.vkey, unsealed=options.unsealed)
     return show(report, as_json=options.json)
 
 
-def judge(archive: str, vkey: str | None) -> tuple[Report, dict[str, bytes]]:
+def judge(archive: str, vkey: str | None, *, unsealed: bool = False) -> tuple[Report, dict[str, bytes]]:
     """What is found of an archive, and its files."""
     try:
         files = read_archive(archive)
-    except (Defect, OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+        if "manifest.json" not in files:
+            raise Defect(f"{archive} holds no manifest.json: give the archive, or the directory it was unpacked to")
+    except (
+        Defect,
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         report = Report()
         report.failed.append(f"archive: {error}")
         return report, {}
-    return verify(files, vkey), files
+    return verify(files, vkey, unsealed=unsealed), files
 
 
 def show(report: Report, *, as_json: bool = False) -> int:
     """Print a report; the exit code."""
     if as_json:
-        told = {"ok": not report.failed, "passed": report.passed, "failed": report.failed, "notes": report.notes}
+        told = {"ok": report.holds, "passed": report.passed, "failed": report.failed, "notes": report.notes}
         print(json.dumps(told, indent=2))
-        return 1 if report.failed else 0
+        return 0 if report.holds else 1
     for sign, lines in (("ok  ", report.passed), ("note", report.notes), ("FAIL", report.failed)):
         for line in lines:
-            print(sign, line)
-    print("the evidence does not hold" if report.failed else "the evidence holds")
-    return 1 if report.failed else 0
+            # What an archive says of itself must not pass for what this program says.
+            print(sign, "".join(c if c.isprintable() else "\ufffd" for c in line))
+    if report.failed:
+        print("the evidence does not hold")
+    elif report.trusted:
+        print("the evidence holds")
+    else:
+        print("the archive agrees with itself; with no --vkey that you trust, anybody can have made it")
+    return 0 if report.holds else 1
 
 
 if __name__ == "__main__":

@@ -63,8 +63,13 @@ def create_table(table: str) -> str:
 
 
 def insert(table: str) -> str:
-    """The statement before the rows. A table that lacks a column refuses them; by itself it would drop the value."""
-    return f"INSERT INTO {table} SETTINGS input_format_skip_unknown_fields = 0 FORMAT JSONEachRow"
+    """The statement before the rows. A table that lacks a column refuses them; by itself it would drop the value.
+
+    Rows may be of more days than ClickHouse takes at once by itself: agents say when a call was, and one of them may
+    make times up.
+    """
+    settings = "input_format_skip_unknown_fields = 0, max_partitions_per_insert_block = 0"
+    return f"INSERT INTO {table} SETTINGS {settings} FORMAT JSONEachRow"
 
 
 def json_row(row: Mapping[str, Any], ledger: str) -> bytes:

@@ -17,7 +17,7 @@ import structlog
 from eastwest import __version__
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy
-from eastwest.errors import Corrupt, Error
+from eastwest.errors import Corrupt, Error, InvalidInput, Unavailable
 from eastwest.ledger.export.ports import Row, Sink, SinkContext
 from eastwest.ledger.query import DecisionQuery
 from eastwest.process.files import replace_file
@@ -30,6 +30,7 @@ PERIOD = 1.0
 """Seconds between two looks at a ledger with nothing new."""
 MAX_WAIT = 60.0
 """Seconds between two tries at a sink that does not take rows."""
+_PROBES = 16  # rows that a sink must refuse one by one before it counts as refusing all
 _log = structlog.get_logger()
 
 
@@ -115,14 +116,59 @@ class Feeder:
         if not rows:
             return 0
         missed = max(0, int(rows[0]["row"]) - self._row - 1) if self._row else 0
-        await self._sink.deliver(rows)
+        refused = await self._hand_over(rows)
+        missed += refused
         self._row = int(rows[-1]["row"])
         self._progress.write(self._row)
-        self._metrics.export_rows.labels(self.name).inc(len(rows))
+        self._metrics.export_rows.labels(self.name).inc(len(rows) - refused)
         if missed:
             self._metrics.export_missed.labels(self.name).inc(missed)
             _log.error("export.missed", sink=self.name, rows=missed)
         return len(rows)
+
+    async def _hand_over(self, rows: Sequence[Row]) -> int:
+        """Deliver all rows but those that the sink refuses for good while it takes others; gives how many these are.
+
+        So that no single row, which somebody may have made for that, ends an export.
+        """
+        try:
+            await self._deliver(rows)
+        except InvalidInput:
+            if len(rows) == 1:
+                raise
+        else:
+            return 0
+        refused = taken = 0
+        problem: InvalidInput | None = None
+        waiting = [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
+        while waiting:
+            part = waiting.pop()
+            try:
+                await self._deliver(part)
+            except InvalidInput as error:
+                problem = error
+                if len(part) > 1:
+                    waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+                    continue
+                refused += 1
+                if not taken and refused >= _PROBES:
+                    raise  # it is not the rows
+            else:
+                taken += len(part)
+        if problem is not None and not taken:
+            raise problem
+        return refused
+
+    async def _deliver(self, rows: Sequence[Row]) -> None:
+        try:
+            await self._sink.deliver(rows)
+        except Error:
+            raise
+        except (ValueError, OverflowError, KeyError, TypeError) as error:
+            # The sink's own form has no place for such a row.
+            raise InvalidInput(f"a row has no form there ({type(error).__name__})") from error
+        except Exception as error:
+            raise Unavailable(f"cannot be delivered ({type(error).__name__})") from error
 
     async def close(self) -> None:
         """Let the sink go."""

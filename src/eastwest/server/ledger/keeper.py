@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 
 from eastwest.clock import Clock
-from eastwest.errors import Unavailable
+from eastwest.errors import Exhausted, Unavailable
 from eastwest.ledger.query import DecisionQuery, dimension
 from eastwest.ledger.record import Row
 from eastwest.log.ports import LogStore
@@ -34,6 +34,7 @@ from eastwest.store.ledger import SealedSegment, SqliteLedger
 from eastwest.store.ledger_worker import Question
 
 CHUNK = 256 * 1024
+EXPORTS_AT_ONCE = 2
 SEALING_MEMORY_MB = 256
 QUERY_THREADS = 2
 
@@ -98,6 +99,7 @@ class Ledger:
         self.sealer = Sealer(directory, store, self._sealing, settings, log, journal, clock, actor)
         self._seal_rows = min(settings.seal_rows, max(max_rows // 2, 1))
         self._since = 0
+        self._exports = 0
         self._enough = asyncio.Event()
         self._turn = asyncio.Lock()
         self.problem = ""
@@ -135,8 +137,23 @@ class Ledger:
     async def edges(self, query: DecisionQuery) -> list[dict[str, Any]]:
         return (await self._questions.ask(Question("edges", query.checked()))).rows
 
-    async def export(self, query: DecisionQuery, form: str) -> AsyncIterator[bytes]:
-        """Matching rows, ``limit`` apart, as a file of one of the reader's formats, in pieces."""
+    async def export(self, query: DecisionQuery, form: str) -> AsyncGenerator[bytes, None]:
+        """Matching rows, ``limit`` apart, as a file of one of the reader's formats, in pieces.
+
+        Raises ``Exhausted`` while others are under way: each is a file on the disk that the log writes to as well, and
+        is there for as long as its reader takes.
+        """
+        if self._exports >= EXPORTS_AT_ONCE:
+            raise Exhausted(f"{EXPORTS_AT_ONCE} exports are under way", fix="try again when one of them has ended")
+        self._exports += 1
+        try:
+            async with aclosing(self._export(query, form)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._exports -= 1
+
+    async def _export(self, query: DecisionQuery, form: str) -> AsyncGenerator[bytes, None]:
         place = Path(tempfile.mkdtemp(prefix="export-", dir=self._directory / "tmp"))
         try:
             path = place / "rows"

@@ -10,7 +10,7 @@ A segment is pruned the other way round: first the entry that says so, then the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +21,8 @@ from eastwest.clock import Clock
 from eastwest.errors import Corrupt
 from eastwest.ledger.segment import PRUNED, SEALED, PrunedRecord, SegmentRecord, rows_of
 from eastwest.log.entry import decode
-from eastwest.log.ports import LogStore
+from eastwest.log.ports import LogStore, Pruned
+from eastwest.log.tiles import TILE_WIDTH
 from eastwest.server.config import LedgerSettings
 from eastwest.server.journal import Journal
 from eastwest.server.ledger.worker import LedgerWorker
@@ -102,13 +103,10 @@ class Sealer:
         if not unknown:
             return 0
         found: dict[str, SealedSegment] = {}
-        start = 0
-        while entries := await self._log.entries(start, start + SCAN):
-            for index, raw in enumerate(entries, start):
-                if SEALED.encode() in raw and (entry := decode(raw)).kind == SEALED:
-                    record = msgspec.convert(dict(entry.body), SegmentRecord)
-                    found[record.segment] = SealedSegment(record, index)
-            start += len(entries)
+        async for index, raw in self._entries(0):
+            if SEALED.encode() in raw and (entry := decode(raw)).kind == SEALED:
+                record = msgspec.convert(dict(entry.body), SegmentRecord)
+                found[record.segment] = SealedSegment(record, index)
         adopted = [
             each
             for name, each in found.items()
@@ -151,15 +149,27 @@ class Sealer:
 
     async def _logged(self, segment: Segment) -> int | None:
         """The index of the segment's entry, if the log has it."""
-        start = segment.log_from
-        while entries := await self._log.entries(start, start + SCAN):
-            for index, raw in enumerate(entries, start):
-                if SEALED.encode() in raw and segment.path.encode() in raw:
-                    entry = decode(raw)
-                    if entry.kind == SEALED and entry.body.get("segment") == segment.path:
-                        return index
-            start += len(entries)
+        async for index, raw in self._entries(segment.log_from):
+            if SEALED.encode() in raw and segment.path.encode() in raw:
+                entry = decode(raw)
+                if entry.kind == SEALED and entry.body.get("segment") == segment.path:
+                    return index
         return None
+
+    async def _entries(self, start: int) -> AsyncIterator[tuple[int, bytes]]:
+        """The log's entries from an index on; what its retention has removed is passed over."""
+        while True:
+            try:
+                entries = await self._log.entries(start, start + SCAN - start % SCAN)
+            except Pruned:
+                # Whole bundles are pruned, the oldest first.
+                start += TILE_WIDTH - start % TILE_WIDTH
+                continue
+            if not entries:
+                return
+            for index, raw in enumerate(entries, start):
+                yield index, raw
+            start += len(entries)
 
     def _is_there(self, record: SegmentRecord) -> bool:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import aclosing
 
 import msgspec
 
@@ -62,8 +63,10 @@ class DecisionQueries:
 
     async def _export(self, request: pb.ExportDecisionsRequest, call: Call) -> None:
         query = await self._within(_read(request.query), call)
-        async for piece in self._ledger.export(query, request.format):
-            await call.send(pb.ExportDecisionsResponse(piece=piece))
+        # Closed with the call: what it keeps on the disk goes when the caller does.
+        async with aclosing(self._ledger.export(query, request.format)) as pieces:
+            async for piece in pieces:
+                await call.send(pb.ExportDecisionsResponse(piece=piece))
 
     async def _within(self, query: DecisionQuery, call: Call) -> DecisionQuery:
         administrator = await self._gate.administrator(call)

@@ -34,6 +34,8 @@ class Claim:
     what: str
     shown: bytes
     """The checkpoint that it shows for it, not verified; empty when it shows none."""
+    size: int = 0
+    """Of the tree that it says it has signed, where it says so."""
 
 
 @dataclass(slots=True)
@@ -89,27 +91,27 @@ class Peer:
             if reply.status == 409 and reply.media_type.partition(";")[0] == SIZE_TYPE:
                 size = read_size(reply.body.decode("latin-1").removesuffix("\n"))
                 if size > checkpoint.size:
-                    return await self._claim(checkpoint, trust, f"it has signed a tree of {size} entries")
+                    return await self._claim(checkpoint, trust, f"it has signed a tree of {size} entries", size)
                 if size < self.signed:
                     forgot = f"it had signed {self.signed} entries and remembers {size}: it forgets what it signs"
                 old = size
                 continue
             if reply.status == 422:
                 what = f"it finds the tree of {checkpoint.size} entries inconsistent with the {old} that it signed"
-                return await self._claim(checkpoint, trust, what)
+                return await self._claim(checkpoint, trust, what, 0)
             told = reply.body[:200].decode("utf-8", "replace").strip()
             self.problem = f"it answered {reply.status}: {told!r}"
             return []
         self.problem = "it names another size each time"
         return []
 
-    async def _claim(self, checkpoint: Checkpoint, trust: ssl.SSLContext, what: str) -> Claim:
+    async def _claim(self, checkpoint: Checkpoint, trust: ssl.SSLContext, what: str, size: int) -> Claim:
         """The claim with what it has to show: witnesses should serve the last checkpoint that they signed."""
         try:
             reply = await exchange(f"{self.url}{origin_hash(checkpoint.origin)}/checkpoint", trust, MAX_ANSWER_BYTES)
         except Error:
-            return Claim(self.name, what, b"")
-        return Claim(self.name, what, reply.body if reply.status == 200 else b"")
+            return Claim(self.name, what, b"", size)
+        return Claim(self.name, what, reply.body if reply.status == 200 else b"", size)
 
     def _count(self, outcome: str) -> None:
         self.requests[outcome] = self.requests.get(outcome, 0) + 1

@@ -15,7 +15,8 @@ import asyncio
 import gzip
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from hashlib import sha256
 
 import structlog
@@ -23,6 +24,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from eastwest.errors import Error, NotFound
 from eastwest.log.ports import LogFiles
@@ -33,25 +35,30 @@ PARTIAL_CACHING = "public, max-age=600, immutable"
 """A partial tile never changes either, but it is gone once the full one is there."""
 NO_CACHING = "no-cache"
 AT_ONCE = 16
+BYTES_AT_ONCE = 64 << 20
+"""Of tiles and bundles that readers are taking: many slow ones must not cost the memory of whoever issues."""
+PIECE = 64 * 1024
 KEPT_BUNDLES = 32
 """Compressed full bundles that are kept, of some 100 kB each."""
 GZIP_LEVEL = 6
 MIN_GZIP_BYTES = 1024
 _PLACE = re.compile(r"(0|[1-9][0-9]?|entries)/((?:x[0-9]{3}/){0,6}[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
 _log = structlog.get_logger()
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def log_app(files: LogFiles, vkeys: Mapping[str, str], prefix: str = "") -> Starlette:
     """The application for ``PublicListener``. ``vkeys``: file name to line; ``prefix``: path before all others."""
     tiles = _Tiles(files)
 
-    async def checkpoint(request: Request) -> Response:
-        name = CHECKPOINT_PATH if request.url.path == f"{prefix}/{CHECKPOINT_PATH}" else WITNESSED_PATH
-        try:
-            note = await tiles.read(name)
-        except Error as error:
-            return _refused(error, name)
-        return PlainTextResponse(note, headers=_headers(NO_CACHING))
+    def note(name: str) -> Endpoint:
+        async def answer(_: Request) -> Response:
+            try:
+                return PlainTextResponse(await tiles.read(name), headers=_headers(NO_CACHING))
+            except Error as error:
+                return _refused(error, name)
+
+        return answer
 
     async def tile(request: Request) -> Response:
         place = parse_place(request.path_params["place"])
@@ -63,23 +70,27 @@ def log_app(files: LogFiles, vkeys: Mapping[str, str], prefix: str = "") -> Star
             content, is_gzip = await tiles.tile(path, is_full=is_full, zipped=zipped)
         except Error as error:
             return _refused(error, path)
+        if not tiles.take(len(content)):
+            headers = _headers("no-store") | {"retry-after": "10"}
+            return PlainTextResponse("too much is being read in this moment\n", 503, headers=headers)
         headers = _headers(FULL_CACHING if is_full else PARTIAL_CACHING)
         if is_bundle:
             headers["vary"] = "accept-encoding"
         if is_gzip:
             headers["content-encoding"] = "gzip"
-        return Response(content, media_type="application/octet-stream", headers=headers)
+        return _InPieces(content, headers, partial(tiles.give_back, len(content)))
 
-    async def vkey(request: Request) -> Response:
-        line = vkeys[request.url.path.rpartition("/")[2]]
-        return PlainTextResponse(f"{line}\n", headers=_headers(NO_CACHING))
+    def vkey(line: str) -> Endpoint:
+        async def answer(_: Request) -> Response:
+            return PlainTextResponse(f"{line}\n", headers=_headers(NO_CACHING))
+
+        return answer
 
     app = Starlette(
         routes=[
-            Route(f"{prefix}/{CHECKPOINT_PATH}", checkpoint),
-            Route(f"{prefix}/{WITNESSED_PATH}", checkpoint),
+            *(Route(f"{prefix}/{name}", note(name)) for name in (CHECKPOINT_PATH, WITNESSED_PATH)),
             Route(f"{prefix}/tile/{{place:path}}", tile),
-            *(Route(f"{prefix}/{name}", vkey) for name in vkeys),
+            *(Route(f"{prefix}/{name}", vkey(line)) for name, line in vkeys.items()),
         ]
     )
     # A redirection would send callers to whatever host their request named.
@@ -114,6 +125,18 @@ class _Tiles:
         self._files = files
         self._few = asyncio.Semaphore(AT_ONCE)
         self._zipped: OrderedDict[bytes, bytes] = OrderedDict()
+        self._left = BYTES_AT_ONCE
+
+    def take(self, size: int) -> bool:
+        """Whether so many bytes may be on their way to a reader as well; ``give_back`` them then."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """They have been read, or their reader is gone."""
+        self._left += size
 
     async def read(self, path: str) -> bytes:
         """A file; raises ``NotFound`` or ``Unavailable``."""
@@ -137,6 +160,27 @@ class _Tiles:
             while len(self._zipped) > KEPT_BUNDLES:
                 self._zipped.popitem(last=False)
         return small, True
+
+
+class _InPieces(Response):
+    """A body that waits for its reader: sent as one, all of it would lie in the connection's buffer."""
+
+    media_type = "application/octet-stream"
+
+    def __init__(self, content: bytes, headers: Mapping[str, str], done: Callable[[], None]) -> None:
+        super().__init__(content, headers=headers)
+        self._done = done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive  # nothing in them changes the answer
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for at in range(0, len(self.body), PIECE):
+                await send({"type": "http.response.body", "body": self.body[at : at + PIECE], "more_body": True})
+            # It waits until the last piece has been taken.
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._done()
 
 
 def _headers(caching: str) -> dict[str, str]:

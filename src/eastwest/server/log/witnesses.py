@@ -86,7 +86,7 @@ class Witnesses:
         troubled = [f"witness {peer.name}: {peer.problem}" for peer in self.peers if peer.problem]
         if self.is_stale:
             missing = ", ".join(self._silent())
-            told = f"no quorum of witnesses has signed the log since {self._met_at:%Y-%m-%d %H:%M:%SZ}"
+            told = f"no quorum of witnesses has signed the log since {self._met_at:%Y-%m-%dT%H:%M:%SZ}"
             troubled.append(f"{told}; missing: {missing}" if missing else told)
         return troubled
 
@@ -189,7 +189,7 @@ class Witnesses:
                 _log.log(40 if self._is_lost else 20, kind, since=self._met_at.isoformat(), size=self.witnessed)
         if closing and self._is_lost and self.age > closing:
             self._log.held = (
-                f"no quorum of witnesses has signed since {self._met_at:%Y-%m-%d %H:%M:%SZ}, "
+                f"no quorum of witnesses has signed since {self._met_at:%Y-%m-%dT%H:%M:%SZ}, "
                 f"and witness_fail_closed_after is {closing} s"
             )
 
@@ -198,7 +198,13 @@ class Witnesses:
         ours = self._log.signed
         if ours is None or self._stopped:
             return
-        proof = await asyncio.to_thread(self._contradiction, claim.shown, ours[0])
+        theirs, proof = self._shown(claim.shown), ""
+        if theirs is not None and not (theirs.size > ours[0].size and await self._has_signed(theirs)):
+            proof = await asyncio.to_thread(self._contradiction, theirs, ours[0])
+        if theirs is not None and not proof and 0 < claim.size <= theirs.size:
+            # Somebody else brought the witness a newer checkpoint of ours than it was asked about.
+            _log.info("witness.ahead", witness=claim.witness, size=theirs.size)
+            return
         if not proof and self._settings.witness_claims == "prove":
             _log.error("witness.claim_unproven", witness=claim.witness, what=claim.what)
             return
@@ -207,9 +213,8 @@ class Witnesses:
         evidence = f"Our checkpoint:\n\n{ours[1]}\nWhat the witness shows:\n\n{shown}"
         self._stopped = what
         error: Corrupt = forked(self._paths, what, evidence, self._clock.now())
-        theirs = self._root_shown(claim.shown)
         async with self._log.stopping(error):
-            facts = {"theirs": theirs.hex()} if theirs else {}
+            facts = {"theirs": theirs.root.hex()} if theirs is not None else {}
             with suppress(Error):
                 await self._journal.record(
                     "log.split_view",
@@ -222,23 +227,32 @@ class Witnesses:
                     **facts,
                 )
 
-    def _contradiction(self, shown: bytes, ours: Checkpoint) -> str:
+    def _contradiction(self, theirs: Checkpoint, ours: Checkpoint) -> str:
         """What a checkpoint under our own key proves against our log; "" when nothing. Blocks."""
-        try:
-            theirs = open_any_checkpoint(shown, self._log.keys)
-        except Error:
-            return ""
         if theirs.size > ours.size:
             return f"our own signature stands on a tree of {theirs.size} entries, and there are {ours.size} here"
         if prefix_root(theirs.size, TileReader(self._files, ours.size).node) != theirs.root:
             return f"our own signature stands on another tree of {theirs.size} entries"
         return ""
 
-    def _root_shown(self, shown: bytes) -> bytes:
+    async def _has_signed(self, theirs: Checkpoint) -> bool:
+        """Whether a checkpoint beyond the last one that we know to be out is one of this very log.
+
+        A checkpoint is a file before it is known here as published, and stays one when its last write fails.
+        """
+        if theirs.size > self._log.size:
+            return False
         try:
-            return open_any_checkpoint(shown, self._log.keys).root
+            return await self._log.root_of(theirs.size) == theirs.root
         except Error:
-            return b""
+            return False  # no append ended there
+
+    def _shown(self, shown: bytes) -> Checkpoint | None:
+        """A checkpoint under our own key; None if it is none."""
+        try:
+            return open_any_checkpoint(shown, self._log.keys)
+        except Error:
+            return None
 
     def _prove(self, old: int, checkpoint: Checkpoint) -> list[bytes]:
         """The consistency proof from ``old``; raises ``ProofMismatch`` if our own tiles do not bear it out. Blocks."""
@@ -263,8 +277,9 @@ class Witnesses:
         if not found or not self._policy.is_met({signature.key for signature in found}):
             return self._clock.now()
         self.witnessed = checkpoint.size
-        met = datetime.fromtimestamp(min(signature.seconds for signature in found), UTC)
-        return min(met, self._clock.now())
+        # The times are the witnesses' words: one from the far future is no date at all.
+        now = self._clock.now()
+        return datetime.fromtimestamp(min(now.timestamp(), *(signature.seconds for signature in found)), UTC)
 
     @property
     def _actor(self) -> str:

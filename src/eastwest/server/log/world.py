@@ -56,7 +56,7 @@ def open_witnesses(
     files = LogDirectory(paths.log)
     witnesses = Witnesses(policy, settings, log, files, journal, clock, paths, trust, config.trust_domain.uri)
     age = Gauge(
-        "eastwest_log_witness_age_seconds", "time since a quorum of witnesses last signed the log", registry=registry
+        "eastwest_log_witness_age_seconds", "Time since a quorum of witnesses last signed the log.", registry=registry
     )
     age.set_function(lambda: witnesses.age)
     registry.register(_Requests(lambda: witnesses))
@@ -73,7 +73,7 @@ class _Requests(Collector):
         """What Prometheus reads, made when it asks."""
         asked = CounterMetricFamily(
             "eastwest_log_witness_requests",
-            "checkpoints sent to a witness, by outcome: signed, refused, failed",
+            "Checkpoints sent to a witness, by outcome: signed, refused, failed.",
             labels=["witness", "outcome"],
         )
         for peer in self._witnesses().peers:

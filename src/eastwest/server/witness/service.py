@@ -72,17 +72,24 @@ class WitnessService:
         assert checkpoint is not None, "a verdict of 200 has one"
         seconds = int(self._clock.now().timestamp())
         lines = "".join(cosign(verdict.text, self._name, signer, seconds) for signer in self._signers)
-        known = {(key.name, key.id): key for key in verdict.signed_by}
-        own = [
-            signature_line(known[name, blob[:4]], blob[4:])
-            for name, blob in split_note(request.note)[1]
-            if (name, blob[:4]) in known
-        ]
-        note = f"{verdict.text}\n{''.join(own)}{lines}".encode()
-        new = Signed(checkpoint.origin, Seen(checkpoint.size, checkpoint.root), note, seconds)
+        note = _own_note(request, verdict) + lines
+        new = Signed(checkpoint.origin, Seen(checkpoint.size, checkpoint.root), note.encode(), seconds)
         return lines if self._store.replace(last.seen if last is not None else EMPTY, new) else None
 
     def _accuse(self, request: AddCheckpoint, verdict: Verdict, last: Signed) -> None:
         now = int(self._clock.now().timestamp())
-        _log.critical("witness.fork", origin=last.origin, size=last.seen.size, why=verdict.why)
-        self._store.keep(Conflict(last.origin, now, verdict.why, request.note, last.note))
+        # Without whatever else stands on it: anybody may bring it again, with lines of their own.
+        note = _own_note(request, verdict).encode()
+        if self._store.keep(Conflict(last.origin, now, verdict.why, note, last.note)):
+            _log.critical("witness.fork", origin=last.origin, size=last.seen.size, why=verdict.why)
+
+
+def _own_note(request: AddCheckpoint, verdict: Verdict) -> str:
+    """A checkpoint with the signatures of the log's keys that were verified, each once, Ed25519 first."""
+    known = {(key.name, key.id): key for key in verdict.signed_by}
+    own = {
+        signature_line(known[name, blob[:4]], blob[4:]): None
+        for name, blob in split_note(request.note)[1]
+        if (name, blob[:4]) in known
+    }
+    return f"{verdict.text}\n{''.join(sorted(own, key=len))}"
