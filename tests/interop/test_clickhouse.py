@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -177,3 +180,15 @@ def _sink(interface: Any, ledger: str = "0123abcd") -> Any:
 def _ask(interface: Any, query: str) -> list[dict[str, Any]]:
     lines = str(interface.engine.query(query, "JSONEachRow")).splitlines()
     return [json.loads(line) for line in lines if line]
+
+
+async def test_the_command_line_asks_the_table(interface: Any, tmp_path: Path) -> None:
+    await _sink(interface).deliver(_rows(range(1, 9)))
+    settings = tmp_path / "server.toml"
+    settings.write_text(f'[export.clickhouse]\nurl = "http://127.0.0.1:{interface.server_port}"\ntable = "audit"\n')
+    words = ["decisions", "top", "--clickhouse", str(settings), "--by", "verdict", "--json"]
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-m", "eastwest.cli.main", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [(row["verdict"], row["count"]) for row in json.loads(done.stdout)["top"]] == [("allow", 18), ("deny", 6)]

@@ -86,11 +86,13 @@ def check_signature(key: Key, text: str, blob: bytes) -> None:
 def open_checkpoint(raw: bytes, keys: list[Key], policy: "Policy | None") -> Head:
     """The tree head that all ``keys`` (or any log of the policy), and enough witnesses, have signed."""
     text, _, block = raw.decode().rpartition("\n\n")
+    sound = all(text.split("\n")) and block.endswith("\n") and {c for c in raw.decode() if c < " "} == {"\n"}
+    demand(sound, "the checkpoint is no signed note, or has an empty line or a control character in it")
     text += "\n"
     origin, size, root = text.split("\n")[:3]
     trusted = {key[:2]: key for key in ([*keys, *policy.logs, *policy.witnesses.values()] if policy else keys)}
     signed: set[Key] = set()
-    for line in block.splitlines():
+    for line in block[:-1].split("\n"):
         dash, name, encoded = line.split(" ")
         blob = unbase64(encoded)
         key = trusted.get((name, blob[:4]))
@@ -280,14 +282,12 @@ def main() -> int:
     parser.add_argument("--proof", metavar="FILE")
     parser.add_argument("--entry", metavar="FILE", help="the entry's exact bytes")
     options = parser.parse_args()
-    one = bool(options.log) != bool(options.proof) and bool(options.proof) == bool(options.entry)
-    if not one or not (options.vkey or options.policy):
+    if not (bool(options.log) != bool(options.proof) == bool(options.entry) and (options.vkey or options.policy)):
         parser.error("give a log, or --proof and --entry; and --vkey, or a --policy that names the log")
     try:
         keys = [read_vkey(text) for text in options.vkey]
         policy = Policy(Path(options.policy).read_text()) if options.policy else None
-        judge = verify_proof if options.proof else verify_log
-        head = judge(options, keys, policy)
+        head = (verify_proof if options.proof else verify_log)(options, keys, policy)
     except (Refused, OSError, ValueError, IndexError, ImportError, zlib.error) as error:
         print(f"NOT VERIFIED: {error}", file=sys.stderr)
         return 1

@@ -75,6 +75,9 @@ INSERT INTO meta VALUES ('identity', lower(hex(randomblob(16))));
 """
 MIGRATIONS = (Migration(1, "ledger", _SCHEMA),)
 
+MIN_SHARE = 1000
+SHARES = 4
+"""While more than half of the room for unsealed rows is taken, one agent has at most a share of it."""
 _COLUMNS = frozenset(("agent", "caller", "service", "verdict", "code"))
 
 
@@ -117,7 +120,7 @@ class SqliteLedger:
         """Store a report; durable when this returns, with the last sequence that is held of this spool.
 
         A report whose sequence is not above it was stored before, and is not again. Raises ``Exhausted`` while too
-        many rows wait to be sealed: the agent keeps the report and sends it again.
+        many rows wait to be sealed, in all or of this agent: it keeps the report and sends it again.
         """
         stored = [_stored(agent, row) for row in rows]
         lost = sum(row.count for row in rows if isinstance(row, Lost))
@@ -130,6 +133,16 @@ class SqliteLedger:
             if _waiting(connection) + len(stored) > self._max_rows:
                 raise Exhausted(
                     f"{self._max_rows} decisions wait to be sealed", fix="see the server's /ready: it cannot seal them"
+                )
+            # One agent that floods must not have the reports of all others refused.
+            share = max(self._max_rows // SHARES, MIN_SHARE)
+            if (
+                _waiting(connection) > self._max_rows // 2
+                and _waiting_of(connection, agent, share) + len(stored) > share
+            ):
+                raise Exhausted(
+                    f"{share} decisions of this agent alone wait to be sealed",
+                    fix="see the server's /ready, and what this node reports so many decisions about",
                 )
             _insert(connection, stored, lost)
             if held == 0:
@@ -488,6 +501,12 @@ def _forget_spools(connection: sqlite3.Connection, agent: str, now: int) -> None
 def _waiting(connection: sqlite3.Connection) -> int:
     # Numbers have no gaps: they come one after the other, and go in front only.
     return int(connection.execute("SELECT COALESCE(MAX(id) - MIN(id) + 1, 0) FROM decisions").fetchone()[0])
+
+
+def _waiting_of(connection: sqlite3.Connection, agent: str, most: int) -> int:
+    """An agent's rows among those that wait, counted up to ``most``."""
+    query = "SELECT COUNT(*) FROM (SELECT 1 FROM decisions WHERE agent = ? LIMIT ?)"
+    return int(connection.execute(query, (agent, most)).fetchone()[0])
 
 
 def _under_way(connection: sqlite3.Connection) -> Segment | None:

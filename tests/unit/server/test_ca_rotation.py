@@ -24,6 +24,14 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     await made.stack.aclose()
 
 
+async def test_the_logs_public_keys_are_written_again_where_they_are_missing(world: World) -> None:
+    files = [world.data / "server" / name for name in ("log.vkey", "log.ml-dsa-44.vkey")]
+    told = [file.read_text() for file in files]
+    files[0].unlink()
+    await world.reopen()
+    assert [file.read_text() for file in files] == told
+
+
 async def test_a_root_goes_through_its_stages_and_its_keys_with_it(world: World) -> None:
     keeper = world.keeper
     old = keeper.state.active_root

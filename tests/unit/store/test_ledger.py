@@ -12,7 +12,7 @@ from eastwest.ledger.query import DecisionQuery
 from eastwest.ledger.record import Decision, Lost, LostReason
 from eastwest.policy.enforcement import DecisionCode, MtlsMode, Verdict
 from eastwest.store.database import Database
-from eastwest.store.ledger import MAX_SPOOLS, SqliteLedger
+from eastwest.store.ledger import MAX_SPOOLS, MIN_SHARE, SqliteLedger
 from eastwest.testing import FakeClock
 from eastwest.testing.ledgers import decision
 
@@ -190,3 +190,15 @@ async def test_a_row_keeps_every_field_that_it_came_with(ledger):
     del found["row"], found["agent"]
     assert msgspec.convert(found, Decision) == full
     assert found["time"] == "2026-11-22T07:00:00.000001Z"
+
+
+async def test_one_agent_that_floods_leaves_room_for_the_others(tmp_path):
+    ledger = await opened(tmp_path / "ledger", max_rows=4 * MIN_SHARE)
+    flood = [decision(1)] * MIN_SHARE
+    for sequence in (1, 2):
+        await ledger.add("flooding", "s", sequence, flood)
+    await ledger.add("other", "s", 1, [decision(2)])
+    with pytest.raises(Exhausted, match="of this agent alone"):
+        await ledger.add("flooding", "s", 3, [decision(3)])
+    assert await ledger.add("other", "s", 2, [decision(4)]) == 2
+    await ledger.close()

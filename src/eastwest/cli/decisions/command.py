@@ -15,6 +15,7 @@ from eastwest.cli.decisions.filters import (
     Caller,
     Cause,
     Class,
+    ClickHouse,
     Code,
     Data,
     First,
@@ -81,6 +82,7 @@ def decisions(
 def search(
     data: Data = None,
     ledger: Ledger = None,
+    clickhouse: ClickHouse = None,
     caller: Caller = "",
     service: Service = "",
     operation: Operation = "",
@@ -105,13 +107,14 @@ def search(
 ) -> None:
     """Show matching rows, the newest last; with --after the oldest of those that follow a row."""
     query = asked(locals(), newest_first=not after, limit=limit, after=after)
-    _search(data, ledger, query, class_, follow=follow, as_json=as_json)
+    _search(data, ledger, query, class_, follow=follow, as_json=as_json, clickhouse=clickhouse)
 
 
 @app.command(epilog=examples("eastwest decisions top --data data --by caller --verdict deny --from 7d"))
 def top(
     data: Data = None,
     ledger: Ledger = None,
+    clickhouse: ClickHouse = None,
     by: Annotated[
         str,
         typer.Option(
@@ -144,7 +147,7 @@ def top(
     query = asked(locals(), limit=limit)
 
     async def work() -> tuple[list[dict[str, Any]], int]:
-        async with Source.open(data, ledger) as source:
+        async with Source.open(data, ledger, clickhouse) as source:
             return await source.totals(await source.of_class(query, class_), by), await source.lost()
 
     _totals(*run(work), as_json=as_json, name="top")
@@ -154,6 +157,7 @@ def top(
 def edges(
     data: Data = None,
     ledger: Ledger = None,
+    clickhouse: ClickHouse = None,
     caller: Caller = "",
     service: Service = "",
     operation: Operation = "",
@@ -173,7 +177,7 @@ def edges(
     query = asked(locals(), limit=5000)
 
     async def work() -> tuple[list[dict[str, Any]], int]:
-        async with Source.open(data, ledger) as source:
+        async with Source.open(data, ledger, clickhouse) as source:
             return await source.edges(query, limit), await source.lost()
 
     rows, lost = run(work)
@@ -264,12 +268,21 @@ def verify(
         raise typer.Exit(1)
 
 
-def _search(data: Path | None, ledger: Path | None, query: Any, class_: str, *, follow: bool, as_json: bool) -> None:
+def _search(
+    data: Path | None,
+    ledger: Path | None,
+    query: Any,
+    class_: str,
+    *,
+    follow: bool,
+    as_json: bool,
+    clickhouse: Path | None = None,
+) -> None:
     from eastwest.cli.decisions.show import print_lost, print_rows
     from eastwest.cli.decisions.source import Source
 
     async def work() -> None:
-        async with Source.open(data, ledger) as source:
+        async with Source.open(data, ledger, clickhouse) as source:
             wanted = await source.of_class(query, class_)
             rows, lost, notes = await source.rows(wanted)
             for note in notes:

@@ -25,6 +25,12 @@ Ledger = Annotated[
         "--ledger", metavar="DIR", help="A directory of segments, DATA/server/ledger or a copy: no server is asked."
     ),
 ]
+ClickHouse = Annotated[
+    Path | None,
+    typer.Option(
+        "--clickhouse", metavar="FILE", help="A server.toml: the table of its [export.clickhouse] is asked, no server."
+    ),
+]
 Caller = Annotated[str, typer.Option(help="Only this caller's SPIFFE ID.")]
 Service = Annotated[str, typer.Option(help="Only calls of this service.")]
 Operation = Annotated[str, typer.Option(help="Only calls of this operation.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tomllib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from eastwest.errors import InvalidInput
-from eastwest.ledger.query import MAX_PAGE, DecisionQuery
+from eastwest.errors import InvalidInput, NotFound
+from eastwest.ledger.query import MAX_PAGE, DecisionQuery, LedgerStore
 from eastwest.policy.problems import suggest, suggest_id
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ class Source:
 
     @staticmethod
     @asynccontextmanager
-    async def open(data: Path | None, ledger: Path | None) -> AsyncIterator[Source]:
-        """The server of ``data``, or the files of ``ledger``; exactly one is given."""
-        if ledger is not None:
+    async def open(data: Path | None, ledger: Path | None, clickhouse: Path | None = None) -> AsyncIterator[Source]:
+        """The table that ``clickhouse`` names, the files of ``ledger``, or the server of ``data``: the first given."""
+        if clickhouse is not None:
+            yield Table.of(clickhouse)
+        elif ledger is not None:
             from eastwest.store.ledger_reader import LedgerReader
 
             with LedgerReader(ledger) as reader:
@@ -174,3 +177,37 @@ class Files(Source):
             while piece := file.read(CHUNK):
                 yield piece
         path.unlink()
+
+
+class Table(Source):
+    """A ClickHouse table that a server fills (``[export.clickhouse]``)."""
+
+    def __init__(self, store: LedgerStore) -> None:
+        self._store = store
+
+    @classmethod
+    def of(cls, settings: Path) -> Table:
+        """The table that a ``server.toml`` names. Raises ``InvalidInput`` naming file and table."""
+        from eastwest.plugins.clickhouse_ledger import ClickHouseLedger
+        from eastwest.process.plugins import check_options
+
+        where = f"{settings}: export.clickhouse"
+        try:
+            found = tomllib.loads(settings.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise NotFound(
+                f"there is no file {settings}", fix="give the server.toml of the server that exports"
+            ) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"not TOML: {error}", where=str(settings)) from None
+        table = found.get("export", {}).get("clickhouse")
+        if not isinstance(table, dict):
+            raise InvalidInput("names no table", where=where, fix="see docs/how-to/export-decisions.md")
+        return cls(ClickHouseLedger(check_options(ClickHouseLedger.Options, table, where)))
+
+    async def page(self, query: DecisionQuery) -> tuple[list[dict[str, Any]], int]:
+        lost = await self._store.top(DecisionQuery(kind="lost", limit=MAX_PAGE), "agent")
+        return await self._store.search(query), sum(row["count"] for row in lost)
+
+    async def totals(self, query: DecisionQuery, by: str) -> list[dict[str, Any]]:
+        return await (self._store.edges(query) if by == "edges" else self._store.top(query, by))

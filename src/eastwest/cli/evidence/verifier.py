@@ -286,23 +286,34 @@ def root_from(hash_: bytes, index: int, size: int, path: list[bytes]) -> bytes |
 def open_checkpoint(note: str, key: Key) -> tuple[int, bytes]:
     """(size, root) of a checkpoint of the log that ``key`` belongs to, its signature checked."""
     text, separator, signatures = note.rpartition("\n\n")
+    if not (separator and all(text.split("\n")) and signatures.endswith("\n")) or {c for c in note if c < " "} != {
+        "\n"
+    }:
+        raise Defect("a checkpoint is no signed note, or has an empty line or a control character in it")
     text += "\n"
     name, key_id, public = key
-    for line in signatures.splitlines():
-        parts = line.split(" ")
-        if len(parts) != 3 or parts[0] != "\u2014" or parts[1] != name:
-            continue
-        blob = base64.b64decode(parts[2], validate=True)
-        if blob[:4] == key_id:
+    signed = False
+    for line in signatures[:-1].split("\n"):
+        dash, signer, encoded = line.split(" ")
+        blob = unbase64(encoded)
+        if dash == "\u2014" and signer == name and blob[:4] == key_id:
             if not ed25519(public, text.encode(), blob[4:]):
                 raise Defect(f"the signature of {name} on a checkpoint is false")
-            break
-    else:
+            signed = True
+    if not signed:
         raise Defect(f"a checkpoint is not signed by {name}")
     origin, size, root = text.split("\n")[:3]
-    if not separator or origin != name or not size.isdigit():
+    if origin != name or not size.isdigit() or str(int(size)) != size or len(size) > 19 or len(unbase64(root)) != 32:
         raise Defect("a checkpoint is malformed, or of another log")
-    return int(size), base64.b64decode(root, validate=True)
+    return int(size), unbase64(root)
+
+
+def unbase64(text: str) -> bytes:
+    """Base64 in its one canonical form."""
+    raw = base64.b64decode(text, validate=True)
+    if base64.b64encode(raw).decode() != text:
+        raise Defect("base64 that is not in canonical form")
+    return raw
 
 
 def read_vkey(text: str) -> Key:

@@ -18,7 +18,7 @@ from eastwest.log.note import NoteKey
 from eastwest.pki.rotation.state import Kind, Stage
 from eastwest.pki.signer import KeyAlgorithm, KeyStore
 from eastwest.pki.upstream import UpstreamAuthority, UpstreamContext
-from eastwest.process.files import make_private
+from eastwest.process.files import make_private, replace_file
 from eastwest.process.plugins import UPSTREAM_AUTHORITIES, load_plugin
 from eastwest.server.ca.authority import Lifetimes, Maker, log_name, open_key_store
 from eastwest.server.ca.rotation import AuthorityKeeper
@@ -78,6 +78,8 @@ async def open_authority(config: ServerConfig, clock: Clock, entropy: Entropy, s
         await _begin(config, keeper, journal, log.key.vkey, added)
     elif second.is_new:
         await journal.record_all(added)
+    if not config.paths.log_vkey.exists():  # whoever removed it would find every command about the log failing
+        replace_file(config.paths.log_vkey, f"{log.key.vkey}\n".encode(), 0o644)
     for key in log.keys[1:]:
         write_vkey(config.paths, key)
     return Opened(database, store, log, journal, keeper, keys, second.lacking)

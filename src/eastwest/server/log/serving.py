@@ -1,6 +1,7 @@
 """The log's public files over HTTP, read-only, as C2SP tlog-tiles has them.
 
     GET <prefix>/checkpoint                     the last one; never cached
+    GET <prefix>/retention                      what was pruned, and by which policy, as C2SP tlog-tiles asks
     GET <prefix>/checkpoint.witnessed           the last one that a quorum of witnesses has signed (ours)
     GET <prefix>/tile/<L>/<N>[.p/<W>]           hashes; immutable
     GET <prefix>/tile/entries/<N>[.p/<W>]       entries; immutable, gzip where it is accepted
@@ -29,6 +30,7 @@ from starlette.types import Receive, Scope, Send
 from eastwest.errors import Error, NotFound
 from eastwest.log.ports import LogFiles
 from eastwest.log.tiles import CHECKPOINT_PATH, TILE_WIDTH, WITNESSED_PATH, Tile, bundle_path
+from eastwest.store.log_files import RETENTION_PATH
 
 FULL_CACHING = "public, max-age=31536000, immutable"
 PARTIAL_CACHING = "public, max-age=600, immutable"
@@ -88,7 +90,7 @@ def log_app(files: LogFiles, vkeys: Mapping[str, str], prefix: str = "") -> Star
 
     app = Starlette(
         routes=[
-            *(Route(f"{prefix}/{name}", note(name)) for name in (CHECKPOINT_PATH, WITNESSED_PATH)),
+            *(Route(f"{prefix}/{name}", note(name)) for name in (CHECKPOINT_PATH, WITNESSED_PATH, RETENTION_PATH)),
             Route(f"{prefix}/tile/{{place:path}}", tile),
             *(Route(f"{prefix}/{name}", vkey(line)) for name, line in vkeys.items()),
         ]
