@@ -41,7 +41,8 @@ class ClickHouseSink:
 
     @classmethod
     def from_options(cls, options: Options, context: SinkContext) -> Self:
-        """As the entry point makes it."""
+        """As the entry point makes it. A password that cannot be read is told now, not with the first refusal."""
+        credentials(options)
         return cls(options, context)
 
     async def deliver(self, rows: Sequence[Row]) -> None:

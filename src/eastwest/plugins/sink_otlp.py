@@ -45,7 +45,9 @@ class OtlpSink:
 
     @classmethod
     def from_options(cls, options: Options, context: SinkContext) -> Self:
-        """As the entry point makes it."""
+        """As the entry point makes it. A token that cannot be read is told now, not with the first refusal."""
+        if options.token_file:
+            header_secret(options.token_file, "token_file")
         return cls(options, context)
 
     async def deliver(self, rows: Sequence[Row]) -> None:

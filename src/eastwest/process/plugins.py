@@ -24,6 +24,7 @@ NODE_ATTESTORS = "eastwest.node_attestors"
 NODE_PROVERS = "eastwest.node_provers"
 UPSTREAM_AUTHORITIES = "eastwest.upstream_authorities"
 WORKLOAD_ATTESTORS = "eastwest.workload_attestors"
+_EXTRAS = {"aws_kms": "aws", "nats": "export", "otlp": "export", "pkcs11": "pkcs11", "systemd": "systemd"}
 
 
 def installed(group: str) -> tuple[str, ...]:
@@ -45,7 +46,7 @@ def load_plugin(group: str, name: str, table: Mapping[str, Any], context: object
         raise FailedPrecondition(
             f"the plug-in {name!r} of {_origin(point)} cannot be loaded: {type(error).__name__}: {error}",
             where=where,
-            fix="install it with what it depends on",
+            fix=_installation(point, error),
         ) from error
     options = check_options(getattr(plugin, "Options", None), table, where)
     try:
@@ -85,6 +86,13 @@ def _find(group: str, name: str, where: str) -> EntryPoint:
             f"several distributions offer a plug-in {name!r}: {origins}", where=where, fix="uninstall all but one"
         )
     return next(iter(found.values()))
+
+
+def _installation(point: EntryPoint, error: Exception) -> str:
+    """What makes a plug-in loadable; ours name the extra that brings what they stand on."""
+    if isinstance(error, ImportError) and _origin(point) == "eastwest" and point.name in _EXTRAS:
+        return f'pip install "eastwest[{_EXTRAS[point.name]}]"'
+    return "install it with what it depends on"
 
 
 def _origin(point: EntryPoint) -> str:

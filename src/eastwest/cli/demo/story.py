@@ -267,6 +267,8 @@ class _Story:
             lines.append(f"{eastwest} demo --keep             leaves it all running, and prints where")
         lines += [
             f"{eastwest} decisions --data {data} --code TENANT_NOT_PERMITTED",
+            f"{eastwest} failures --data {data}",
+            f"{eastwest} evidence --data {data} --principal {_COMPROMISED.spiffe_id} --from 1h",
             f"{eastwest} approval list --data {data}",
             f"{eastwest} mesh status --data {data}",
             f"{eastwest} log verify --data {data}",

@@ -18,6 +18,7 @@ from eastwest.cli.evidence.collect import Collected
 from eastwest.cli.evidence.page import readme, summary
 from eastwest.cli.evidence.verifier import FORMAT, SEAL
 from eastwest.errors import InvalidInput
+from eastwest.log.entry import timestamp
 from eastwest.process.files import replace_file
 
 SUFFIXES = (".zip", ".tar.gz", ".tgz")
@@ -59,8 +60,8 @@ def describe(made: Collected) -> dict[str, Any]:
         "format": FORMAT,
         "made_by": f"eastwest {__version__}",
         "principal": made.principal,
-        "from": made.window.start.isoformat(),
-        "to": made.window.end.isoformat(),
+        "from": timestamp(made.window.start),
+        "to": timestamp(made.window.end),
         "services": made.services,
         "log": {"origin": made.origin, "size": made.size, "root": made.root},
         "entries": sorted(made.entries),
