@@ -24,6 +24,7 @@ async def test_an_answer_that_drips_ends_in_time_and_frees_its_thread():
             writer.close()
 
     ended = asyncio.Event()
+    before = set(threading.enumerate())  # other tests of this process leave some
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
@@ -33,7 +34,7 @@ async def test_an_answer_that_drips_ends_in_time_and_frees_its_thread():
         async with asyncio.timeout(10):
             await ended.wait()
         await asyncio.get_running_loop().shutdown_default_executor()
-    assert not any(thread.name.startswith("asyncio") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("asyncio") for thread in set(threading.enumerate()) - before)
 
 
 async def test_a_redirect_is_not_followed():

@@ -28,7 +28,7 @@ Ledger = Annotated[
 ClickHouse = Annotated[
     Path | None,
     typer.Option(
-        "--clickhouse", metavar="FILE", help="A server.toml: the table of its [export.clickhouse] is asked, no server."
+        "--clickhouse", metavar="FILE", help="A server.toml, whose export.clickhouse names the table that is asked."
     ),
 ]
 Caller = Annotated[str, typer.Option(help="Only this caller's SPIFFE ID.")]
