@@ -80,7 +80,8 @@ async def test_a_sidecar_that_knows_no_endpoint(tmp_path) -> None:
     body = json.dumps({"error": {"code": "UNKNOWN_SERVICE", "message": "no service of this name can be reached"}})
 
     async def answer(reader, writer) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
         writer.write(f"HTTP/1.1 404 Not Found\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
         await writer.drain()
         writer.close()
