@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tomllib
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ LOOK_AGAIN = 0.5
 CHUNK = 1 << 20
 
 
-class Source:
+class Source(ABC):
     """What all sources have in common; ``open`` gives one of the two below."""
 
     @staticmethod
@@ -48,17 +49,20 @@ class Source:
                 "it is not said which ledger", fix="give --data DIR of a server, or --ledger DIR of files"
             )
 
+    @abstractmethod
     async def page(self, query: DecisionQuery) -> tuple[list[dict[str, Any]], int]:
         """Matching rows, and how many decisions were lost in all."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def totals(self, query: DecisionQuery, by: str) -> list[dict[str, Any]]:
         """Totals by a dimension, or ``edges``."""
-        raise NotImplementedError
 
     def export(self, query: DecisionQuery, form: str) -> AsyncIterator[bytes]:
-        """A file of all matching rows, in pieces."""
-        raise NotImplementedError
+        """A file of all matching rows, in pieces; raises ``InvalidInput`` where there is none."""
+        del query, form
+        raise InvalidInput(
+            "this ledger gives no files", fix="ask the server or its segments, or the other store itself"
+        )
 
     async def notes(self, query: DecisionQuery) -> Sequence[str]:
         """Why nothing may have been found."""
