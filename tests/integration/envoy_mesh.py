@@ -116,12 +116,6 @@ def _usage(*, sign: bool) -> x509.KeyUsage:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @dataclass
 class Reply:
     status: int

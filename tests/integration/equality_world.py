@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from envoy_mesh import Ca, Mesh, free_port
+from envoy_mesh import Ca, Mesh
 from raw_http import Answer, Http1, Http2, Recorder, Seen
 
 from eastwest.ledger.record import Decision as Row
@@ -42,6 +42,7 @@ from eastwest.sdk.source import Rules
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.testing.calls import STRANGERS, Brought, Call, Defect, random_calls
 from eastwest.testing.estates import FOREIGN, HEADER, SHAPES, TRUST_DOMAIN, random_estate
+from eastwest.testing.ports import free_port
 
 SERVER = f"spiffe://{TRUST_DOMAIN}/prod/d1/server"
 REFUSED = "REQUEST_REFUSED"

@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cryptography import x509
-from envoy_mesh import free_port
 from server_process import EASTWEST, ServerProcess
 
 from eastwest.agent.envoy import envoy_binary
 from eastwest.cli.authority import AuthorityClient
 from eastwest.cli.demo.launch import envoy_admin
+from eastwest.testing.ports import free_port
 
 TD = "rotate.test"
 PAUSE = 0.01  # seconds between two handshakes of one caller, so that the machine stays usable

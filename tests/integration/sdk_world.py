@@ -9,12 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from envoy_mesh import free_port
 from server_process import EASTWEST, ServerProcess
 from token_world import configure
 
 import eastwest.errors
 from eastwest.agent.envoy import envoy_binary
+from eastwest.testing.ports import free_port
 
 TD = "spiffe://td.test"
 HERE = Path(__file__).parent

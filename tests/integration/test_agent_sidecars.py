@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from agent_authority import TD, FakeAuthority, running, settings
-from envoy_mesh import App, Http, free_port
+from envoy_mesh import App, Http
 
 from eastwest.agent.envoy import envoy_binary
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
@@ -33,6 +33,7 @@ from eastwest.policy.enforcement import (
     Verdict,
 )
 from eastwest.policy.transaction import Token
+from eastwest.testing.ports import free_port
 from eastwest.testing.tokens import TokenMint
 
 CLIENT, BILLING = "spiffe://saas.example/client", "spiffe://saas.example/billing"

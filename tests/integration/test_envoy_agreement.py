@@ -5,7 +5,7 @@ import re
 
 import msgspec
 import pytest
-from envoy_mesh import TD, Ca, Mesh, free_port, spiffe
+from envoy_mesh import TD, Ca, Mesh, spiffe
 
 from eastwest.policy.enforcement import (
     Cell,
@@ -20,6 +20,7 @@ from eastwest.policy.enforcement import (
     TenantSource,
     Verdict,
 )
+from eastwest.testing.ports import free_port
 
 CALLERS = [spiffe(f"caller-{n}") for n in range(5)]
 KNOWN = CALLERS[:4]

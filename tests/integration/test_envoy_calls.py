@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import msgspec
 import pytest
-from envoy_mesh import TD, Ca, Mesh, Workload, free_port, spiffe
+from envoy_mesh import TD, Ca, Mesh, Workload, spiffe
 
 from eastwest.mesh import names
 from eastwest.policy.enforcement import (
@@ -24,6 +24,7 @@ from eastwest.policy.enforcement import (
     TenantSource,
     Verdict,
 )
+from eastwest.testing.ports import free_port
 
 CLIENT, BILLING = spiffe("client"), spiffe("billing")
 ALLOW = Rule(verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED, policy="callers-read")

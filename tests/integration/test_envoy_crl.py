@@ -12,11 +12,11 @@ from base64 import b64encode
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from envoy_mesh import free_port
 from revocable_world import KEY, NowClock, new_world
 
 from eastwest.agent.envoy import sidecar_command
 from eastwest.pki.revocation import shard_of
+from eastwest.testing.ports import free_port
 
 
 def pem(*ders):

@@ -6,7 +6,7 @@ import ssl
 
 import msgspec
 import pytest
-from envoy_mesh import TD, Ca, Mesh, free_port, spiffe
+from envoy_mesh import TD, Ca, Mesh, spiffe
 
 from eastwest.policy.enforcement import (
     Cell,
@@ -22,6 +22,7 @@ from eastwest.policy.enforcement import (
     TenantSource,
     Verdict,
 )
+from eastwest.testing.ports import free_port
 
 CLIENT, SERVICE, FRIEND = spiffe("client"), spiffe("service"), spiffe("svc", "friend.test")
 ALLOW = Rule(verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED, policy="p")

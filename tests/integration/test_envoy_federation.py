@@ -4,7 +4,7 @@ import ssl
 
 import msgspec
 import pytest
-from envoy_mesh import TD, Ca, Mesh, free_port, spiffe
+from envoy_mesh import TD, Ca, Mesh, spiffe
 
 from eastwest.policy.enforcement import (
     Cell,
@@ -18,6 +18,7 @@ from eastwest.policy.enforcement import (
     Sidecar,
     Verdict,
 )
+from eastwest.testing.ports import free_port
 
 FAR_TD = "far.test"
 CLIENT, SERVICE, FAR = spiffe("client"), spiffe("service"), spiffe("svc", FAR_TD)

@@ -3,7 +3,7 @@
 import grpclib.client
 import grpclib.server
 import pytest
-from envoy_mesh import TD, Ca, Mesh, free_port, spiffe
+from envoy_mesh import TD, Ca, Mesh, spiffe
 from google.protobuf.wrappers_pb2 import StringValue
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
@@ -22,6 +22,7 @@ from eastwest.policy.enforcement import (
     TenantSource,
     Verdict,
 )
+from eastwest.testing.ports import free_port
 
 CLIENT, NOTIFY = spiffe("client"), spiffe("notify")
 ALLOW = Rule(verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED, policy="send")

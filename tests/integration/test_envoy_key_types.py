@@ -14,7 +14,7 @@ import subprocess
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
-from envoy_mesh import TD, Ca, Http, Mesh, Workload, free_port, spiffe
+from envoy_mesh import TD, Ca, Http, Mesh, Workload, spiffe
 
 from eastwest.cli.demo.launch import envoy_admin
 from eastwest.mesh.secrets import Identity
@@ -33,6 +33,7 @@ from eastwest.policy.enforcement import (
     Verdict,
 )
 from eastwest.testing import TestCA
+from eastwest.testing.ports import free_port
 
 CLIENT, DB = spiffe("client"), spiffe("db")
 SIGNATURES = {

@@ -4,7 +4,7 @@ import asyncio
 
 import msgspec
 import pytest
-from envoy_mesh import TD, Ca, Mesh, free_port, spiffe
+from envoy_mesh import TD, Ca, Mesh, spiffe
 
 from eastwest.policy.enforcement import (
     Cell,
@@ -18,6 +18,7 @@ from eastwest.policy.enforcement import (
     TcpMatch,
     Verdict,
 )
+from eastwest.testing.ports import free_port
 
 CLIENT, DB, OTHER = spiffe("client"), spiffe("db"), spiffe("other")
 ALLOW = Rule(verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED, policy="sessions")

@@ -10,7 +10,7 @@ from uuid import uuid4
 import grpclib.client
 import msgspec
 import pytest
-from envoy_mesh import TD, Ca, Http, Mesh, Reply, free_port, spiffe
+from envoy_mesh import TD, Ca, Http, Mesh, Reply, spiffe
 from google.protobuf.wrappers_pb2 import StringValue
 from grpclib.exceptions import GRPCError
 from multidict import MultiDict
@@ -35,6 +35,7 @@ from eastwest.policy.enforcement import (
     Verdict,
 )
 from eastwest.policy.transaction import Token
+from eastwest.testing.ports import free_port
 from eastwest.testing.tokens import TokenMint
 
 CLIENT, OTHER, SERVICE = spiffe("client"), spiffe("other"), spiffe("service")

@@ -7,7 +7,6 @@ import gzip
 import json
 import os
 import shutil
-import socket
 import sysconfig
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -28,6 +27,7 @@ from eastwest.clock import SystemClock
 from eastwest.errors import InvalidInput, PermissionDenied, Unavailable
 from eastwest.ledger.export.ports import SinkContext
 from eastwest.process.plugins import LEDGER_SINKS, load_plugin
+from eastwest.testing.ports import free_port
 
 _ROWS = [
     {
@@ -75,14 +75,8 @@ async def _jetstream(folder: Path, port: int) -> AsyncIterator[str]:
         await asyncio.wait_for(process.communicate(), 20)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 async def test_jetstream_holds_each_row_once(tmp_path: Path) -> None:
-    port = _free_port()
+    port = free_port()
     async with _jetstream(tmp_path, port) as url:
         sink = _sink("nats", url=url)
         await sink.deliver(_ROWS[:25])
@@ -102,7 +96,7 @@ async def test_jetstream_holds_each_row_once(tmp_path: Path) -> None:
 
 
 async def test_jetstream_may_go_and_come_back(tmp_path: Path) -> None:
-    port = _free_port()
+    port = free_port()
     sink = _sink("nats", url=f"nats://127.0.0.1:{port}", timeout=2.0)
     with pytest.raises(Unavailable):
         await sink.deliver(_ROWS[:5])

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2
-from envoy_mesh import TD, Ca, Http, Mesh, free_port, spiffe
+from envoy_mesh import TD, Ca, Http, Mesh, spiffe
 
 from eastwest.ledger.failure import FailureClass, class_of, classify
 from eastwest.mesh import names
@@ -40,6 +40,7 @@ from eastwest.policy.enforcement import (
 )
 from eastwest.spiffe.bundle import Bundle, X509Authority
 from eastwest.spiffe.id import TrustDomain
+from eastwest.testing.ports import free_port
 
 CLIENT, OTHER, SERVICE = spiffe("client"), spiffe("other"), spiffe("service")
 ALLOW = Rule(verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED, policy="p")

@@ -19,6 +19,8 @@ import pytest
 from agent_workload import first
 from server_process import EASTWEST, ServerProcess, eastwest
 
+from eastwest.testing.ports import free_ports
+
 ESTATE = """\
 trust_domain: {own}
 environments:
@@ -83,14 +85,6 @@ permit (
   resource == Service::"{name}"
 );
 """
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 class Side:

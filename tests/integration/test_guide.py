@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from eastwest.testing.ports import free_ports
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/two-services"
 GUIDE = (ROOT / "README.md").read_text().partition("## Ten minutes")[2].partition("\n## ")[0]
@@ -53,15 +55,6 @@ def run_guide(place, **environment):
         output, _ = script.communicate(timeout=20)
         pytest.fail(f"the guide did not end:\n{output}")
     return output, script.returncode
-
-
-def free_ports(count):
-    """Ports that nobody uses just now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @needs_tools

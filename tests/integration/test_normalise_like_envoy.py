@@ -11,7 +11,7 @@ from envoy.config.bootstrap.v3 import bootstrap_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
 from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
-from envoy_mesh import Ca, Mesh, free_port
+from envoy_mesh import Ca, Mesh
 from google.protobuf import any_pb2, json_format
 from raw_http import Http2
 
@@ -20,6 +20,7 @@ from eastwest.mesh import http, replies
 from eastwest.mesh.settings import Settings
 from eastwest.policy.headers import ENVOYS_OWN, REMOVED, REMOVED_PREFIXES
 from eastwest.policy.normalise import MAX_HEADERS, Refused, Request, normalise
+from eastwest.testing.ports import free_port
 
 STRIPPED = sorted(ENVOYS_OWN.union(REMOVED))
 

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import msgspec
 from agent_authority import FakeAuthority, running, settings
-from envoy_mesh import App, Http, Reply, free_port
+from envoy_mesh import App, Http, Reply
 from test_agent_sidecars import CLIENT, acknowledged, authority, data, sidecar, sidecars
 
 from eastwest.agent.spool_frame import Frame
 from eastwest.ledger.record import Decision, Lost, Row
 from eastwest.policy.enforcement import DecisionCode, Recording
+from eastwest.testing.ports import free_port
 
 __all__ = ["authority", "data"]  # fixtures
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from eastwest.testing.ports import free_port
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 EASTWEST = Path(sys.executable).parent / "eastwest"
 TRUST_DOMAIN = "interop.test"
@@ -92,13 +94,6 @@ def wait_for(what: str, look: Callable[[], object], seconds: float = START_SECON
         if time.monotonic() > deadline:
             raise AssertionError(f"no {what} within {seconds} s")
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def answers(path: Path) -> bool:

@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import mldsa
-from interop_harness import Authority, Node, Peers, answers, free_port, spire_agent, workload
+from interop_harness import Authority, Node, Peers, answers, spire_agent, workload
 from rotation_mesh import TD, RotationMesh, estate
 
 from eastwest.api.eastwest.authority.v1 import authority_pb2 as pb
 from eastwest.cli.admin import AdminClient
 from eastwest.cli.authority import AuthorityClient
 from eastwest.cli.demo.launch import envoy_admin
+from eastwest.testing.ports import free_port
 
 PROFILE = b"""
 profile: quantum-safe

@@ -5,11 +5,12 @@ import random
 from pathlib import Path
 
 from agent_authority import FakeAuthority
-from envoy_mesh import App, Http, free_port
+from envoy_mesh import App, Http
 from test_agent_sidecars import CLIENT, acknowledged, authority, data, sidecar, sidecars
 from test_record import Calls, agent_process, recorded, rows
 
 from eastwest.ledger.record import Lost, LostReason
+from eastwest.testing.ports import free_port
 
 __all__ = ["authority", "data"]  # fixtures
 KILLS = 12

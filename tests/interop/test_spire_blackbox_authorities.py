@@ -17,10 +17,11 @@ import pytest
 from black_box import SYNC_SECONDS, Domain, Program, domain, program, started
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from interop_harness import Authority, Node, Peers, Process, answers, free_port, our_agent, wait_for
+from interop_harness import Authority, Node, Peers, Process, answers, our_agent, wait_for
 from interop_harness import workload as go_workload
 
 from eastwest.pki.chain import build_path
+from eastwest.testing.ports import free_port
 
 DOMAIN = "domain.test"
 # A server looks at the one above every 15 seconds, and there are four tiers.
