@@ -149,10 +149,14 @@ class Agent(Process):
 
 
 class Helper:
-    """One of our own modules as a process that answers one JSON line for each JSON line."""
+    """One of our own modules as a process that answers one JSON line for each JSON line.
 
-    def __init__(self, module: str, *arguments: str | Path) -> None:
-        self._command = [sys.executable, "-m", module, *(str(argument) for argument in arguments)]
+    ``program``: a copy of this interpreter, for a process that is to be attested by another path.
+    """
+
+    def __init__(self, module: str, *arguments: str | Path, program: Path | None = None) -> None:
+        self._command = [str(program or sys.executable), "-m", module, *(str(argument) for argument in arguments)]
+        self._environment = None if program is None else _as_here()
         self._popen: subprocess.Popen[str] | None = None
 
     @property
@@ -162,7 +166,13 @@ class Helper:
 
     def __enter__(self) -> Self:
         self._popen = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, cwd=ROOT
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            cwd=ROOT,
+            env=self._environment,
         )
         return self
 
@@ -189,6 +199,11 @@ class Helper:
         if not line:
             raise RuntimeError(f"{self._command[2]} ended with status {self._popen.wait(5)}")
         return json.loads(line)
+
+
+def _as_here() -> dict[str, str]:
+    """The environment in which a copied interpreter finds what this one has."""
+    return {**os.environ, "PYTHONHOME": sys.base_prefix, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def run(command: Sequence[str | Path], seconds: float = 120) -> str:

@@ -17,8 +17,14 @@ from http2_client import GREETING, RawClient
 from eastwest.api.eastwest.admin.v1 import admin_pb2
 from eastwest.api.eastwest.authority.v1 import authority_pb2
 from eastwest.api.eastwest.certificates.v1 import certificates_pb2
+from eastwest.api.eastwest.changes.v1 import changes_pb2
 from eastwest.api.eastwest.control.v1 import control_pb2
 from eastwest.api.eastwest.federation.v1 import federation_pb2
+from eastwest.api.eastwest.impact.v1 import impact_pb2
+from eastwest.api.eastwest.insight.v1 import insight_pb2
+from eastwest.api.eastwest.mtls.v1 import mtls_pb2
+from eastwest.api.eastwest.rollout.v1 import rollout_pb2
+from eastwest.api.eastwest.verification.v1 import verification_pb2
 from eastwest.api.grpc.health.v1 import health_pb2
 from eastwest.api.spire.api.server.agent.v1 import agent_pb2
 from eastwest.api.spire.api.server.bundle.v1 import bundle_pb2
@@ -48,9 +54,14 @@ SERVICES = [
         (admin_pb2, "Admin"),
         (authority_pb2, "Authority"),
         (certificates_pb2, "Certificates"),
+        (changes_pb2, "Changes"),
         (control_pb2, "Control"),
         (federation_pb2, "Federation"),
         (health_pb2, "Health"),
+        (impact_pb2, "Impact"),
+        (insight_pb2, "Insight"),
+        (mtls_pb2, "Mtls"),
+        (rollout_pb2, "Rollout"),
         (agent_pb2, "Agent"),
         (bundle_pb2, "Bundle"),
         (debug_pb2, "Debug"),
@@ -59,6 +70,7 @@ SERVICES = [
         (logger_pb2, "Logger"),
         (svid_pb2, "SVID"),
         (trustdomain_pb2, "TrustDomain"),
+        (verification_pb2, "Verification"),
     ]
 ]
 METHODS = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}

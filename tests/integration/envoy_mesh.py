@@ -22,7 +22,9 @@ from eastwest.agent.authorization import Authorization
 from eastwest.agent.departed import Departed
 from eastwest.agent.envoy import sidecar_command
 from eastwest.agent.handshakes import Outgoing
+from eastwest.agent.peers.finder import PeerFinder
 from eastwest.agent.xds import ConfigStreams, Latest, Principal, SidecarStatus
+from eastwest.clock import SystemClock
 from eastwest.ledger.record import Decision
 from eastwest.mesh.action import InForce
 from eastwest.mesh.bootstrap import bootstrap
@@ -31,6 +33,7 @@ from eastwest.mesh.secrets import Identity, SecretSet
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource, Snapshot
 from eastwest.policy.enforcement import Sidecar
+from eastwest.registry.containment import NOBODY
 from eastwest.rpc.service import Call, Listener
 from eastwest.testing.tokens import TokenUses
 
@@ -230,6 +233,7 @@ class Workload:
     status: SidecarStatus | None = None
     process: asyncio.subprocess.Process | None = None
     admin: Path = Path()
+    canaries: bool = False
 
 
 class Mesh:
@@ -240,8 +244,10 @@ class Mesh:
         self.bundles = bundles
         self.post_quantum: dict[str, bytes] = {}
         self.token_keys = b""
+        self.contained = NOBODY
         self.token_uses = TokenUses()
         self.departed = Departed()
+        self.peers = PeerFinder(SystemClock())
         self.workloads: dict[str, Workload] = {}
         self.decisions: list[Decision] = []
         self.versions: dict[str, InForce] = {}
@@ -332,9 +338,9 @@ class Mesh:
             self._wake()
 
         streams = ConfigStreams(Source(), identify, report)
-        logs = AccessLogs(identify, Rules(), record, self.departed.left)
+        logs = AccessLogs(identify, Rules(), record, self.departed.left, peers=self.peers)
         socket_path = self.root / f"{name}-agent.sock"
-        authorization = Authorization(identify, Rules(), self.token_uses.use_token)
+        authorization = Authorization(identify, Rules(), self.token_uses.use_token, self.peers)
         self._services[socket_path] = lambda: [*streams.services(), *logs.services(), *authorization.services()]
         await self._listen(socket_path)
         workload.admin = self.root / f"{name}-admin.sock"
@@ -360,10 +366,11 @@ class Mesh:
         workload.identity = identity or workload.identity
         self.versions.update(versions_in_force(workload.sidecar))
         secrets = sidecar_secrets(workload.sidecar, workload.identity, self.bundles, self.post_quantum)
-        config = config_resources(workload.sidecar, workload.settings, self.token_keys)
+        keys, contained = self.token_keys, self.contained
+        config = config_resources(workload.sidecar, workload.settings, keys, contained, canaries=workload.canaries)
         resources: list[Resource] = [*config, *secrets.resources()]
         workload.secrets.set(secrets)
-        workload.snapshots.set(Snapshot.of(workload.sidecar.version, resources))
+        workload.snapshots.set(Snapshot.of(workload.sidecar.version, resources, contained=contained.generation))
 
     async def settled(self, *workloads: Workload) -> None:
         """Until all sidecars enforce the version they were given."""
@@ -416,6 +423,7 @@ class Mesh:
                 process.terminate()
                 await process.wait()
         await self.stop_agent()
+        self.peers.close()
 
     async def start_agent(self) -> None:
         """Open the agent's sockets again after ``stop_agent``."""

@@ -29,7 +29,15 @@ from eastwest.ledger.record import Decision as Row
 from eastwest.mesh.secrets import Identity
 from eastwest.mesh.tree import http_match
 from eastwest.pki.compact import read_keys
-from eastwest.policy.enforcement import DecisionCode, OperationRules, Sidecar, Verdict, decode_sidecar, encode_sidecar
+from eastwest.policy.enforcement import (
+    DecisionCode,
+    MtlsMode,
+    OperationRules,
+    Sidecar,
+    Verdict,
+    decode_sidecar,
+    encode_sidecar,
+)
 from eastwest.policy.load import load_estate
 from eastwest.policy.normalise import Refused, Request, normalise
 from eastwest.policy.operations import can_be_tenant
@@ -112,6 +120,8 @@ class Told:
     policy: str = ""
     operation: str = ""
     tenant: str | None = ""
+    report: tuple[str, str] = ("", "")
+    """Code and policy of rules in report mode, where they would answer otherwise."""
     request: Request | None = field(default=None, compare=False, repr=False)
 
 
@@ -161,14 +171,25 @@ class Estate:
     oracle: Oracle
     sidecar: Sidecar
     rules: Rules
-    _answers: dict[tuple, Decision] = field(default_factory=dict)
+    reporting: Oracle
+    _answers: dict[tuple, tuple[Decision, Decision]] = field(default_factory=dict)
 
-    def decide(self, caller, service, method, target, headers, presented, certificate) -> Decision:
-        """Cedar's answer. Of headers only those that name tenants go in: equal questions are asked once."""
+    @property
+    def enforced(self) -> bool:
+        """Whether refusals are more than reported."""
+        return self.sidecar.inbound[0].mode is MtlsMode.STRICT
+
+    def decide(self, caller, service, method, target, headers, presented, certificate) -> tuple[Decision, Decision]:
+        """Cedar's answer, and the one that counts rules in report mode.
+
+        Of headers only those that name tenants go in: equal questions are asked once.
+        """
         tenants = tuple(pair for pair in headers if pair[0] == HEADER)
         question = (caller, service, method, target, tenants, presented, certificate)
         if question not in self._answers:
-            self._answers[question] = self.oracle.decide(*question)
+            answer = self.oracle.decide(*question)
+            report = self.reporting.decide(*question) if self.reporting is not self.oracle else answer
+            self._answers[question] = answer, report
         return self._answers[question]
 
     def operation(self, service: str, name: str) -> OperationRules | None:
@@ -183,6 +204,8 @@ class Count:
     estates: int = 0
     requests: int = 0
     codes: Counter[str] = field(default_factory=Counter)
+    reports: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """What was answered, and what rules in report mode would have, where that is something else."""
     differences: list[Difference] = field(default_factory=list)
 
 
@@ -233,14 +256,16 @@ class World:
     async def random_calls(self, seed: int, count: int) -> None:
         """Put a random estate in force and judge ``count`` calls of it."""
         random = Random(seed)
-        made = random_estate(random, shapes=SHAPES)
-        estate = await self.enforce(made.files, seed)
+        # Of four estates two have rules in report mode, one of these where nothing is enforced.
+        made = random_estate(random, shapes=SHAPES, report=0.4 if seed % 2 else 0.0)
+        mode = MtlsMode.PERMISSIVE if seed % 4 == 3 else MtlsMode.STRICT
+        estate = await self.enforce(made.files, seed, mode)
         known = {caller: self.certificate(caller) for caller in (*made.callers, *STRANGERS)}
         calls = list(random_calls(random, made, count, known, int(time.time())))
         protocols = [call.service != TCP and number % 3 == 0 for number, call in enumerate(calls)]
         await self.judge(estate, zip(calls, protocols, strict=True))
 
-    async def enforce(self, files: dict[str, bytes], seed: int = 0) -> Estate:
+    async def enforce(self, files: dict[str, bytes], seed: int = 0, mode: MtlsMode = MtlsMode.STRICT) -> Estate:
         """An estate of files, with its callers' certificates and all its services at one Envoy."""
         loaded = load_estate(files)
         compiled = compile_estate(loaded)
@@ -249,7 +274,7 @@ class World:
             spiffe_id=SERVER,
             version=compiled.version,
             known_callers=next(one for one in compiled.sidecars.values() if one.inbound).known_callers,
-            inbound=tuple(self._here(i) for i in sorted(inbound, key=lambda i: i.service)),
+            inbound=tuple(self._here(i, mode) for i in sorted(inbound, key=lambda i: i.service)),
             # Whom a table admits decides which bundles are trusted at the door; here all stay, as connections do.
             federated_callers=(FOREIGN,),
         )
@@ -264,7 +289,9 @@ class World:
         callers = tuple(caller.spiffe_id for caller in loaded.callers)
         travelled = decode_sidecar(encode_sidecar(sidecar))
         rules = Rules(TrustDomain.parse(TRUST_DOMAIN), travelled, token_keys=read_keys(self.mint.keys))
-        return Estate(seed, callers, Oracle(loaded), sidecar, rules)
+        oracle = Oracle(loaded)
+        reporting = Oracle(loaded, report=True) if any(policy.report for policy in loaded.policies) else oracle
+        return Estate(seed, callers, oracle, sidecar, rules, reporting)
 
     def port(self, service: str) -> int:
         """Where the service listens, in every estate."""
@@ -272,9 +299,9 @@ class World:
             self._ports[service] = free_port()
         return self._ports[service]
 
-    def _here(self, inbound):
+    def _here(self, inbound, mode):
         upstream = f"unix:{self.recorder.path}"
-        return msgspec.structs.replace(inbound, port=self.port(inbound.service), upstream=upstream)
+        return msgspec.structs.replace(inbound, port=self.port(inbound.service), upstream=upstream, mode=mode)
 
     async def judge(self, estate: Estate, calls: Iterable[tuple[Call, bool]]) -> None:
         """Make all calls, over HTTP/2 or not, and note where an answer is not Cedar's."""
@@ -291,6 +318,20 @@ class World:
         )
         for asked, expected, reference in rows:
             self._compare_row(estate, asked.call, expected, reference)
+        await self._compare_connections(estate, [a for lane in lanes.values() for a in lane if a.call.service == TCP])
+
+    async def _compare_connections(self, estate: Estate, made: list[Asked]) -> None:
+        """Rows of TCP connections, which have no reference of their callers'."""
+        expected = Counter((asked.call.caller, asked.expected.code, asked.expected.report) for asked in made)
+
+        def told() -> Counter[tuple]:
+            version = estate.sidecar.version
+            rows = [r for r in self.mesh.decisions if r.service == TCP and r.policy_version == version]
+            return Counter((row.caller, row.code, (row.report_code, row.report_policy)) for row in rows)
+
+        await self.mesh.until(lambda: told().total() >= len(made), lambda: f"not told: {expected - told()}")
+        if told() != expected:
+            self._differ(estate, made[0].call, "connections", expected, told())
 
     def _all_told(self, rows: Iterable[tuple[Asked, Told, str]]) -> bool:
         for row in self.mesh.decisions[self._read :]:
@@ -305,12 +346,14 @@ class World:
             call, expected = asked.call, asked.expected
             self.count.requests += 1
             self.count.codes[expected.code] += 1
+            if expected.report[0]:
+                self.count.reports[expected.code, expected.report[0]] += 1
             if call.service == TCP:
                 await self._tcp(estate, call, expected)
                 continue
             rows += await self._http(estate, asked, expected)
             rules = estate.operation(call.service, expected.operation)
-            if rules is not None and rules.single_use and expected.code == "ALLOWED":
+            if rules is not None and rules.single_use and expected.code == "ALLOWED" and estate.enforced:
                 again = replace(expected, code="TOKEN_USED", policy="")
                 self.count.codes[again.code] += 1
                 rows += await self._http(estate, asked, again)
@@ -330,12 +373,15 @@ class World:
             return Told(REFUSED)
         certificate = self.certificate(call.caller) if call.caller else ""
         question = (call.caller, call.service, call.method, self._matched(handed_on), handed_on.headers, call.presented)
-        verdict, code, policy, operation = estate.decide(*question, certificate)
-        found = lookup(estate.sidecar, *question, certificate)
-        if found != (verdict, code, policy, operation):
-            self._differ(estate, call, "table", (verdict, code, policy, operation), found)
+        answers = estate.decide(*question, certificate)
+        for report, answer in enumerate(answers):
+            found = lookup(estate.sidecar, *question, certificate, report=bool(report))
+            if found != answer:
+                self._differ(estate, call, "report's table" if report else "table", answer, found)
+        (verdict, code, policy, operation), (_, report_code, report_policy, _) = answers
         assert (verdict is Verdict.ALLOW) == (code is DecisionCode.ALLOWED)
-        return Told(code, policy, operation, self._tenant(estate, call, handed_on, operation), handed_on)
+        report = ("", "") if report_code is code else (report_code, report_policy)
+        return Told(code, policy, operation, self._tenant(estate, call, handed_on, operation), report, handed_on)
 
     @staticmethod
     def _handed_on(asked: Asked) -> Request | Refused:
@@ -358,13 +404,13 @@ class World:
         found = decide(
             estate.rules, call.service, peer, call.method, call.target, headers, now, http_version=asked.version
         )
-        told = Told(found.code, found.policy, found.operation, found.tenant)
+        told = Told(found.code, found.policy, found.operation, found.tenant, (found.report_code, found.report_policy))
         if expected.tenant is None or expected.code != "ALLOWED":
             told.tenant = expected.tenant
         if told != expected or (found.verdict is Verdict.ALLOW) != (expected.code == "ALLOWED"):
             self._differ(estate, call, f"SDK over HTTP/{asked.version}", expected, found)
         rules = estate.operation(call.service, expected.operation)
-        once = rules is not None and rules.single_use and expected.code == "ALLOWED"
+        once = rules is not None and rules.single_use and expected.code == "ALLOWED" and estate.enforced
         if found.once != once or (expected.request is not None and found.request != expected.request):
             self._differ(estate, call, "what the SDK hands on", (once, expected.request), (found.once, found.request))
 
@@ -394,7 +440,8 @@ class World:
         if not connection.open:
             await self._connections.pop(key).close()
         code, seen = self.told(answer)
-        if code != expected.code:
+        passes = not estate.enforced and expected.code != REFUSED
+        if code != ("ALLOWED" if passes else expected.code):
             self._differ(estate, call, f"code by HTTP/{asked.version}", expected, (code, answer.status))
             return []
         if seen is not None:
@@ -416,7 +463,12 @@ class World:
         if place:
             assert not answer.value("x-eastwest-code"), "only the proxy speaks for the policy"
             return "ALLOWED", self.recorder.seen[int(place)]
-        return answer.value("x-eastwest-code") or REFUSED, None
+        code = answer.value("x-eastwest-code")
+        if code and answer.body:  # HEAD has none
+            # A caller gets a code and a reference: no policy, and nothing of what one asks.
+            assert json.loads(answer.body)["error"].keys() == {"code", "message", "reference"}
+            assert not any(b"|" in value for _, value in answer.headers), answer.headers
+        return code or REFUSED, None
 
     def _compare_seen(self, estate: Estate, call: Call, expected: Told, seen: Seen) -> None:
         """What was decided on reaches the application, byte for byte, and nothing else does."""
@@ -434,10 +486,10 @@ class World:
 
     def _compare_row(self, estate: Estate, call: Call, expected: Told, reference: str) -> None:
         row = self._rows.pop(reference)
-        told = Told(row.code, row.policy, row.operation, row.tenant)
+        told = Told(row.code, row.policy, row.operation, row.tenant, (row.report_code, row.report_policy))
         if expected.tenant is None or (expected.code != "ALLOWED" and self._by_claim(estate, call, expected)):
             expected = replace(expected, tenant=row.tenant)  # told as it came, or not at all
-        if told != expected or row.caller != call.caller or not row.enforced:
+        if told != expected or row.caller != call.caller or row.enforced != estate.enforced:
             self._differ(estate, call, "decision", (expected, call.caller), (told, row.caller, row.cause))
         if row.policy_version != estate.sidecar.version:
             self._differ(estate, call, "version", estate.sidecar.version, row.policy_version)
@@ -455,7 +507,7 @@ class World:
         finally:
             await connection.close()
         allowed = bool(answer.status)
-        if allowed != (expected.code == "ALLOWED"):
+        if allowed != (expected.code == "ALLOWED" or not estate.enforced):
             self._differ(estate, call, "TCP", expected, answer.status)
 
     def _differ(self, estate: Estate, call: Call, what: str, expected: object, found: object) -> None:

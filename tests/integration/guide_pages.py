@@ -22,6 +22,7 @@ _VOLATILE = (
     (re.compile(r"\b(?=[0-9a-f]*[0-9])[0-9a-f]{12,40}\b"), "ID"),
     (re.compile(r"\beyJ[\w.-]*\.\.\.|\beyJ[\w-]+\.[\w-]+\.[\w-]+"), "JWT"),
     (re.compile(r"\b1[0-9]{9}\b"), "UNIX"),
+    (re.compile(r"\brow [0-9]+, version"), "row N, version"),
     (re.compile(r"^[0-9]+(?= {2,}TIME)", re.MULTILINE), "ROW"),
     (re.compile(r"^ *[0-9]+(?= +TIME)", re.MULTILINE), "ROW"),
     (re.compile(r"\bunix:uid:[0-9]+"), "unix:uid:N"),

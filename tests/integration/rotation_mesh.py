@@ -78,13 +78,21 @@ class Load:
 class RotationMesh:
     """The processes. ``place`` must have a short path: sockets lie in it.
 
-    ``flags`` are those of ``server init``; ``files`` change those of the estate, or add to them.
+    ``flags`` are those of ``server init``; ``files`` change those of the estate, or add to them; ``agent_prefix`` is a
+    command that becomes the agent.
     """
 
-    def __init__(self, place: Path, flags: Sequence[str] = (), files: Mapping[str, bytes] | None = None) -> None:
+    def __init__(
+        self,
+        place: Path,
+        flags: Sequence[str] = (),
+        files: Mapping[str, bytes] | None = None,
+        agent_prefix: Sequence[str] = (),
+    ) -> None:
         self.place = place
         self.flags = flags
         self.files = files or {}
+        self.agent_prefix = agent_prefix
         self.data = place / "data"
         self.data.mkdir()
         self.server = ServerProcess(self.data, TD)
@@ -254,7 +262,7 @@ class RotationMesh:
     def _run(self, name: str, *words: str) -> subprocess.Popen[bytes]:
         with (self.place / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "eastwest.cli.main", *words],
+                [*(self.agent_prefix if name == "agent" else ()), sys.executable, "-m", "eastwest.cli.main", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -18,8 +18,10 @@ FIRST = int(os.environ.get("EASTWEST_EQUALITY_SEED", "0"))
 async def test_every_decider_gives_the_same_answer(tmp_path):
     count = await compare(tmp_path, first=FIRST, requests=REQUESTS, calls=40)
     print(f"equality_requests={count.requests} equality_differences={len(count.differences)}")
-    print(f"{count.estates} estates: {count.codes}")
+    print(f"{count.estates} estates: {count.codes} {count.reports}")
     assert not count.differences, "\n".join(map(str, count.differences[:40]))
     assert count.requests >= REQUESTS
     assert count.codes["ALLOWED"] > count.requests // 10, "the random estates allow next to nothing"
     assert len(count.codes) > 15, count.codes
+    assert len(count.reports) > 5, count.reports
+    assert count.reports.total() > count.requests // 20, "rules in report mode change next to nothing"

@@ -38,11 +38,12 @@ from eastwest.policy.enforcement import (
     TcpMatch,
     Verdict,
 )
+from eastwest.registry.containment import Contained
 from eastwest.spiffe.bundle import Bundle, X509Authority
 from eastwest.spiffe.id import TrustDomain
 from eastwest.testing.ports import free_port
 
-CLIENT, OTHER, SERVICE = spiffe("client"), spiffe("other"), spiffe("service")
+CLIENT, OTHER, SERVICE, CUT = spiffe("client"), spiffe("other"), spiffe("service"), spiffe("cut")
 ALLOW = Rule(verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED, policy="p")
 U = x509.UniformResourceIdentifier
 FORMS = [(protocol, mode) for protocol in ("http", "tcp") for mode in (MtlsMode.STRICT, MtlsMode.PERMISSIVE)]
@@ -153,6 +154,7 @@ class World:
             "two": (FailureClass.MALFORMED_SAN, {"identity": own.leaf(U(CLIENT), U(OTHER))}),
             "old": (FailureClass.STALE_BUNDLE, {"identity": authority(self.old).leaf(U(CLIENT))}),
             "policy": (FailureClass.POLICY, {"identity": own.leaf(U(OTHER))}),
+            "cut": (FailureClass.CONTAINED, {"identity": own.leaf(U(CUT))}),
         }
         strict = {
             "tls12": (FailureClass.NO_CERTIFICATE, {"identity": own.leaf(U(CLIENT)), "tls12": True}),
@@ -241,6 +243,7 @@ async def test_what_callers_do_wrong_is_classified_rightly_each_time(world):
     assert reply.status == 200, "the old authority is trusted as long as it is in the bundle"
 
     world.trust(world.ca)
+    world.mesh.contained = Contained(1, (CUT,))
     world.mesh.publish(server, msgspec.structs.replace(server.sidecar, version="v2"))
     await world.mesh.settled()
     await refused(world, before)
@@ -251,7 +254,7 @@ async def test_what_callers_do_wrong_is_classified_rightly_each_time(world):
     told = {service: class_of(row) for service, row in rows.items()}
     assert told == {attempt.service: attempt.expected for attempt in attempts}
     reached = Counter(told.values())
-    assert set(FailureClass) - set(reached) == {FailureClass.REVOKED, FailureClass.CONTAINED}, reached
+    assert set(FailureClass) - set(reached) == {FailureClass.REVOKED}, reached
     for attempt in attempts:
         row = rows[attempt.service]
         shown = attempt.identity.spiffe_id if attempt.identity and not attempt.tls12 else ""
@@ -259,10 +262,13 @@ async def test_what_callers_do_wrong_is_classified_rightly_each_time(world):
             shown = ""  # refused before Envoy keeps the certificate
         assert row.caller == shown, row
         assert row.claimed == (
-            bool(shown) and row.code is not DecisionCode.OPERATION_NOT_PERMITTED and "nobody" not in shown
+            bool(shown)
+            and row.code not in {DecisionCode.OPERATION_NOT_PERMITTED, DecisionCode.CALLER_CONTAINED}
+            and "nobody" not in shown
         )
         assert row.mode is attempt.mode
-        # A handshake that fails fails in both modes; plaintext and what policy says is only reported in permissive.
+        # A handshake that fails fails in both modes, and so does who is contained; plaintext and what policy says is
+        # only reported in permissive.
         after = attempt.plaintext or attempt.expected is FailureClass.POLICY or "," in shown
         assert row.enforced == (attempt.mode is MtlsMode.STRICT or not after), row
 
@@ -443,6 +449,7 @@ def reject(port: int, trusted: Ca) -> None:
         context.wrap_socket(plain)
 
 
-def test_contained_has_a_place_and_no_maker_yet():
-    """What cuts an identity off comes with containment; until then no enforcement point gives this cause."""
+@pytest.mark.parametrize("code", ["CALLER_CONTAINED", "TOKEN_CONTAINED", "IDENTITY_CONTAINED"])
+def test_whatever_containment_refuses_is_of_its_class(code):
+    assert classify(code, "") is FailureClass.CONTAINED
     assert classify("CERTIFICATE_REFUSED", "contained") is FailureClass.CONTAINED

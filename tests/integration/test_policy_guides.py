@@ -117,3 +117,13 @@ def test_every_mistake_of_writing_policy_is_told_as_the_page_shows(place):
 )
 def test_what_counts_as_the_same(shown, printed, same):
     assert (guide_pages.complaint(shown, printed) == "") is same
+
+
+def test_a_change_rolls_out_and_back_as_the_page_says(place):
+    blocks = [block for block in guide_pages.blocks("roll-out-a-change.md") if block.language == "sh"]
+    assert len(blocks) == 5
+    scripts = [block.text.replace("/tmp/rings", str(place / "r")) for block in blocks]
+    printed = guide_pages.run_in_one_shell(place, scripts, timeout=SECONDS)
+    wrong = differences(blocks, printed)
+    assert not wrong, "\n".join(wrong)
+    assert not (place / "r").exists()

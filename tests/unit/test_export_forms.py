@@ -48,6 +48,10 @@ _rows = st.fixed_dictionaries(
         "trace": st.sampled_from(["", "4bf92f3577b34da6a3ce929d0e0e4736"]),
         "first": st.booleans(),
         "break_glass": st.booleans(),
+        "report_code": st.sampled_from(["", *(str(code) for code in DecisionCode)]),
+        "report_policy": _texts,
+        "peer": _texts,
+        "canary": st.booleans(),
     },
 )
 

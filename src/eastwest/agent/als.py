@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
 from eastwest.agent import als_wire
+from eastwest.agent.connections import Connections
 from eastwest.agent.entries import decided, told_before
 from eastwest.agent.handshakes import Left, Outgoing, never_left, refused_handshake, refused_server
 from eastwest.agent.shapes import Shapes
@@ -19,6 +22,7 @@ from eastwest.errors import InvalidInput
 from eastwest.ledger.record import Decision
 from eastwest.mesh import names
 from eastwest.mesh.action import InForce
+from eastwest.policy.enforcement import DecisionCode
 from eastwest.rpc.service import Call, Service
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -45,6 +49,18 @@ class Rules(Protocol):
         ...
 
 
+class Peers(Protocol):
+    """Who is at the other end of plaintext connections (``eastwest.agent.peers``)."""
+
+    async def settled(self, principal: Principal) -> None:
+        """Wait a moment for those of this sidecar that are being looked up."""
+        ...
+
+    def name(self, principal: Principal, address: str, port: int) -> str:
+        """The best name; "" where there is none."""
+        ...
+
+
 @dataclass(slots=True)
 class Counters:
     """Entries received, and those that became no decision: foreign logs, and requests cut before one."""
@@ -61,7 +77,8 @@ class AccessLogs:
     """The access log service of one agent; ``record`` takes decisions and must not block.
 
     ``left`` tells certificates of authorities that were trusted here once; ``received`` hears how many entries came
-    from which sidecar (its node id and pid).
+    from which sidecar (its node id and pid); ``peers`` names who is at the other end of a sidecar's plaintext
+    connection.
     """
 
     def __init__(
@@ -71,13 +88,19 @@ class AccessLogs:
         record: Record,
         left: Left = never_left,
         received: Callable[[str, int, int], None] = lambda _node, _pid, _entries: None,
+        peers: Peers | None = None,
+        connections: Connections | None = None,
     ) -> None:
         self._identify = identify
         self._rules = rules
         self._record = record
         self._left = left
         self._received = received
+        self._peers = peers
+        self._connections = connections or Connections()
         self._shapes: dict[tuple[str, str], Shapes] = {}  # by service and sidecar
+        self.mark: Callable[[Decision, Any], Decision] = lambda decision, _entry: decision
+        """Says of a decision, with Envoy's entry of it, whether a verify run asked."""
         self.counters = Counters()
 
     def services(self) -> list[Service]:
@@ -104,11 +127,14 @@ class AccessLogs:
             elif current is None:
                 self.counters.foreign += len(http) + len(tcp)
             elif kind == "connections":
-                refused = (refused_handshake(entry, current, node, self._left) for entry in tcp)
-                await self._take(decision for decision in refused if decision is not None)
+                refused = ((refused_handshake(entry, current, node, self._left), entry) for entry in tcp)
+                await self._take(self.mark(decision, entry) for decision, entry in refused if decision is not None)
             else:
-                left = self._count(http, current, node)
-                await self._take(self._decisions(left, tcp, current, node))
+                self._connections.sessions(service, tcp)
+                if self._peers is not None:
+                    await self._peers.settled(principal)
+                left = self._count(self._connections.requests(service, http), current, node)
+                await self._take(self._decisions(left, tcp, current, node, principal))
         return als_wire.Response()
 
     async def _take(self, decisions: Iterator[Decision]) -> None:
@@ -135,7 +161,9 @@ class AccessLogs:
             self._record(counted)
         return left
 
-    def _decisions(self, http: Sequence[Any], tcp: Sequence[Any], current: InForce, node: str) -> Iterator[Decision]:
+    def _decisions(
+        self, http: Sequence[Any], tcp: Sequence[Any], current: InForce, node: str, principal: Principal
+    ) -> Iterator[Decision]:
         shapes = self._shapes.get((current.service, node))
         for read in http:
             entry = als_wire.whole_entry(read)
@@ -143,9 +171,10 @@ class AccessLogs:
             if decision is None:
                 self.counters.undecided += 1
                 continue
+            decision = self.mark(decision, entry)
             if shapes is not None:
                 shapes.learn(read, decision, self._rules.version(decision.rules_version) or current)
-            yield decision
+            yield self._named(decision, entry, principal)
         for entry in tcp:
             if told_before(entry):
                 continue
@@ -153,7 +182,15 @@ class AccessLogs:
             if decision is None:
                 self.counters.undecided += 1
             else:
-                yield decision
+                yield self._named(self.mark(decision, entry), entry, principal)
+
+    def _named(self, decision: Decision, entry: Any, principal: Principal) -> Decision:
+        """The decision with the best name of a peer that proved nothing."""
+        if self._peers is None or decision.caller or decision.code is not DecisionCode.MTLS_REQUIRED:
+            return decision
+        remote = entry.common_properties.downstream_direct_remote_address.socket_address
+        name = self._peers.name(principal, remote.address, remote.port_value)
+        return msgspec.structs.replace(decision, peer=name) if name else decision
 
     def _refused_servers(
         self, http: Sequence[Any], tcp: Sequence[Any], principal: Principal, node: str

@@ -21,7 +21,13 @@ _MESSAGE: _Shape = {
     "identifier": True,
     "http_logs": {
         "log_entry": {
-            "common_properties": {"tls_properties": True, "start_time": {"seconds": True}, "metadata": True},
+            "common_properties": {
+                "tls_properties": True,
+                "start_time": {"seconds": True},
+                "metadata": True,
+                "downstream_direct_remote_address": True,
+                "access_log_type": True,
+            },
             "request": {"request_method": True, "path": True, "request_headers": True},
             "response": {"response_code_details": True},
         }

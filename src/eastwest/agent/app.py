@@ -28,11 +28,14 @@ from eastwest.agent.cache import Cache
 from eastwest.agent.callers import ProcessAttestor, identify
 from eastwest.agent.config import Settings
 from eastwest.agent.connection import Dismissed, ServerConnection
+from eastwest.agent.connections import Connections
+from eastwest.agent.containment import CAPABILITY, Closer
 from eastwest.agent.control import ControlClient
 from eastwest.agent.decisions import Decisions
 from eastwest.agent.departed import Departed
 from eastwest.agent.enforcement import Enforcement
 from eastwest.agent.envoys import Envoys
+from eastwest.agent.examining import CanaryRows, Examiner
 from eastwest.agent.explaining import ADMIN_SOCKET_MODE, explain_service
 from eastwest.agent.health import HealthServer
 from eastwest.agent.holdings import Holdings
@@ -41,6 +44,8 @@ from eastwest.agent.jwts import JwtCache
 from eastwest.agent.keyring import KeyringUnavailable, node_key
 from eastwest.agent.knowledge import Knowledge
 from eastwest.agent.own import OwnIdentity, OwnSvid
+from eastwest.agent.peers.finder import PeerFinder
+from eastwest.agent.peers.likely import likely_identity
 from eastwest.agent.proxies import Proxies, Received
 from eastwest.agent.receipts import Receipts
 from eastwest.agent.receipts import forget as forget_receipts
@@ -211,6 +216,12 @@ class _Agent:
         renewal = Renewal(connection, own_identity, own, knowledge, clock, jitter, attestation)
 
         departed = Departed()
+        connections = Connections()
+        closer = Closer(knowledge, connections, sidecars.changes)
+        sidecars.on_contained = closer.enforced
+        if closer.problem:
+            means = "those of a contained identity end by their age"
+            _log.warning("agent.connections.cannot_close", why=closer.problem, means=means)
 
         def on_state(state: State) -> None:
             if state.bundle.x509_authorities != knowledge.state.bundle.x509_authorities:
@@ -218,6 +229,7 @@ class _Agent:
             if state.bundle.jwt_authorities != knowledge.state.bundle.jwt_authorities:
                 jwts.forget()
             knowledge.set(state)
+            closer.follow()
             sidecars.on_state()
             identities.on_state(state)
             departed.learn(state.bundles.values(), (held.svid.chain for held in identities.everything()))
@@ -229,8 +241,12 @@ class _Agent:
             departed.learn(knowledge.state.bundles.values(), (held.svid.chain for held in identities.everything()))
             _log.info("agent.cache.restored", entries=len(knowledge.state.entries), svids=restored)
         holdings = Holdings(knowledge, identities, sidecars, renewal, clock)
+        holdings.closed = lambda: closer.closed
         control = ControlClient(connection, knowledge.state, holdings, clock, jitter, on_state)
+        control.capabilities |= {"report"}
+        control.capabilities |= {"contain"} if closer.problem else {"contain", CAPABILITY}
         sidecars.on_enforced = control.rollout.enforced
+        control.capabilities |= {"canaries", "peers"}
 
         def problems() -> list[str]:
             found = [] if knowledge.state.epoch else ["no state has come from the server yet"]
@@ -245,7 +261,11 @@ class _Agent:
         identified = identify(attestor.attest, knowledge, clock)
         received = Received(self._paths.spool / "proxies")
         received.open()
-        logs = AccessLogs(identified, sidecars, decisions.record, departed.left, received.add)
+        peers = PeerFinder(clock, likely_identity(ports.attestors, knowledge, clock))
+        logs = AccessLogs(identified, sidecars, decisions.record, departed.left, received.add, peers, connections)
+        logs.mark = CanaryRows(knowledge).mark
+        authorization = Authorization(identified, sidecars, connection.use_token, peers)
+        authorization.contained = lambda: knowledge.state.contained
         proxies = Proxies(identified, received, decisions.confess, clock)
         listener = Listener(
             [
@@ -253,7 +273,7 @@ class _Agent:
                 *ConfigStreams(sidecars, identified, sidecars.report, sidecars.taken, sidecars.envoys.ended).services(),
                 *logs.services(),
                 *proxies.services(),
-                *Authorization(identified, sidecars, connection.use_token).services(),
+                *authorization.services(),
                 Enforcement(
                     knowledge,
                     attestor.attest,
@@ -268,7 +288,7 @@ class _Agent:
             implementation=settings.http2,
         )
         admin = Listener([explain_service(ports.attestors, knowledge, clock)], implementation=settings.http2)
-        readings = _readings(control, identities, decisions, renewal, knowledge, sidecars, logs, clock)
+        readings = _readings(control, identities, decisions, renewal, knowledge, sidecars, logs, peers, clock)
         failed: errors.Error | None = None
         async with AsyncExitStack() as stack:
             try:
@@ -284,6 +304,8 @@ class _Agent:
                     group.create_task(_keep_envoys(cache, envoys))
                     group.create_task(envoys.run())
                     group.create_task(holdings.run())
+                    group.create_task(Examiner(knowledge, sidecars, clock).run())
+                    group.create_task(closer.run())
                     if not cached:
                         await self._first_state(control, connection.target)
                     await listener.listen_unix(self._paths.socket, SOCKET_MODE)
@@ -299,6 +321,7 @@ class _Agent:
                 notify("STOPPING=1")
                 await decisions.close()
                 received.close()
+                peers.close()
                 await asyncio.shield(asyncio.to_thread(_save, cache, knowledge, identities))
         if failed is not None:
             raise failed
@@ -382,6 +405,7 @@ class _Agent:
                 states, state = knowledge.states.count, knowledge.state
                 if await _to_disk(partial(cache.save_state, state)):
                     holdings.kept(state.bundle.sequence)
+                    holdings.kept_contained(state.contained.generation)
             if identities.changes.count != svids:
                 svids, everything = identities.changes.count, identities.everything()
                 if await _to_disk(partial(cache.save_svids, everything)):
@@ -443,6 +467,7 @@ def _readings(
     knowledge: Knowledge,
     sidecars: Sidecars,
     logs: AccessLogs,
+    peers: PeerFinder,
     clock: Clock,
 ) -> Callable[[], Mapping[str, float]]:
     def read() -> Mapping[str, float]:
@@ -462,6 +487,8 @@ def _readings(
             "eastwest_agent_own_svid_seconds": own,
             "eastwest_agent_sidecars": float(sum(status.connected for status in sidecars.statuses())),
             "eastwest_agent_log_entries_total": float(logs.counters.entries),
+            "eastwest_agent_plaintext_connections_total": float(peers.counters.asked),
+            "eastwest_agent_plaintext_named_total": float(peers.counters.named),
             "eastwest_agent_decisions_total": float(decisions.reported),
             "eastwest_agent_decisions_lost_total": float(decisions.lost),
             "eastwest_agent_spool_bytes": float(spool.used),

@@ -13,10 +13,12 @@ from typing import Any, Protocol
 from envoy.service.auth.v3 import external_auth_pb2
 from google.rpc import code_pb2, status_pb2
 
+from eastwest.agent.peers.finder import PeerFinder
 from eastwest.agent.xds import Identify, Principal
 from eastwest.errors import InvalidInput, PermissionDenied
 from eastwest.mesh.action import InForce
 from eastwest.mesh.tokens import claim_header
+from eastwest.registry.containment import NOBODY, Contained
 from eastwest.rpc.service import SMALL_MESSAGE, Call, Service
 
 MAX_TEXT = 256
@@ -37,12 +39,19 @@ class Rules(Protocol):
 
 
 class Authorization:
-    """The external authorization service of one agent; it answers sidecars whose workload runs the service."""
+    """The external authorization service of one agent; it answers sidecars whose workload runs the service.
 
-    def __init__(self, identify: Identify, rules: Rules, use_token: UseToken) -> None:
+    ``peers`` hears of plaintext connections, which sidecars ask about with nothing of a request; None: they go on
+    without a name.
+    """
+
+    def __init__(self, identify: Identify, rules: Rules, use_token: UseToken, peers: PeerFinder | None = None) -> None:
         self._identify = identify
         self._rules = rules
         self._use_token = use_token
+        self._peers = peers
+        self.contained: Callable[[], Contained] = lambda: NOBODY
+        """Gives who is cut off now: tokens that name one of them do not count."""
 
     def services(self) -> list[Service]:
         """To be added to the agent's listener."""
@@ -50,12 +59,18 @@ class Authorization:
         return [Service(descriptor, {"Check": self._check}, limit=SMALL_MESSAGE)]
 
     async def _check(self, request: Any, call: Call) -> Any:
+        if not request.attributes.request.HasField("http"):
+            if self._peers is None or self._peers.is_flooded(request):
+                return _ALLOWED
+            return await self._peers.check(request, await self._identify(call))
         principal = await self._identify(call)
         said = request.attributes.request.http.headers
         service, operation = _text(said, "resource"), _text(said, "action")
         rules = self._rules.current(principal, service)
         if rules is None or not any(one.name == operation and one.single_use for one in rules.inbound.operations):
             raise PermissionDenied("the caller runs no such operation that demands single-use")
+        if any(_text(said, claim, needed=False) in self.contained() for claim in ("caller", "origin", "approver")):
+            return _REFUSED
         may = await self._use_token(_text(said, "id"), _time(said), _text(said, "approval", needed=False), operation)
         return _ALLOWED if may else _REFUSED
 

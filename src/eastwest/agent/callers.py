@@ -14,6 +14,7 @@ from eastwest.agent.knowledge import Knowledge
 from eastwest.agent.xds import Principal
 from eastwest.attest.workload import AttestationFailed, Evidence, WorkloadAttestor, gather_evidence
 from eastwest.clock import Clock
+from eastwest.registry.containment import REASON
 from eastwest.registry.entry import Entry
 from eastwest.rpc.peer import Peer
 from eastwest.rpc.service import Call
@@ -29,6 +30,16 @@ class NoIdentity(errors.PermissionDenied):
 
     def __init__(self) -> None:
         super().__init__("no identity issued")
+
+
+class ContainedCaller(NoIdentity):
+    """Every identity of the caller is cut off."""
+
+    reason = REASON
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fix = "its identity is contained: ask who did it, see eastwest containment list"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +122,18 @@ def live_entries(knowledge: Knowledge, selectors: frozenset[Selector], clock: Cl
     if not entries:
         raise NoIdentity
     return entries
+
+
+def served_entries(knowledge: Knowledge, selectors: frozenset[Selector], clock: Clock) -> tuple[Entry, ...]:
+    """As ``live_entries``, without those whose identity is contained; raises ``ContainedCaller`` when none is left."""
+    entries = live_entries(knowledge, selectors, clock)
+    contained = knowledge.state.contained
+    if not contained:
+        return entries
+    kept = tuple(entry for entry in entries if str(entry.spiffe_id) not in contained)
+    if not kept:
+        raise ContainedCaller
+    return kept
 
 
 def identify(attest: Attest, knowledge: Knowledge, clock: Clock) -> Callable[[Call], Awaitable[Principal]]:

@@ -68,6 +68,8 @@ class ControlClient:
         self._jitter = jitter
         self._on_state = on_state
         self.rollout = Rollout(clock)
+        self.capabilities = {"versions"}
+        """What the server hears that this agent can; each part that can more adds its name before ``run``."""
         self._resume = True
         self._last_error: errors.Error | None = None
 
@@ -197,7 +199,9 @@ class ControlClient:
 
     def _hello(self) -> control.Hello:
         hello = control.Hello(
-            agent_version=eastwest.__version__, time_unix_ms=int(self._clock.now().timestamp() * 1000)
+            agent_version=eastwest.__version__,
+            time_unix_ms=int(self._clock.now().timestamp() * 1000),
+            capabilities=sorted(self.capabilities),
         )
         if self._resume and self.state.epoch:
             hello.epoch = self.state.epoch

@@ -20,9 +20,10 @@ from eastwest.clock import Clock
 from eastwest.errors import InvalidInput, PermissionDenied
 from eastwest.ledger.record import Decision, Lost, LostReason
 from eastwest.mesh.action import inbound_version
+from eastwest.policy.emergency import is_emergency
 from eastwest.policy.enforcement import DecisionCode, Inbound, Sidecar, Verdict, encode_sidecar
 from eastwest.rpc.service import Call, Service
-from eastwest.spiffe.id import TrustDomain
+from eastwest.spiffe.id import SpiffeId, TrustDomain
 
 MAX_REPORT = 4 * 1024 * 1024
 MAX_DECISIONS = 20_000
@@ -97,7 +98,10 @@ class Enforcement:
             raise InvalidInput(f"a report has at most {MAX_DECISIONS} decisions")
         sidecar = self._sidecar(await self._attest(call))
         served = {inbound.service: inbound for inbound in _inbound(sidecar)}
-        version = sidecar.version if sidecar is not None else ""
+        version = ""
+        if sidecar is not None:
+            told = self._knowledge.state.policy_version_of(SpiffeId.parse(sidecar.spiffe_id))
+            version = told or sidecar.version
         decisions = [self._decision(said, served, version) for said in request.decisions]
         self._record(decisions)
         if request.lost:
@@ -123,6 +127,7 @@ class Enforcement:
             trust_domain=state.trust_domain.name,
             sidecar=encode_sidecar(sidecar) if sidecar is not None else b"",
             token_keys=state.token_keys,
+            contained=state.contained.spiffe_ids,
             bundles={d.name: state.bundles[d].x509_der for d in sorted(domains) if d in state.bundles},
         )
 
@@ -130,7 +135,7 @@ class Enforcement:
         inbound = served.get(said.service)
         if inbound is None:
             raise PermissionDenied("the caller serves no such service")
-        if said.code not in DecisionCode.__members__:
+        if said.code not in DecisionCode.__members__ or said.report_code not in {"", *DecisionCode.__members__}:
             raise InvalidInput("there is no such decision code")
         texts = (said.caller, said.operation, said.tenant, said.method, said.policy, said.transaction, said.approver)
         caller, operation, tenant, method, policy, transaction, approver = (text[:MAX_TEXT] for text in texts)
@@ -158,6 +163,9 @@ class Enforcement:
             token=said.token,
             origin=said.origin[:MAX_TEXT],
             trace=said.trace if _TRACE.fullmatch(said.trace) else "",
+            break_glass=said.allowed and is_emergency(inbound, operation, caller, tenant),
+            report_code=said.report_code,
+            report_policy=said.report_policy[:MAX_TEXT],
         )
 
 

@@ -14,11 +14,15 @@ from eastwest.ledger.record import MAX_PATH, Decision
 from eastwest.mesh import rbac, single_use, tokens
 from eastwest.mesh.action import ActionName, InForce
 from eastwest.mesh.tree import http_match
+from eastwest.policy.emergency import is_emergency
 from eastwest.policy.enforcement import DecisionCode, MtlsMode, OperationRules, TcpMatch, Verdict
 
 MAX_TEXT = 256
 _REFUSED_AS_MALFORMED = frozenset({400, 404, 413, 431, 501})
 _OF_THE_CHECK = {single_use.USED: DecisionCode.TOKEN_USED, single_use.UNAVAILABLE: DecisionCode.CHECK_UNAVAILABLE}
+_IN_EVERY_MODE = frozenset(
+    {DecisionCode.CALLER_CONTAINED, DecisionCode.TOKEN_CONTAINED, DecisionCode.IDENTITY_CONTAINED}
+)
 _TRACE = re.compile("[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 TRACE_HEADER = "traceparent"
 
@@ -39,19 +43,22 @@ def decided(entry: Any, current: InForce, version: Callable[[str], InForce | Non
         cause = entry.response.response_code_details[:MAX_TEXT]
     else:
         return None
+    report = _report(common.metadata.filter_metadata, action, is_http=is_http) if found is not None else None
     asked = is_http and enforced and action.once
     if asked:
         action = _checked(action, entry.response.response_code_details)
     rules = version(action.version) or current
     if not is_http:  # the network filter names its policy in the shadow form only, which it has in both modes
         enforced = rules.mode != MtlsMode.PERMISSIVE
+    enforced = enforced or action.code in _IN_EVERY_MODE
     caller, single = caller_of(common)
     if caller and not single:
         # The proxy's validator lets it in by the first of its names; no rule is about such a caller.
         cause = cause or form_of(tuple(caller.split(",")))
     verdict = Verdict.ALLOW if action.code is DecisionCode.ALLOWED else Verdict.DENY
     operation = next((o for o in rules.inbound.operations if is_http and o.name == action.operation), None)
-    token = _token(common.metadata.filter_metadata, operation, caller)
+    token = _token(common.metadata.filter_metadata, rules, operation, caller)
+    tenant = _tenant(entry, operation, token)
     return Decision(
         time=time_of(common),
         service=current.service,
@@ -62,7 +69,7 @@ def decided(entry: Any, current: InForce, version: Callable[[str], InForce | Non
         caller=caller[:MAX_TEXT],
         claimed=bool(caller) and not single,
         operation=action.operation,
-        tenant=_tenant(entry, operation, token)[:MAX_TEXT],
+        tenant=tenant[:MAX_TEXT],
         method=_METHODS.get(entry.request.request_method, "") if is_http else "",
         path=path_of(entry.request.path) if is_http and not action.operation else "",
         policy=action.policy,
@@ -78,6 +85,9 @@ def decided(entry: Any, current: InForce, version: Callable[[str], InForce | Non
         transaction=token.transaction[:MAX_TEXT] if token else "",
         origin=token.origin[:MAX_TEXT] if token else "",
         approver=token.approver[:MAX_TEXT] if token and not action.code.startswith("TOKEN_") else "",
+        break_glass=verdict is Verdict.ALLOW and is_emergency(rules.inbound, action.operation, caller, tenant),
+        report_code=report[0] if report else "",
+        report_policy=report[1][:MAX_TEXT] if report else "",
     )
 
 
@@ -93,10 +103,18 @@ def trace_of(traceparent: str) -> str:
 
 
 def told_before(entry: Any) -> bool:
-    """Whether this ends a TCP session whose beginning was told (one that never reached the service was not)."""
+    """Whether this is about a TCP session whose beginning is told apart, or only says whose the session is.
+
+    The end of one that never reached the service was not told before.
+    """
     common = entry.common_properties
-    ends = common.access_log_type == accesslog_pb2.TcpConnectionEnd
-    return bool(ends and common.HasField("upstream_local_address"))
+    if common.access_log_type == accesslog_pb2.TcpPeriodic:
+        return True
+    if common.access_log_type != accesslog_pb2.TcpConnectionEnd:
+        return False
+    if common.upstream_remote_address.HasField("pipe"):  # of a Unix socket Envoy knows no address of its own
+        return not common.response_flags.upstream_connection_failure
+    return bool(common.HasField("upstream_local_address"))
 
 
 def _action(metadata: Any, *, is_http: bool) -> tuple[ActionName, bool] | None:
@@ -119,6 +137,18 @@ def _action(metadata: Any, *, is_http: bool) -> tuple[ActionName, bool] | None:
     return chosen[0] if chosen else None
 
 
+def _report(metadata: Any, decided: ActionName, *, is_http: bool) -> tuple[DecisionCode, str] | None:
+    """What rules in report mode would have said, and by which policy, where it is not what was ``decided``."""
+    if not is_http:
+        return decided.report
+    fields = metadata[rbac.HTTP_METADATA].fields
+    for key in (rbac.REPORT + rbac.SHADOW_POLICY, rbac.REPORT + rbac.ENFORCED_POLICY):
+        action = ActionName.parse(fields[key].string_value) if key in fields else None
+        if action is not None and action.code is not decided.code:
+            return action.code, action.policy
+    return None
+
+
 def _checked(action: ActionName, details: str) -> ActionName:
     """The action that the agent's answer about the token made of an ``action`` that allowed."""
     code = _OF_THE_CHECK.get(details)
@@ -134,15 +164,16 @@ class _Brought(NamedTuple):
     origin: str
 
 
-def _token(metadata: Any, operation: OperationRules | None, caller: str) -> _Brought | None:
+def _token(metadata: Any, rules: InForce, operation: OperationRules | None, caller: str) -> _Brought | None:
     """The verified token of a request, where it is the caller's own and the decision looked at it."""
     if operation is None or tokens.NOTED not in metadata:
         return None
     said = metadata[tokens.NOTED].fields
     if said["caller"].string_value != caller:
         return None
-    cell = next((cell for cell in operation.cells if caller in cell.callers), None)
-    if cell is None or not tokens.looks_at_tokens(cell, operation.tenant):
+    same = [operation, *(o for o in rules.inbound.report if o.name == operation.name)]
+    cells = [cell for one in same for cell in one.cells if caller in cell.callers]
+    if not any(tokens.looks_at_tokens(cell, operation.tenant) for cell in cells):
         return None
     return _Brought(*(said[name].string_value for name in _Brought._fields))
 

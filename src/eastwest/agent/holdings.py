@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from eastwest.agent.changes import Changes
 from eastwest.agent.identities import Identities
@@ -26,6 +26,9 @@ class Holdings:
         self._renewal = renewal
         self._clock = clock
         self._kept = 0
+        self._contained = 0
+        self.closed: Callable[[], Mapping[str, int]] = dict
+        """Gives how many connections of each contained identity were closed here."""
         self._kept_svids = [held.svid.chain for held in identities.everything()]
 
     @property
@@ -37,6 +40,12 @@ class Holdings:
         """The bundle of this sequence is on disk: a restart would begin with it."""
         if sequence != self._kept:
             self._kept = sequence
+            self.changes.bump()
+
+    def kept_contained(self, generation: int) -> None:
+        """The containments of this generation are on disk: a restart would enforce them."""
+        if generation != self._contained:
+            self._contained = generation
             self.changes.bump()
 
     def kept_svids(self, chains: Sequence[tuple[bytes, ...]]) -> None:
@@ -53,7 +62,14 @@ class Holdings:
         # Those that take secrets alone are named while they are behind: people must see whom a change waits for.
         behind, sequence = self._sidecars.behind(self._kept)
         sidecars = [*self.statuses(), *behind]
-        return control.Ack(number=number, sidecars=sidecars, bundle_sequence=sequence, tainted_svids=self._tainted())
+        return control.Ack(
+            number=number,
+            sidecars=sidecars,
+            bundle_sequence=sequence,
+            tainted_svids=self._tainted(),
+            contained=self._contained,
+            closed=[control.Closed(spiffe_id=one, connections=n) for one, n in sorted(self.closed().items())],
+        )
 
     async def run(self) -> None:
         """Watch for what was let go, for ever."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from base64 import standard_b64encode
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from textwrap import wrap
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import mldsa
 
 from eastwest import errors
-from eastwest.agent.callers import Attested, NoIdentity, live_entries
+from eastwest.agent.callers import Attested, NoIdentity, live_entries, served_entries
 from eastwest.agent.changes import Changes
 from eastwest.agent.envoys import Envoys, Given
 from eastwest.agent.handshakes import Outgoing
@@ -32,15 +32,23 @@ from eastwest.agent.xds import Principal, SidecarStatus
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
 from eastwest.clock import Clock
 from eastwest.mesh.action import InForce, inbound_version
-from eastwest.mesh.resources import config_resources, sidecar_secrets, verifiable, versions_in_force
+from eastwest.mesh.resources import (
+    config_resources,
+    required_extensions,
+    sidecar_secrets,
+    verifiable,
+    versions_in_force,
+)
 from eastwest.mesh.secrets import Identity, SecretSet
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource, Snapshot
 from eastwest.policy.enforcement import Inbound, Sidecar, uses_tokens
+from eastwest.registry.containment import NOBODY, Contained
 from eastwest.registry.entry import Entry
 from eastwest.rpc.peer import started_at
 from eastwest.spiffe.bundle import Bundle
 from eastwest.spiffe.id import SpiffeId, TrustDomain
+from eastwest.spiffe.selector import Selector
 
 MAX_VERSIONS = 10_000
 MAX_SIDECARS = 900
@@ -51,8 +59,20 @@ MAX_NODE_ID = 256
 MAX_ERROR = 512
 """Bytes of them in a report, of which a server keeps as many characters."""
 T = TypeVar("T")
-_MadeOf = tuple[Sidecar, Held, Mapping[TrustDomain, Bundle], bytes]
+_MadeOf = tuple[Sidecar, Held | None, Mapping[TrustDomain, Bundle], bytes, Contained, bool]
+_Config = tuple[Sidecar, bytes, Contained, bool, list[Resource]]
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One sidecar with a stream: the Envoy's process, where its way out is, and what it enforces by intention."""
+
+    node_id: str
+    pid: int
+    egress: str
+    sidecar: Sidecar
+    given: Snapshot
 
 
 class Sidecars:
@@ -71,12 +91,17 @@ class Sidecars:
         self.envoys = Envoys(clock, self.changes, started)
         self.on_enforced: Callable[[str, str], None] = lambda _spiffe_id, _version: None
         """Hears of each sidecar that has come to acknowledge all of another version."""
+        self.on_contained: Callable[[int, Sidecar, int], None] = lambda _pid, _sidecar, _generation: None
+        """Hears which generation of containments a process enforces by a workload's rules, when that is another.
+
+        0: its stream has ended.
+        """
         self._knowledge = knowledge
         self._identities = identities
         self._settings = settings
         self._clock = clock
         self._recording = recording or Recording(knowledge)
-        self._config: OrderedDict[tuple[str, str], tuple[Sidecar, bytes, list[Resource]]] = OrderedDict()
+        self._config: OrderedDict[tuple[str, str], _Config] = OrderedDict()
         self._snapshots: OrderedDict[tuple[str, str], tuple[_MadeOf, Snapshot]] = OrderedDict()
         self._noted: dict[SpiffeId, tuple[Sidecar, str]] = {}
         self._pem: dict[str, tuple[Held, Identity]] = {}
@@ -87,19 +112,22 @@ class Sidecars:
         self._problems: dict[str, str] = {}
         self._statuses: OrderedDict[tuple[str, int], control.SidecarStatus] = OrderedDict()
         self._connected_at: dict[tuple[str, int], datetime] = {}
+        self._egress: dict[tuple[str, int], str] = {}
+        self._examined: dict[tuple[str, int], tuple[str, bytes]] = {}
 
     def on_state(self) -> None:
         """Remember what each service's rules stand for, before any Envoy can report by them."""
         state = self._knowledge.state
         for spiffe_id, sidecar in state.sidecars.items():
-            if (sidecar, state.policy_version) != self._noted.get(spiffe_id):
+            policy_version = state.policy_version_of(spiffe_id)
+            if (sidecar, policy_version) != self._noted.get(spiffe_id):
                 refusing = self._recording.refusing(sidecar)
                 for each in (refusing, sidecar) if refusing is not sidecar else (sidecar,):
-                    for version, rules in versions_in_force(each, state.policy_version).items():
+                    for version, rules in versions_in_force(each, policy_version).items():
                         self._in_force[version] = rules
                         self._in_force.move_to_end(version)
         self._hashes.clear()
-        self._noted = {spiffe_id: (sidecar, state.policy_version) for spiffe_id, sidecar in state.sidecars.items()}
+        self._noted = {each: (sidecar, state.policy_version_of(each)) for each, sidecar in state.sidecars.items()}
         while len(self._in_force) > MAX_VERSIONS:
             self._in_force.popitem(last=False)
 
@@ -116,7 +144,7 @@ class Sidecars:
 
     async def secrets(self, principal: Principal) -> AsyncIterator[SecretSet]:
         """All SVIDs and bundles of the caller, for any Envoy."""
-        async for secrets in self._watch(principal, self._secrets):
+        async for secrets in self._watch(principal, self._secrets, served_entries):
             yield secrets
 
     def current(self, principal: Principal, service: str) -> InForce | None:
@@ -137,7 +165,8 @@ class Sidecars:
         """Who of the caller's workload calls ``service``; None where its sidecar has no way there."""
         for sidecar in self._sidecars(principal.spiffe_ids):
             if any(outbound.service == service for outbound in sidecar.outbound):
-                return Outgoing(sidecar.spiffe_id, self._knowledge.state.policy_version or sidecar.version)
+                version = self._knowledge.state.policy_version_of(SpiffeId.parse(sidecar.spiffe_id))
+                return Outgoing(sidecar.spiffe_id, version or sidecar.version)
         return None
 
     def version(self, version: str) -> InForce | None:
@@ -166,16 +195,26 @@ class Sidecars:
             error=f"{', '.join(refusal.names)}: {refusal.message}" if refusal else "",
             connected_at=int(connected_at.timestamp()),
             connected=status.connected,
+            contained=session.contained_acked,
         )
+        principal = status.principal
+        self._egress[key] = principal.egress_socket if isinstance(principal, Attested) else ""
         self.envoys.told(*key, spiffe_id, session.secrets_acked)
         if not status.connected:
             self._connected_at.pop(key, None)
+            self._egress.pop(key, None)
+            self._examined.pop(key, None)
             self.envoys.left(*key)
+            if sidecar is not None:
+                self.on_contained(status.principal.pid, sidecar, 0)
         before = self._statuses.get(key)
         if before == told:
             return
         if told.acknowledged_version and (before is None or before.acknowledged_version != told.acknowledged_version):
             self.on_enforced(spiffe_id, told.acknowledged_version)
+        news = before is None or not before.connected or before.contained != told.contained
+        if sidecar is not None and told.connected and told.contained and news:
+            self.on_contained(status.principal.pid, sidecar, told.contained)
         if told.connected and key not in self._statuses:
             for other in [k for k, s in self._statuses.items() if k[0] == key[0] and not s.connected]:
                 del self._statuses[other]
@@ -201,8 +240,26 @@ class Sidecars:
             if given is not None and (kept.connected or self._is_registered(kept.spiffe_id)):
                 status.bundle_sequence = given.sequence if self.envoys.counts(*key) else 0
                 status.tainted = self._is_tainted(given)
+            status.examined_run, status.examination = self._examined.get(key, ("", b""))
             (told if kept.connected or given is not None else others).append(status)
         return (told + others)[:MAX_SIDECARS]
+
+    def instances(self) -> list[Instance]:
+        """The sidecars of this node that have a stream, and what each was given last."""
+        found = []
+        for (node_id, pid), egress in self._egress.items():
+            spiffe_id = self._statuses[node_id, pid].spiffe_id
+            kept = self._snapshots.get((spiffe_id, egress or self._settings.egress_socket))
+            sidecar = self._knowledge.state.sidecars.get(SpiffeId.parse(spiffe_id))
+            if kept is not None and sidecar is not None:
+                found.append(Instance(node_id, pid, egress, sidecar, kept[1]))
+        return found
+
+    def examined(self, node_id: str, pid: int, run: str, examination: bytes) -> None:
+        """Tell the server what was found at one of them in a verify run (JSON of ``Examination``)."""
+        if (node_id, pid) in self._egress:
+            self._examined[node_id, pid] = run, examination
+            self.changes.bump()
 
     def behind(self, sequence: int) -> tuple[Sequence[control.SidecarStatus], int]:
         """Processes with streams of secrets alone that stand at an older bundle, those furthest behind first.
@@ -252,13 +309,18 @@ class Sidecars:
         ground, now = self._knowledge.ground, self._clock.now()
         return not ground.is_clean and any(ground.standing(chain, now) is not Standing.FINE for chain in given.chains)
 
-    async def _watch(self, principal: Principal, view: Callable[[tuple[Entry, ...]], T | None]) -> AsyncIterator[T]:
+    async def _watch(
+        self,
+        principal: Principal,
+        view: Callable[[tuple[Entry, ...]], T | None],
+        entries_of: Callable[[Knowledge, frozenset[Selector], Clock], tuple[Entry, ...]] = live_entries,
+    ) -> AsyncIterator[T]:
         assert isinstance(principal, Attested)
         last: T | None = None
         while True:
             seen = self._knowledge.changes.count
             try:
-                newest = view(live_entries(self._knowledge, principal.selectors, self._clock))
+                newest = view(entries_of(self._knowledge, principal.selectors, self._clock))
             except NoIdentity:
                 return
             if newest is not None and newest != last:
@@ -275,11 +337,14 @@ class Sidecars:
             if sidecar is None:
                 continue
             sidecar = self._recording.now(sidecar)
-            held = self._identities.held(entry)
-            if held is None:
+            contained = state.contained
+            # Who is contained itself gets rules that close everything, and neither certificate nor key.
+            held = None if sidecar.spiffe_id in contained else self._identities.held(entry)
+            if held is None and sidecar.spiffe_id not in contained:
                 return None
             token_keys = state.token_keys if any(map(uses_tokens, sidecar.inbound)) else b""
-            made_of = (sidecar, held, state.bundles, token_keys)
+            canaries = state.canaries.count_at(self._clock.now())
+            made_of = (sidecar, held, state.bundles, token_keys, contained, canaries)
             key = (sidecar.spiffe_id, settings.egress_socket)
             kept = self._snapshots.get(key)
             if kept is not None and _is_same(made_of, kept[0]):
@@ -287,11 +352,15 @@ class Sidecars:
             try:
                 bundles, quantum_safe = self._bundles(), self._post_quantum()
                 usable, lost = verifiable(sidecar, bundles, quantum_safe)
-                secrets = sidecar_secrets(usable, self._identity(held), bundles, quantum_safe)
-                resources = [*self._resources(usable, settings, token_keys), *secrets.resources()]
-                given = Given(state.bundle.sequence, (held.svid.chain,))
-                snapshot = Snapshot.of(sidecar.version, resources, given)
-                snapshot.check()
+                identity = self._identity(held) if held is not None else None
+                secrets = sidecar_secrets(usable, identity, bundles, quantum_safe)
+                rules = self._resources(usable, settings, token_keys, contained, canaries=canaries)
+                resources = [*rules, *secrets.resources()]
+                given = Given(state.bundle.sequence, (held.svid.chain,) if held is not None else ())
+                snapshot = Snapshot.of(sidecar.version, resources, given, contained.generation)
+                snapshot = replace(snapshot, requires=required_extensions(sidecar))
+                if held is not None:
+                    snapshot.check()
             except errors.Error as error:
                 # The Envoy keeps the last good config, and the server hears why.
                 self._note(sidecar, str(error))
@@ -300,7 +369,7 @@ class Sidecars:
             self._snapshots[key] = (made_of, snapshot)
             _bound(self._snapshots)
             return snapshot
-        return Snapshot.of("", (), Given(state.bundle.sequence))
+        return Snapshot.of("", (), Given(state.bundle.sequence), state.contained.generation)
 
     def _note(self, sidecar: Sidecar, problem: str) -> None:
         """Remember what keeps a sidecar from all that it should have ("": nothing), and tell of a change."""
@@ -333,14 +402,24 @@ class Sidecars:
             if sidecar is not None:
                 yield sidecar
 
-    def _resources(self, sidecar: Sidecar, settings: Settings, token_keys: bytes) -> list[Resource]:
+    def _resources(
+        self,
+        sidecar: Sidecar,
+        settings: Settings,
+        token_keys: bytes,
+        contained: Contained = NOBODY,
+        *,
+        canaries: bool = False,
+    ) -> list[Resource]:
         key = (sidecar.spiffe_id, settings.egress_socket)
         kept = self._config.get(key)
-        if kept is None or kept[0] is not sidecar or kept[1] != token_keys:
-            kept = (sidecar, token_keys, config_resources(sidecar, settings, token_keys))
+        made_of = (token_keys, contained, canaries)
+        if kept is None or kept[0] is not sidecar or kept[1:4] != made_of:
+            rules = config_resources(sidecar, settings, token_keys, contained, canaries=canaries)
+            kept = (sidecar, token_keys, contained, canaries, rules)
             self._config[key] = kept
             _bound(self._config)
-        return kept[2]
+        return kept[4]
 
     def _identity(self, held: Held) -> Identity:
         kept = self._pem.get(held.entry_id)
@@ -375,7 +454,8 @@ class Sidecars:
 
 
 def _is_same(now: _MadeOf, then: _MadeOf) -> bool:
-    return now[3] == then[3] and all(one is other for one, other in zip(now[:3], then[:3], strict=True))
+    is_same = all(one is other for one, other in zip(now[:3], then[:3], strict=True))
+    return is_same and now[3] == then[3] and now[4] is then[4] and now[5] == then[5]
 
 
 def _is_post_quantum(root: bytes) -> bool:

@@ -7,8 +7,10 @@ is no state.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from typing import TypeVar
 
@@ -21,6 +23,7 @@ from eastwest.api.spire.api.types import types_pb2 as types
 from eastwest.attest import match
 from eastwest.pki.signer import KeyAlgorithm
 from eastwest.policy.enforcement import Sidecar, decode_sidecar, encode_sidecar
+from eastwest.registry.containment import MAX_CONTAINED, NOBODY, Contained
 from eastwest.registry.entry import Entry
 from eastwest.rpc import spire
 from eastwest.spiffe.bundle import Bundle
@@ -38,6 +41,9 @@ _SIDECAR = control.ResourceName.KIND_SIDECAR
 _TAINTED = control.ResourceName.KIND_TAINTED
 _TOKEN_KEYS = control.ResourceName.KIND_TOKEN_KEYS
 _POLICY_VERSION = control.ResourceName.KIND_POLICY_VERSION
+_CONTAINED = control.ResourceName.KIND_CONTAINED
+_CANARIES = control.ResourceName.KIND_CANARIES
+_RUN = re.compile("[0-9a-f]{32}")
 _ALGORITHMS = {algorithm.value: algorithm for algorithm in KeyAlgorithm}
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -45,6 +51,18 @@ _V = TypeVar("_V")
 
 class BadUpdate(errors.Unavailable):
     """An update cannot be applied; what is held stays, and the full state must be asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canaries:
+    """The verify run that is under way, and until when (Unix seconds) its canaries count; "": none is."""
+
+    run: str = ""
+    expires_at: int = 0
+
+    def count_at(self, now: datetime) -> bool:
+        """Whether enforcement points are to know canaries."""
+        return bool(self.run) and now.timestamp() < self.expires_at
 
 
 @dataclass(frozen=True)
@@ -66,11 +84,20 @@ class State:
     """JWK set of the keys that sign transaction tokens; empty where the trust domain has none."""
     policy_version: str = ""
     """The policy version in force, which the sidecars' decisions are recorded under."""
+    policy_versions: Mapping[SpiffeId, str] = field(default_factory=dict)
+    """Of sidecars whose rules are those of another version: while a change rolls out, the one before."""
+    contained: Contained = NOBODY
+    """Who is cut off."""
+    canaries: Canaries = Canaries()
 
     @property
     def bundle(self) -> Bundle:
         """The own trust domain's bundle; empty while nothing is known."""
         return self.bundles.get(self.trust_domain, Bundle(self.trust_domain))
+
+    def policy_version_of(self, spiffe_id: SpiffeId) -> str:
+        """The version that the workload's rules are a part of; "" where the server says none."""
+        return self.policy_versions.get(spiffe_id, self.policy_version)
 
     def apply(self, update: control.Update, *, resumed: bool = False) -> State:
         """The state after ``update``; raises ``BadUpdate`` and leaves this one as it is.
@@ -97,7 +124,10 @@ class State:
             # What came without them has none any more.
             keys=_merge(held.keys, keys, _removed(update, _ENTRY) | (entries.keys() - keys.keys())),
             token_keys=_merged_keys(held.token_keys, token_keys, _removed(update, _TOKEN_KEYS)),
-            policy_version=_merged_version(held.policy_version, update),
+            policy_version=_merged_version(held.policy_version, update, self.trust_domain.name),
+            policy_versions=_merged_versions(held.policy_versions, update, self.trust_domain.name),
+            contained=_merged_contained(held.contained, update),
+            canaries=_merged_canaries(held.canaries, update),
         )
         if not after.bundle.x509_authorities:
             raise BadUpdate(f"the update leaves no root of {self.trust_domain}")
@@ -152,6 +182,17 @@ class State:
         if self.policy_version:
             name = control.ResourceName(kind=_POLICY_VERSION, name=self.trust_domain.name)
             update.upserts.add(name=name, policy_version=self.policy_version)
+        for spiffe_id, version in self.policy_versions.items():
+            name = control.ResourceName(kind=_POLICY_VERSION, name=str(spiffe_id))
+            update.upserts.add(name=name, policy_version=version)
+        if self.contained.generation:
+            name = control.ResourceName(kind=_CONTAINED, name=self.trust_domain.name)
+            body = control.Contained(generation=self.contained.generation, spiffe_ids=self.contained.spiffe_ids)
+            update.upserts.add(name=name, contained=body)
+        if self.canaries.run:
+            name = control.ResourceName(kind=_CANARIES, name=self.trust_domain.name)
+            told = control.Canaries(run=self.canaries.run, expires_at=self.canaries.expires_at)
+            update.upserts.add(name=name, canaries=told)
         return update
 
     @cached_property
@@ -212,6 +253,10 @@ def _parse(update: control.Update, trust_domain: TrustDomain) -> _Parsed:
                 case "policy_version":
                     if len(resource.policy_version) > MAX_POLICY_VERSION:
                         raise BadUpdate(f"the policy version has more than {MAX_POLICY_VERSION} characters")
+                case "contained":
+                    _contained(resource.contained)
+                case "canaries":
+                    _canaries(resource.canaries)
                 case kind:
                     raise BadUpdate(f"resource {resource.name.name!r} has a body of an unknown kind ({kind})")
         except (errors.InvalidInput, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -242,6 +287,18 @@ def _key_set(document: bytes) -> bytes:
     return document
 
 
+def _contained(message: control.Contained) -> Contained:
+    if len(message.spiffe_ids) > MAX_CONTAINED:
+        raise BadUpdate(f"more than {MAX_CONTAINED} identities are contained")
+    return Contained(message.generation, tuple(sorted(str(SpiffeId.parse(name)) for name in message.spiffe_ids)))
+
+
+def _canaries(message: control.Canaries) -> Canaries:
+    if not _RUN.fullmatch(message.run):
+        raise BadUpdate("a verify run is not named by 32 hex digits")
+    return Canaries(message.run, message.expires_at)
+
+
 def _removed(update: control.Update, kind: int) -> set[str]:
     return {name.name for name in update.removals if name.kind == kind}
 
@@ -265,11 +322,40 @@ def _merged_keys(held: bytes, newer: bytes | None, removed: set[str]) -> bytes:
     return b"" if removed else held
 
 
-def _merged_version(held: str, update: control.Update) -> str:
-    newer = [r.policy_version for r in update.upserts if r.WhichOneof("body") == "policy_version"]
+def _merged_version(held: str, update: control.Update, trust_domain: str) -> str:
+    """The version of all sidecars that are not told another; it is named by the trust domain."""
+    newer = [r.policy_version for r in _versions(update) if r.name.name == trust_domain or not r.name.name]
     if newer:
         return newer[-1]
-    return "" if _removed(update, _POLICY_VERSION) else held
+    return "" if trust_domain in _removed(update, _POLICY_VERSION) else held
+
+
+def _merged_versions(held: Mapping[SpiffeId, str], update: control.Update, trust_domain: str) -> Mapping[SpiffeId, str]:
+    named = {r.name.name: r.policy_version for r in _versions(update) if r.name.name not in {trust_domain, ""}}
+    removed = _removed(update, _POLICY_VERSION) - {trust_domain}
+    try:
+        newer = {SpiffeId.parse(name): version for name, version in named.items()}
+        return _merge(held, newer, {SpiffeId.parse(name) for name in removed})
+    except errors.InvalidInput as error:
+        raise BadUpdate(f"a policy version is misnamed: {error}") from None
+
+
+def _versions(update: control.Update) -> list[control.Resource]:
+    return [r for r in update.upserts if r.WhichOneof("body") == "policy_version"]
+
+
+def _merged_contained(held: Contained, update: control.Update) -> Contained:
+    newer = [r.contained for r in update.upserts if r.WhichOneof("body") == "contained"]
+    if newer:
+        return _contained(newer[-1])
+    return NOBODY if _removed(update, _CONTAINED) else held
+
+
+def _merged_canaries(held: Canaries, update: control.Update) -> Canaries:
+    newer = [r.canaries for r in update.upserts if r.WhichOneof("body") == "canaries"]
+    if newer:
+        return _canaries(newer[-1])
+    return Canaries() if _removed(update, _CANARIES) else held
 
 
 def _merge(held: Mapping[_K, _V], upserts: Mapping[_K, _V], removals: set[_K]) -> Mapping[_K, _V]:

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from eastwest import errors
-from eastwest.agent.callers import Attest, Caller, NoIdentity, live_entries
+from eastwest.agent.callers import Attest, Caller, NoIdentity, served_entries
 from eastwest.agent.identities import Held, Identities
 from eastwest.agent.jwts import JwtCache
 from eastwest.agent.knowledge import Knowledge
@@ -24,6 +24,7 @@ from eastwest.clock import Clock
 from eastwest.pki.chain import InvalidSvid
 from eastwest.pki.jwks import export_jwks
 from eastwest.pki.jwt import unverified_subject, validate
+from eastwest.registry.containment import IdentityContained
 from eastwest.registry.entry import Entry
 from eastwest.rpc.service import SMALL_MESSAGE, Call, Service
 from eastwest.spiffe.id import MalformedSpiffeId, SpiffeId
@@ -117,6 +118,8 @@ class WorkloadApi:
             valid = validate(request.svid, request.audience, bundle, self._clock.now())
         except InvalidSvid as error:
             raise errors.InvalidInput(error.message) from None
+        if str(valid.id) in self._knowledge.state.contained:
+            raise errors.InvalidInput(IdentityContained(str(valid.id)).message)
         claims = Struct()
         claims.update(msgspec.to_builtins(dict(valid.claims)))
         return api.ValidateJWTSVIDResponse(spiffe_id=str(valid.id), claims=claims)
@@ -144,7 +147,7 @@ class WorkloadApi:
                 raise errors.Unavailable("the identity is registered, and its certificate cannot be had yet") from None
 
     def _entries(self, caller: Caller) -> tuple[Entry, ...]:
-        return live_entries(self._knowledge, caller.selectors, self._clock)
+        return served_entries(self._knowledge, caller.selectors, self._clock)
 
     def _x509_response(self, entries: tuple[Entry, ...]) -> api.X509SVIDResponse | None:
         """All SVIDs of ``entries``, or None while some are still being made for the first time."""

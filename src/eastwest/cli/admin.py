@@ -61,9 +61,15 @@ class AdminClient:
             "applied_by": estate.applied_by,
         }
 
-    async def apply_estate(self, files: Mapping[str, bytes], expected_version: str = ANY_VERSION) -> dict[str, Any]:
-        """Put an estate in force; refused when another version than ``expected_version`` is."""
-        request = pb.ApplyEstateRequest(files=files, expected_version=expected_version)
+    async def apply_estate(
+        self, files: Mapping[str, bytes], expected_version: str = ANY_VERSION, **wishes: Any
+    ) -> dict[str, Any]:
+        """Put an estate in force; refused when another version than ``expected_version`` is.
+
+        ``wishes``: ``change``, the one that it carries out; ``break_glass``, why approvals are skipped, for
+        ``break_glass_seconds``; ``accept_breaks``: recorded calls that a rollout would newly refuse are meant to be.
+        """
+        request = pb.ApplyEstateRequest(files=files, expected_version=expected_version, **wishes)
         reply = await self._call("ApplyEstate", request)
         return {"version": reply.version, "changes": msgspec.json.decode(reply.plan)}
 

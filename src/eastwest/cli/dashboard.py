@@ -180,6 +180,20 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "Containment",
+        (
+            Panel(
+                "Identities that are cut off",
+                "And enforcement points that do not refuse them all yet, or are away.",
+                (
+                    ("eastwest_contained_identities", "cut off"),
+                    ("eastwest_containment_points_behind", "points behind"),
+                    ("eastwest_containment_connections_closed", "connections closed"),
+                ),
+            ),
+        ),
+    ),
+    (
         "Federation",
         (
             Panel(

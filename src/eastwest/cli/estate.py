@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 EXIT_ERRORS = 1
 EXAMPLES = {
     "plan": examples("eastwest plan estate", "eastwest plan estate --data data"),
-    "apply": examples("eastwest apply estate --data data"),
+    "apply": examples(
+        "eastwest apply estate --data data",
+        "eastwest apply estate --data data --change 1f2e3d4c5b6a7988",
+        'eastwest apply estate --data data --break-glass "orders stand still, INC-4711" --for 1h',
+    ),
 }
 """For commands that are no Typer applications of their own."""
 Effect = dict[str, Any]
@@ -52,7 +56,7 @@ def _estate() -> None:
 @estate_app.command()
 def schema(
     kind: Annotated[
-        str, typer.Option(metavar="KIND", help="Only for estate, profiles, workloads, services or waivers.")
+        str, typer.Option(metavar="KIND", help="Only for estate, profiles, workloads, services, waivers or tests.")
     ] = "",
     cedar: Annotated[
         Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help="The Cedar schema of this estate.")
@@ -77,12 +81,38 @@ def plan(directory: Directory, data: MaybeDataDir = None, *, as_json: AsJson = F
         raise typer.Exit(EXIT_ERRORS)
 
 
-def apply(directory: Directory, data: DataDir, *, as_json: AsJson = False) -> None:
-    """Put an estate in force on the server of --data; refused when it has errors or another one came first."""
+def apply(
+    directory: Directory,
+    data: DataDir,
+    change: Annotated[
+        str, typer.Option(metavar="ID", help="The approved change that this is; without, one for just these files.")
+    ] = "",
+    break_glass: Annotated[
+        str, typer.Option(metavar="REASON", help="Skip approvals, loudly and for a while; the version before returns.")
+    ] = "",
+    for_: Annotated[str, typer.Option("--for", metavar="TIME", help="How long break-glass holds; at most 8h.")] = "",
+    *,
+    accept_breaks: Annotated[
+        bool,
+        typer.Option("--accept-breaks", help="Recorded calls that a rollout would newly refuse are meant to be."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put an estate in force on the server of --data; refused when it has errors or another one came first.
+
+    Also refused when it opens what another has to approve of.
+    """
     from eastwest.cli.admin import AdminClient
+    from eastwest.cli.change_client import judge
     from eastwest.policy.plan import plan_files
 
     files = read_directory(directory)
+    wishes = {
+        "change": change,
+        "break_glass": break_glass,
+        "break_glass_seconds": _break_glass_seconds(break_glass, for_),
+        "accept_breaks": accept_breaks,
+    }
 
     async def work() -> tuple[Plan, Effect | None, str]:
         async with AdminClient.connect(data) as admin:
@@ -90,13 +120,13 @@ def apply(directory: Directory, data: DataDir, *, as_json: AsJson = False) -> No
             made = plan_files(files, _today(), status["files"] if status else None)
             if not made.ok:
                 return made, None, ""
-            effect = _effect(await admin.plan_estate(files))
-            reply = await admin.apply_estate(files, status["version"] if status else "")
+            effect = _effect(await admin.plan_estate(files)) | {"judgement": await judge(data, files)}
+            reply = await admin.apply_estate(files, status["version"] if status else "", **wishes)
             return made, effect, str(reply["version"])
 
     made, effect, version = run(work)
     if as_json:
-        print_json(made.to_dict() | {"registrations": effect, "applied_version": version})
+        print_json(made.to_dict() | _told(effect) | {"applied_version": version})
     else:
         _show(made, directory, effect, as_json=False)
         if version:
@@ -145,12 +175,15 @@ def _plan(directory: Path, data: Path | None) -> tuple[Plan, Effect | None]:
         return plan_files(files, _today()), None
 
     from eastwest.cli.admin import AdminClient
+    from eastwest.cli.change_client import judge
 
     async def work() -> tuple[Plan, Effect | None]:
         async with AdminClient.connect(data) as admin:
             status = await admin.estate_status()
             made = plan_files(files, _today(), status["files"] if status else None)
-            return made, _effect(await admin.plan_estate(files)) if made.ok else None
+            if not made.ok:
+                return made, None
+            return made, _effect(await admin.plan_estate(files)) | {"judgement": await judge(data, files)}
 
     return run(work)
 
@@ -167,9 +200,29 @@ def _effect(reply: Any) -> Effect:
     }
 
 
+def _told(effect: Effect | None) -> Effect:
+    """What the server says, as JSON has it."""
+    if effect is None:
+        return {"registrations": None}
+    judged = effect["judgement"]
+    names = ("widenings", "required_approvals", "nobody_could_approve", "approved_change")
+    opens = {name: judged[name] for name in names}
+    return {"registrations": {name: value for name, value in effect.items() if name != "judgement"}} | opens
+
+
+def _break_glass_seconds(reason: str, text: str) -> int:
+    from eastwest.policy.forms import complaint, duration
+
+    if bool(reason) != bool(text):
+        raise typer.BadParameter("break-glass takes a reason and a time: --break-glass REASON --for 1h")
+    if text and complaint("duration", text) is not None:
+        raise typer.BadParameter(f"{text[:32]!r} is no time, such as 1h", param_hint="--for")
+    return int(duration(text).total_seconds()) if text else 0
+
+
 def _show(made: Plan, directory: Path, effect: Effect | None, *, as_json: bool) -> None:
     if as_json:
-        print_json(made.to_dict() | {"registrations": effect})
+        print_json(made.to_dict() | _told(effect))
         return
     from eastwest.cli.estate_table import print_plan
 
@@ -180,6 +233,9 @@ def _show(made: Plan, directory: Path, effect: Effect | None, *, as_json: bool) 
     if effect["managed_by_others"]:
         kept = ", ".join(f"{count} by {who}" for who, count in effect["managed_by_others"].items())
         print(f"registrations of others, which apply never touches: {kept}")
+    from eastwest.cli.change import print_judgement
+
+    print_judgement(effect["judgement"])
     if effect["refusal"]:
         print(f"not for you: {effect['refusal']}")
     for warning in effect["warnings"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -72,10 +73,15 @@ def failures(
     window = moment_of(start, now, "--from"), moment_of(end, now, "--to") if end else now
     wanted = _classes(kinds or [])
     from eastwest.cli.failures_read import read
+    from eastwest.policy.problems import suggest
 
     found, budgets, domain_of, more = run(
         lambda: read(data, window, now, service=service, caller=caller, domain=domain)
     )
+    if service and domain_of and service not in domain_of:
+        # No error: it may have been there when the rows were made.
+        fix = suggest(service, domain_of, otherwise=", ".join(sorted(domain_of)[:10]))
+        print(f"note: the estate in force has no service {service[:64]!r} ({fix})", file=sys.stderr)
     found = [
         one
         for one in found

@@ -10,7 +10,7 @@ import typer
 
 from eastwest.cli import log_proof, log_prune, log_search
 from eastwest.cli.log_reading import head, line, locate, open_log, proof_of, readable
-from eastwest.cli.options import AsJson, examples, moment_of, print_json
+from eastwest.cli.options import AsJson, counted, examples, moment_of, print_json
 from eastwest.cli.options import DataDir as RequiredData
 from eastwest.errors import InvalidInput
 
@@ -65,7 +65,7 @@ def verify(data: DataDir = None, log_dir: LogDir = None, vkey: Vkey = None, *, j
     else:
         for problem in report.problems[:MAX_SHOWN_PROBLEMS]:
             print(printable(str(problem)))
-        print(f"the log {key.name} does not verify: {len(report.problems)} defects")
+        print(f"the log {key.name} does not verify: {counted(len(report.problems), 'defect')}")
     if not report.ok:
         raise typer.Exit(1)
 

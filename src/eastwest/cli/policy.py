@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eastwest.cli.impact import IMPACT_EXAMPLES, impact
 from eastwest.cli.options import AsJson, examples, print_json, run
+from eastwest.cli.policy_lint import LINT_EXAMPLES, lint
+from eastwest.cli.policy_test import TEST_EXAMPLES, run_tests
+from eastwest.cli.rollout import ROLLOUT_EXAMPLES, pause, promote, resume, rollback, status, versions
+from eastwest.cli.suggest import SUGGEST_EXAMPLES, suggest
 
 if TYPE_CHECKING:
     from eastwest.policy.exports.model import Exported
@@ -23,6 +28,18 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="The compiled
 @app.callback()
 def _policy() -> None:
     """Keeps the noun when it has only one verb."""
+
+
+app.command(epilog=ROLLOUT_EXAMPLES["status"])(status)
+app.command(epilog=ROLLOUT_EXAMPLES["versions"])(versions)
+app.command(epilog=ROLLOUT_EXAMPLES["promote"])(promote)
+app.command(epilog=ROLLOUT_EXAMPLES["pause"])(pause)
+app.command(epilog=ROLLOUT_EXAMPLES["resume"])(resume)
+app.command(epilog=ROLLOUT_EXAMPLES["rollback"])(rollback)
+app.command(epilog=IMPACT_EXAMPLES)(impact)
+app.command(epilog=SUGGEST_EXAMPLES)(suggest)
+app.command(epilog=LINT_EXAMPLES)(lint)
+app.command("test", epilog=TEST_EXAMPLES)(run_tests)
 
 
 @app.command(
@@ -62,6 +79,7 @@ def export(
 ) -> None:
     """Write the policy in a format that other tools read; what a format cannot say is denied there, and told."""
     from eastwest.policy.exports.formats import FORMATS
+    from eastwest.policy.exports.model import reported
 
     if wanted not in FORMATS:
         raise typer.BadParameter(f"{wanted[:80]!r} is none of {', '.join(FORMATS)}", param_hint="--format")
@@ -85,6 +103,8 @@ def export(
             print(out / name)
     for one in exported.narrower:
         print(f"narrower: {one}", file=sys.stderr)
+    if left_out := reported(compiled):
+        print(f"report mode: {left_out}", file=sys.stderr)
 
 
 def _compiled(directory: Path | None, data: Path | None) -> CompiledPolicy:
@@ -115,6 +135,7 @@ def _report(exported: Exported, compiled: CompiledPolicy, wanted: str, out: Path
     return {
         "format": wanted,
         "version": compiled.version,
+        "in_report_mode": compiled.summary.report,
         "files": {name: text if out is None else str(out / name) for name, text in exported.files.items()},
         "narrower": [
             {"service": n.service, "operation": n.operation, "callers": list(n.callers), "reason": n.reason}

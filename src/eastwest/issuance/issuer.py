@@ -10,7 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
@@ -32,7 +32,7 @@ from eastwest.pki.jwt import JwtSigningKey, check_audience, prepare
 from eastwest.pki.profile import Profile, ProfileViolation
 from eastwest.pki.revocation import RevocationUrls
 from eastwest.pki.signer import KeyAlgorithm, Signer, SubjectKey
-from eastwest.spiffe.id import TrustDomain
+from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.spiffe.svid import JwtSvid, X509Svid
 
 YIELD_EVERY = 4
@@ -86,6 +86,8 @@ class Issuer:
         self._pool = pool
         self._checks = checks
         self._register = register
+        self.refuse: Callable[[SpiffeId], None] = _nobody
+        """Raises why nothing is issued to an identity now; asked before anything is signed, and again at release."""
         made = State.make(
             authorities, post_quantum or {}, jwt_key, profiles, frozenset(awaiting), revocation, downstream
         )
@@ -169,6 +171,7 @@ class Issuer:
             if index % YIELD_EVERY == 0 and index:
                 await self._clock.sleep(0)
             try:
+                self.refuse(requests[index].spiffe_id)
                 draft = batch.draft(requests[index], serial, checked.get(index))
                 if draft.plan.is_remote:
                     remote.append((index, draft))
@@ -187,7 +190,7 @@ class Issuer:
             await self._register.add(batch.revocable)
         if entries:
             await self._recorder.append(entries)
-        return results
+        return [self._released(one) for one in results]
 
     async def _check(self, batch: Batch, requests: Sequence[X509Request]) -> dict[int, SubjectKey | Error]:
         """What the CSRs of a large batch are, by place; those missing are checked where they are used."""
@@ -207,6 +210,7 @@ class Issuer:
         """Issue one token. Raises the refusal, or ``LogUnavailable``."""
         state = self._state
         now = self._clock.now().replace(microsecond=0)
+        self.refuse(request.spiffe_id)
         state.check_identity(request.spiffe_id, state.profile_of(request))
         check_audience(request.audience)
         expires_at = min(now + timedelta(seconds=_jwt_ttl(request.ttl)), state.jwt_key.expires_at)
@@ -218,12 +222,14 @@ class Issuer:
         minted = unsigned.finish(signature)
         recording = self._recording(timestamp(self._clock.now()), state)
         await self._recorder.append([recording.jwt(request, minted, expires_at)])
+        self.refuse(request.spiffe_id)
         return JwtSvid(request.spiffe_id, minted.token, request.audience, now, expires_at)
 
     async def issue_ca(self, request: DownstreamRequest) -> DownstreamCa:
         """Certify the CA of a server below this one. Raises the refusal, or ``LogUnavailable``."""
         state = self._state
         now = self._clock.now()
+        self.refuse(request.spiffe_id)
         if request.spiffe_id.trust_domain != self.trust_domain:
             raise PermissionDenied(f"{request.spiffe_id} is not in trust domain {self.trust_domain}")
         authority = state.downstream_ca(request.environment)
@@ -234,6 +240,15 @@ class Issuer:
         recording = self._recording(timestamp(now), state)
         await self._recorder.append([recording.ca(request, issued, authority.key_id)])
         return issued
+
+    def _released(self, result: X509Svid | Error) -> X509Svid | Error:
+        """The result, unless its identity was refused everything while it was made: then nobody gets it."""
+        try:
+            if not isinstance(result, Error):
+                self.refuse(result.id)
+        except Error as error:
+            return error
+        return result
 
     def _recording(self, time: str, state: State) -> Recording:
         return Recording(time, state.trust_domain.name, self._instance, self._request_id(), state.policy_version)
@@ -286,6 +301,9 @@ def _jwt_ttl(requested: int | None) -> int:
     if not 0 < requested <= JWT_MAX_TTL:
         raise ProfileViolation(f"a JWT-SVID lives at most {JWT_MAX_TTL} s, not {requested} s")
     return requested
+
+
+def _nobody(_spiffe_id: SpiffeId) -> None: ...
 
 
 # Holds a place in the results until the signature is there; it never leaves.

@@ -17,6 +17,7 @@ _PATHS = {
     Scope.WORKLOAD: "/lint/sample",
     Scope.AGENT: "/spire/agent/lint/sample",
     Scope.SERVER: "/spire/server",
+    Scope.CANARY: "/eastwest/canary/sample",
 }
 _SERIAL = (1 << 126) | 1
 _NAMES = ("sample.invalid", "*.sample.invalid")

@@ -11,7 +11,7 @@ from eastwest.issuance.sample import check_sample
 from eastwest.pki.chain import build_path, load_certificate
 from eastwest.pki.hierarchy import Authority
 from eastwest.pki.jwt import JwtSigningKey
-from eastwest.pki.profile import AGENT, SERVER, WORKLOAD, Profile, Revocation, Usage
+from eastwest.pki.profile import AGENT, CANARY, SERVER, WORKLOAD, Profile, Revocation, Usage
 from eastwest.pki.revocation import RevocationUrls
 from eastwest.pki.signer import KeyAlgorithm, Signer
 from eastwest.pki.template import LeafTemplate
@@ -75,7 +75,7 @@ class State:
         if "" not in authorities:
             raise FailedPrecondition("there is no default issuing CA")
         trust_domain = authorities[""].trust_domain
-        by_name = {profile.name: profile for profile in (WORKLOAD, *profiles, AGENT, SERVER)}
+        by_name = {profile.name: profile for profile in (WORKLOAD, *profiles, AGENT, SERVER, CANARY)}
         for environment, authority in (*authorities.items(), *post_quantum.items()):
             if authority.trust_domain != trust_domain:
                 raise FailedPrecondition(

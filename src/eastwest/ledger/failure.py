@@ -46,6 +46,9 @@ _OF_CODE = {
     DecisionCode.MTLS_REQUIRED: FailureClass.NO_CERTIFICATE,
     DecisionCode.CERTIFICATE_REFUSED: FailureClass.UNKNOWN_AUTHORITY,
     DecisionCode.SERVER_REFUSED: FailureClass.UNKNOWN_AUTHORITY,
+    DecisionCode.CALLER_CONTAINED: FailureClass.CONTAINED,
+    DecisionCode.TOKEN_CONTAINED: FailureClass.CONTAINED,
+    DecisionCode.IDENTITY_CONTAINED: FailureClass.CONTAINED,
 }
 
 

@@ -32,6 +32,9 @@ FILTERS = (
     "agent",
     "node",
     "policy",
+    "report_code",
+    "report_policy",
+    "peer",
     "cause",
     "reference",
     "trace",
@@ -40,7 +43,7 @@ FILTERS = (
 )
 """Fields of a query that a row must equal where they are not empty."""
 
-FLAGS = ("first", "break_glass")
+FLAGS = ("first", "break_glass", "canary")
 """Fields of a query that a row must have where they are true."""
 
 DIMENSIONS: Mapping[str, tuple[str, ...]] = {
@@ -54,6 +57,8 @@ DIMENSIONS: Mapping[str, tuple[str, ...]] = {
     "cause": ("code", "cause"),
     "failure": ("service", "caller", "claimed", "code", "cause"),
     "policy": ("policy",),
+    "report": ("service", "operation", "report_policy", "code", "report_code"),
+    "peer": ("service", "peer"),
     "agent": ("agent",),
     "node": ("node",),
     "mode": ("mode",),
@@ -88,6 +93,9 @@ class DecisionQuery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     agent: str = ""
     node: str = ""
     policy: str = ""
+    report_code: str = ""
+    report_policy: str = ""
+    peer: str = ""
     cause: str = ""
     reference: str = ""
     trace: str = ""
@@ -95,6 +103,7 @@ class DecisionQuery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     kind: str = ""
     first: bool = False
     break_glass: bool = False
+    canary: bool = False
     reasons: tuple[tuple[str, str], ...] | None = None
     start: datetime | None = None
     end: datetime | None = None
@@ -110,6 +119,9 @@ class DecisionQuery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         if self.code and self.code not in DecisionCode.__members__:
             fix = suggest(self.code, DecisionCode.__members__, otherwise="see docs/reference/codes.md")
             raise InvalidInput(f"{self.code[:64]!r} is no decision code", fix=fix)
+        if self.report_code and self.report_code not in DecisionCode.__members__:
+            fix = suggest(self.report_code, DecisionCode.__members__, otherwise="see docs/reference/codes.md")
+            raise InvalidInput(f"{self.report_code[:64]!r} is no decision code", fix=fix)
         if self.kind not in {"", "decision", "lost"}:
             raise InvalidInput(f"{self.kind[:32]!r} is no kind of row", fix="decision or lost")
         for name in FILTERS:
@@ -138,6 +150,8 @@ class LedgerStore(Protocol):
 
     async def top(self, query: DecisionQuery, by: str) -> list[dict[str, Any]]:
         """Totals by one of ``DIMENSIONS``, the largest first, at most ``limit``; lost rows only if asked for by kind.
+
+        Calls by canaries are no calls by anybody: they are counted only where the query asks for them alone.
 
         Each has the dimension's columns, ``count`` and of that ``allowed``, ``denied`` and ``reported`` (denied, but
         the call went on), ``first`` and ``last``.

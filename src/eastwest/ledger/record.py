@@ -58,6 +58,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     approver: str = ""  # who approved, where the decision counted that
     first: bool = False  # the first call of this caller, service and operation that this agent remembers
     break_glass: bool = False  # allowed by an emergency grant
+    report_code: str = ""  # a DecisionCode: what rules in report mode would have made of the call, where they differ
+    report_policy: str = ""  # and by which of them
+    peer: str = ""  # best name of a peer that proved nothing: `unit:reports.service uid:33 exe:/usr/bin/php`
+    canary: bool = False  # asked by `verify run`, for no user: counted in no total
 
 
 class LostReason(enum.StrEnum):

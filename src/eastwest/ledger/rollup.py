@@ -57,6 +57,7 @@ class Rollup:
             return
         else:
             # What a peer may choose freely is left out, or every refusal would be a row again.
+            source, peer = self._source(decision, minute)
             key = msgspec.structs.replace(
                 decision,
                 time=minute,
@@ -71,7 +72,8 @@ class Rollup:
                 transaction="",
                 origin="",
                 approver="",
-                source=self._source(decision, minute),
+                source=source,
+                peer=peer,
                 count=1,
             )
         if key not in self._open and len(self._open) >= self._max_open:
@@ -107,16 +109,17 @@ class Rollup:
         seen[decision.service, decision.code] += decision.count
         return seen[decision.service, decision.code] <= self._full_refusals
 
-    def _source(self, decision: Decision, minute: datetime) -> str:
-        """The peer's address, unless a flood comes from too many to tell them all."""
+    def _source(self, decision: Decision, minute: datetime) -> tuple[str, str]:
+        """The peer's address and name, unless a flood comes from too many to tell them all."""
         refusals = self._refusals.get(minute)
         if refusals is None:
-            return ""
+            return "", ""
         known = refusals.sources.setdefault((decision.service, decision.code), set())
-        if decision.source not in known and len(known) >= max(self._full_refusals, 1):
-            return ""
-        known.add(decision.source)
-        return decision.source
+        told = decision.source, decision.peer
+        if told not in known and len(known) >= max(self._full_refusals, 1):
+            return "", ""
+        known.add(told)
+        return told
 
     def _finish(self, decision: Decision) -> None:
         if len(self._ready) >= self._max_ready:
@@ -130,7 +133,7 @@ class _Refusals:
 
     def __init__(self) -> None:
         self.calls: Counter[tuple[str, DecisionCode]] = Counter()
-        self.sources: dict[tuple[str, DecisionCode], set[str]] = {}
+        self.sources: dict[tuple[str, DecisionCode], set[tuple[str, str]]] = {}
 
 
 def _counted(key: Decision, count: int) -> Decision:

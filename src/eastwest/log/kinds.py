@@ -99,10 +99,33 @@ _APPROVAL = {
     "reason": _text("The reason given at this step."),
     "ends": _number("When it ends, in Unix seconds."),
 }
+_CHANGE = {
+    "change": _text("The change's id."),
+    "version": _text("The version that it would put in force."),
+    "previous": _text("The version that it was compared with."),
+    "reason": _text("The reason given at this step."),
+    "state": _text("Where it stands after this step.", "pending", "approved", "refused", "withdrawn"),
+    "ends": _number("When it ends, in Unix seconds."),
+    "owners": _texts("Whose words it needs."),
+    "evidence": _hex("The hash of the impact report at the time of the request.", optional=True),
+}
+_CONTAINMENT = {
+    "containment": _text("The containment's id."),
+    "spiffe_ids": _texts("All the identities."),
+    "selector": _text("By which they were found, as it was given."),
+    "reason": _text("The reason given at this step."),
+    "generation": _number("Which list of contained identities enforcement points have from then on."),
+    "evidence": _hex("The SHA-256 of the snapshot that was taken before it began."),
+}
 _COUNTED = {
     "count": _number("How many times, from first to last."),
     "first": _time("The first time."),
     "last": _time("The last time."),
+}
+_ROLLOUT = {
+    "version": _text("The version whose rules are rolled out."),
+    "previous": _text("The version before, which points that are not reached keep."),
+    "ring": _text("The ring that was reached last."),
 }
 _SEGMENT = {
     "segment": _text("The segment's path below the ledger's directory."),
@@ -247,6 +270,66 @@ _ALL = (
             "previous": _text("The version before; empty for the first."),
             "files": Field(Type.TEXT_MAP, "The estate's files: name to SHA-256."),
             "modes": Field(Type.TEXT_MAP, "Each service's mode of mTLS."),
+            "author": _text("Who wrote the version.", optional=True),
+            "approvers": _texts("Who approved of it.", optional=True),
+            "evidence": _hex("The hash of the impact report that was looked at.", optional=True),
+            "change": _text("The change that was approved.", optional=True),
+            "break_glass": _text("Why approvals were skipped, where they were.", optional=True),
+            "break_glass_until": _time("Until when it holds, where approvals were skipped.", optional=True),
+            "approvals_missing": _flag("Present where it asked for approvals that nobody could give.", optional=True),
+            "cause": _text("Why an earlier version came back, such as rollback or brake.", optional=True),
+        },
+    ),
+    Kind(
+        "rollout.started",
+        "New rules began to go to enforcement points ring by ring.",
+        DOMAIN,
+        _ROLLOUT
+        | {
+            "rings": _texts("All rings, in order."),
+            "breaks": _number("How many caller, service and operation are meant to be refused from now on."),
+        },
+    ),
+    Kind("rollout.advanced", "New rules went to the next ring.", DOMAIN, _ROLLOUT),
+    Kind(
+        "rollout.paused",
+        "A rollout was stopped, or goes on; its brake watches all the time.",
+        DOMAIN,
+        _ROLLOUT | {"paused": _text("Whether it stands.", "yes", "no")},
+    ),
+    Kind("rollout.finished", "New rules are in force everywhere, and nothing goes back by itself.", DOMAIN, _ROLLOUT),
+    Kind(
+        "rollout.braked",
+        "A denial that nobody meant, and the rules before would not have made, brought these back everywhere.",
+        DOMAIN,
+        _ROLLOUT
+        | {
+            "service": _text("What was called."),
+            "operation": _text("The operation; empty where none matched."),
+            "caller": _text("Who was denied; empty where nothing was proven."),
+            "peer": _text("The best name of a peer that proved nothing.", optional=True),
+            "code": _text("The code of the denial."),
+            "policy": _text("The policy that denied; empty for none."),
+            "agent": _text("The agent that reported it."),
+            "reference": _text("The denied call's reference; empty where it was only counted."),
+        },
+    ),
+    Kind(
+        "rollout.rolled_back",
+        "Somebody brought the rules before back, or put others in force, while a rollout was under way.",
+        DOMAIN,
+        _ROLLOUT | {"to": _text("The version in force from then on.")},
+    ),
+    Kind(
+        "mtls.overridden",
+        "Somebody turned a service strict although the record says that callers would break, or is not enough.",
+        "The service's name.",
+        {
+            "reason": _text("Why, in their words."),
+            "previous": _text("The estate's version that was in force."),
+            "against": _texts("What spoke against it."),
+            "callers": _texts("Callers on record that strict mode refuses, by their best names; at most 100."),
+            "breaks": _number("How many these are in all."),
         },
     ),
     Kind(
@@ -323,6 +406,17 @@ _ALL = (
         Kind(f"approval.{step}", f"An approval was {step}.", "The workload that is to act.", _APPROVAL)
         for step in ("requested", "granted", "refused", "withdrawn")
     ),
+    *(
+        Kind(f"change.{step}", f"A change of the estate was {step}.", DOMAIN, _CHANGE)
+        for step in ("requested", "approved", "refused", "withdrawn")
+    ),
+    Kind(
+        "containment.started",
+        "Identities were cut off: nothing is issued to them, and every enforcement point refuses them.",
+        "The first of the identities.",
+        _CONTAINMENT,
+    ),
+    Kind("containment.ended", "They were let in again.", "The first of the identities.", _CONTAINMENT),
     Kind(
         "node.attested",
         "A node joined, or attested again in place of renewing.",
@@ -437,6 +531,22 @@ _ALL = (
         "Evidence about a principal was collected into an archive.",
         "The principal.",
         {"manifest_sha256": _hex("The hash of the archive's manifest, which has the hashes of all its files.")},
+    ),
+    Kind(
+        "verify.finished",
+        "Canaries asked enforcement points what they must allow and refuse, and this came of it.",
+        DOMAIN,
+        {
+            "run": _hex("The run; the log's issuances to canaries name it as evidence."),
+            "version": _text("The estate's version in force at its end."),
+            "points": _number("Addresses of services that were to be asked."),
+            "reached": _number("Those of them that answered."),
+            "sidecars": _number("Sidecars that agents told of."),
+            "checks": _number("What was tried."),
+            "findings": _number("Drifts that were found."),
+            "drifts": Field(Type.TEXT_MAP, "How many of each name."),
+            "findings_sha256": _hex("The hash of what was found where: equal as long as the same is wrong."),
+        },
     ),
     Kind("decision.segment.sealed", "A segment of the decision ledger was sealed.", "The segment.", _SEGMENT),
     Kind(

@@ -1,7 +1,8 @@
 """The name of a matcher's action: how a decision travels from the tree through Envoy into the access log.
 
 ``CODE|policy|operation|version``: four fields, empty ones allowed, ``%`` and ``|`` percent-encoded; a fifth, ``once``,
-where the call goes on only if its token was not used before. The version is that of one service's rules, so a change
+where the call goes on only if its token was not used before; or three more, ``report|CODE|policy``, with what rules in
+report mode would say, where there is one tree for both answers. The version is that of one service's rules, so a change
 elsewhere does not touch this service's config.
 """
 
@@ -18,6 +19,7 @@ from eastwest.policy.enforcement import DecisionCode, Inbound, MtlsMode, Rule, V
 
 VERSION_LENGTH = 12
 _ONCE = "once"
+_REPORT = "report"
 ONCE_SUFFIX = f"|{_ONCE}"
 """Ends the names of those actions, and of no others."""
 
@@ -31,27 +33,52 @@ class ActionName:
     operation: str = ""
     version: str = ""
     once: bool = False
+    report: tuple[DecisionCode, str] | None = None
 
     def encode(self) -> str:
         """The text form; at most one line, no control characters of its own making."""
         fields = (self.code, _escape(self.policy), _escape(self.operation), self.version)
+        if self.report is not None:
+            return "|".join((*fields, _REPORT, self.report[0], _escape(self.report[1])))
         return "|".join((*fields, _ONCE) if self.once else fields)
 
     @classmethod
     def parse(cls, text: str) -> ActionName | None:
         """The inverse of ``encode``; None for a name that is not ours."""
         fields = text.split("|")
-        once = fields[4:] == [_ONCE]
-        if len(fields) != (5 if once else 4) or fields[0] not in DecisionCode.__members__:
+        known = DecisionCode.__members__
+        if len(fields) < 4 or fields[0] not in known:
             return None
-        code, policy, operation, version = fields[:4]
-        return cls(DecisionCode(code), _unescape(policy), _unescape(operation), version, once)
+        code, policy, operation, version, *more = fields
+        report = None
+        match more:
+            case [] | ["once"]:
+                pass
+            case ["report", reported, by] if reported in known:
+                report = DecisionCode(reported), _unescape(by)
+            case _:
+                return None
+        once = more == [_ONCE]
+        return cls(DecisionCode(code), _unescape(policy), _unescape(operation), version, once, report)
 
 
-def outcome(rule: Rule, operation: str, version: str, *, once: bool = False) -> matching.OnMatch:
-    """The end of a tree's branch: Envoy's allow or deny, under a name that carries the decision."""
-    name = ActionName(rule.code, rule.policy, operation, version, once).encode()
-    verdict = rbac_pb2.RBAC.ALLOW if rule.verdict == Verdict.ALLOW else rbac_pb2.RBAC.DENY
+def outcome(
+    rule: Rule,
+    operation: str,
+    version: str,
+    *,
+    once: bool = False,
+    report: Rule | None = None,
+    passing: bool = False,
+) -> matching.OnMatch:
+    """The end of a tree's branch: Envoy's allow or deny, under a name that carries the decision.
+
+    ``report``: what holds with rules in report mode, told in the same name where it differs. ``passing``: Envoy lets
+    the call through whatever the name says.
+    """
+    told = None if report is None or report.code == rule.code else (report.code, report.policy)
+    name = ActionName(rule.code, rule.policy, operation, version, once, told).encode()
+    verdict = rbac_pb2.RBAC.ALLOW if passing or rule.verdict == Verdict.ALLOW else rbac_pb2.RBAC.DENY
     action = matching.typed("envoy.filters.rbac.action", rbac_pb2.Action(name=name, action=verdict))
     return matching.ending(action)
 

@@ -49,6 +49,8 @@ def connection_manager(
         rds={"route_config_name": routes, "config_source": from_agent()},
         http_filters=[*filters, router()],
         access_log=logs,
+        # Whose a stream is must be known before it ends: it may have to be ended for that (containment).
+        access_log_options={"access_log_flush_interval": settings.stream_report} if inbound and certificate else None,
         local_reply_config=replies,
         common_http_protocol_options={
             "headers_with_underscores_action": protocol_pb2.HttpProtocolOptions.REJECT_REQUEST,

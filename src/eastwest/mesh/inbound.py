@@ -14,7 +14,7 @@ from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 
-from eastwest.mesh import clusters, http, logs, names, rbac, replies, single_use, tokens, transport
+from eastwest.mesh import canaries, clusters, http, logs, names, peers, rbac, replies, single_use, tokens, transport
 from eastwest.mesh.matching import pack
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource
@@ -35,9 +35,9 @@ def inbound_resources(inbound: Inbound, spiffe_id: str, settings: Settings) -> l
         ]
         routes = []
     else:
-        chains = [_http_chain(inbound, kind, settings) for kind in (_TLS, _PLAINTEXT)]
+        chains = [_http_chain(inbound, kind, settings, spiffe_id) for kind in (_TLS, _PLAINTEXT)]
         locals_ = [clusters.local(service, inbound.upstream, settings, grpc=grpc) for grpc in (False, True)]
-        routes = [_routes(inbound, kind) for kind in (_TLS, _PLAINTEXT)]
+        routes = [_routes(inbound, kind, spiffe_id) for kind in (_TLS, _PLAINTEXT)]
         needs = [
             (names.EXTENSION, names.tokens_filter(service)),
             (names.EXTENSION, names.tenants_filter(service)),
@@ -77,7 +77,7 @@ def tenant_headers(inbound: Inbound) -> list[str]:
     return sorted({o.tenant.header for o in inbound.operations if o.tenant is not None and o.tenant.header})
 
 
-def _http_chain(inbound: Inbound, kind: str, settings: Settings) -> Any:
+def _http_chain(inbound: Inbound, kind: str, settings: Settings, spiffe_id: str) -> Any:
     service = inbound.service
     secure = kind == _TLS
     filters = (
@@ -87,13 +87,14 @@ def _http_chain(inbound: Inbound, kind: str, settings: Settings) -> Any:
         stat_prefix=f"inbound.{service}.{kind}",
         routes=_route_name(service, kind),
         filters=filters,
-        replies=replies.inbound_replies(),
+        replies=replies.inbound_replies(canaries.reply(spiffe_id) if secure else None),
         logs=[logs.http_log(names.request_log(service), settings, tenant_headers(inbound))],
         settings=settings,
         inbound=True,
         certificate=secure,
     )
-    return _chain(kind, [("envoy.filters.network.http_connection_manager", manager)])
+    chain = _chain(kind, [("envoy.filters.network.http_connection_manager", manager)])
+    return chain if secure else _asking(chain, service)
 
 
 def _tcp_chain(inbound: Inbound, kind: str, settings: Settings) -> Any:
@@ -104,8 +105,12 @@ def _tcp_chain(inbound: Inbound, kind: str, settings: Settings) -> Any:
         cluster=names.local_cluster(service),
         max_downstream_connection_duration=settings.max_stream_age,
         access_log=[logs.tcp_log(names.request_log(service), settings)],
-        # A session may last for days; its decision is told when it begins.
-        access_log_options={"flush_access_log_on_connected": True},
+        # A session may last for days; its decision is told when it begins. Before its first byte, and to an agent that
+        # was started anew, it says from time to time whose it is.
+        access_log_options={
+            "flush_access_log_on_connected": True,
+            "access_log_flush_interval": settings.session_report if kind == _TLS else None,
+        },
         # The filter before this one decides at the first byte; nothing may reach or leave the service before.
         upstream_connect_mode=tcp_proxy_pb2.ON_DOWNSTREAM_DATA,
         max_early_data_bytes={"value": 65_536},
@@ -118,7 +123,17 @@ def _tcp_chain(inbound: Inbound, kind: str, settings: Settings) -> Any:
     proxied.CopyFrom(chain.filters[0])
     del chain.filters[:]
     chain.filters.extend([decide, proxied])
-    return chain
+    return chain if kind == _TLS else _asking(chain, service)
+
+
+def _asking(chain: Any, service: str) -> Any:
+    """The chain with the question who is there before all else."""
+    others = [*chain.filters]
+    asked = listener_components_pb2.FilterChain()
+    asked.CopyFrom(chain)
+    del asked.filters[:]
+    asked.filters.extend([peers.ask(service), *others])
+    return asked
 
 
 def _chain(kind: str, filters: list[tuple[str, Any]]) -> Any:
@@ -134,8 +149,8 @@ def _route_name(service: str, kind: str) -> str:
     return f"{names.inbound_listener(service)}/{kind}"
 
 
-def _routes(inbound: Inbound, kind: str) -> Any:
-    """Everything that was decided to pass goes to the application; the proved caller goes with it."""
+def _routes(inbound: Inbound, kind: str, spiffe_id: str) -> Any:
+    """Everything that was decided to pass goes to the application, canaries' apart; the proved caller goes with it."""
     service, secure = inbound.service, kind == _TLS
     enabled = _enabled(inbound) if secure else ()
     name = tokens.CHECKED_ROUTE if single_use.NAME in enabled else ""
@@ -144,6 +159,7 @@ def _routes(inbound: Inbound, kind: str) -> Any:
         name=service,
         domains=["*"],
         routes=[
+            *([canaries.route(spiffe_id)] if secure else []),
             {
                 "name": name,
                 "match": {"prefix": "/", "grpc": {}},

@@ -43,6 +43,9 @@ _MESSAGES = {
     DecisionCode.TOKEN_WRONG_TENANT: "the transaction token was made for another tenant",
     DecisionCode.CHECK_UNAVAILABLE: "whether the transaction token was used before cannot be found out now",
     DecisionCode.RECORD_UNAVAILABLE: "this service wants every call recorded, and that is not possible now",
+    DecisionCode.CALLER_CONTAINED: "the caller's identity is cut off",
+    DecisionCode.TOKEN_CONTAINED: "an identity that the transaction token names is cut off",
+    DecisionCode.IDENTITY_CONTAINED: "this service's own identity is cut off, so it takes no calls",
 }
 _AFTER_THE_TREE = (
     (single_use.USED, DecisionCode.TOKEN_USED, "the transaction token counts once, and was used or withdrawn"),
@@ -52,9 +55,10 @@ _MALFORMED = "the request is not in a form that is accepted"
 _DETAILS = "rbac_access_denied_matched_policy"
 
 
-def inbound_replies() -> Any:
-    """For a service's listener."""
-    mappers = [_mapper(_refused_with(code), code, message) for code, message in _MESSAGES.items()]
+def inbound_replies(first: Any = None) -> Any:
+    """For a service's listener; ``first`` is a mapper that goes before all others."""
+    mappers = [first] if first is not None else []
+    mappers += [_mapper(_refused_with(code), code, message) for code, message in _MESSAGES.items()]
     mappers += [_mapper(_details(f"== '{details}'"), code, message) for details, code, message in _AFTER_THE_TREE]
     mappers.append(_mapper(_status(501), REQUEST_REFUSED, _MALFORMED))  # how its body is delimited, say
     mappers.append(_mapper(_status_at_least(500), UPSTREAM_UNAVAILABLE, "the service does not answer"))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import msgspec
 from envoy.config.core.v3 import extension_pb2
 
 from eastwest.mesh import names, rbac
 from eastwest.mesh.action import InForce, inbound_version
+from eastwest.mesh.contained import contained_filters, without_contained
 from eastwest.mesh.egress import egress_resources
 from eastwest.mesh.inbound import inbound_resources
 from eastwest.mesh.matching import pack
 from eastwest.mesh.secrets import Identity, SecretSet, trust_domains_of
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource, Snapshot
-from eastwest.policy.enforcement import Inbound, Outbound, Sidecar
+from eastwest.policy.enforcement import Outbound, Sidecar
+from eastwest.registry.containment import NOBODY, Contained
 from eastwest.spiffe.id import SpiffeId
 
 
@@ -28,6 +31,12 @@ def sidecar_snapshot(sidecar: Sidecar, settings: Settings, secrets: SecretSet, t
     snapshot = Snapshot.of(sidecar.version, [*config_resources(sidecar, settings, token_keys), *secrets.resources()])
     snapshot.check()
     return snapshot
+
+
+def required_extensions(sidecar: Sidecar) -> frozenset[str]:
+    """Extensions beyond those that any sidecar has to have: for rules in report mode, the shadow form of HTTP RBAC."""
+    report = any(inbound.report and inbound.protocol == "http" for inbound in sidecar.inbound)
+    return frozenset({"envoy.filters.http.rbac"}) if report else frozenset()
 
 
 def verifiable(
@@ -53,39 +62,43 @@ def verifiable(
     return msgspec.structs.replace(sidecar, outbound=outbound), lost
 
 
-def config_resources(sidecar: Sidecar, settings: Settings, token_keys: bytes = b"") -> list[Resource]:
+def config_resources(
+    sidecar: Sidecar,
+    settings: Settings,
+    token_keys: bytes = b"",
+    contained: Contained = NOBODY,
+    *,
+    canaries: bool = False,
+) -> list[Resource]:
     """Everything but secrets. The result depends on nothing else, so it may be kept while secrets rotate.
 
-    ``token_keys``: the JWK set by which transaction tokens are verified; without any, no token counts.
+    ``token_keys``: the JWK set by which transaction tokens are verified; without any, no token counts. ``contained``
+    are refused by every service, and reached by none. ``canaries``: those of a verify run count now.
     """
     own = SpiffeId.parse(sidecar.spiffe_id).trust_domain
-    found = egress_resources(sidecar.outbound, sidecar.spiffe_id, settings)
+    found = egress_resources(without_contained(sidecar, contained).outbound, sidecar.spiffe_id, settings)
     for inbound in sidecar.inbound:
         found += inbound_resources(inbound, sidecar.spiffe_id, settings)
-        found += filter_resources(inbound, sidecar.known_callers, own.uri, token_keys)
+        filters = rbac.filters(inbound, sidecar.known_callers, own.uri, token_keys, canaries=canaries)
+        found += filter_resources(contained_filters(inbound, filters, contained, sidecar.spiffe_id))
     return found
 
 
-def filter_resources(
-    inbound: Inbound, known_callers: Sequence[str], trust_domain: str, token_keys: bytes = b""
-) -> list[Resource]:
-    """The filters of one service: all that a change of policy, mode or keys of tokens replaces.
-
-    ``trust_domain`` (``spiffe://...``) is the one that makes tokens.
-    """
+def filter_resources(filters: Mapping[str, Any]) -> list[Resource]:
+    """The filters of one service: all that a change of policy, mode, containment or keys of tokens replaces."""
     return [
         Resource.of(name, names.EXTENSION, extension_pb2.TypedExtensionConfig(name=name, typed_config=pack(config)))
-        for name, config in rbac.filters(inbound, known_callers, trust_domain, token_keys).items()
+        for name, config in filters.items()
     ]
 
 
 def sidecar_secrets(
     sidecar: Sidecar,
-    identity: Identity,
+    identity: Identity | None,
     bundles: Mapping[str, bytes],
     post_quantum: Mapping[str, bytes] | None = None,
 ) -> SecretSet:
-    """The secrets of one workload: its own identity, and only the bundles that its calls need.
+    """The secrets of one workload: its own identity (None: it may have none), and only the bundles its calls need.
 
     ``post_quantum`` are the ML-DSA-65 roots of trust domains; they are passed on where something demands them.
     """
@@ -95,7 +108,7 @@ def sidecar_secrets(
     demanded = any(one.post_quantum for one in sidecar.inbound) or any(one.post_quantum for one in sidecar.outbound)
     quantum_safe = (post_quantum or {}) if demanded else {}
     return SecretSet(
-        identities=(identity,),
+        identities=(identity,) if identity is not None else (),
         trust_domain=SpiffeId.parse(sidecar.spiffe_id).trust_domain.name,
         bundles={name: pem for name, pem in bundles.items() if name in needed},
         callers=callers,

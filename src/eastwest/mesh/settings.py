@@ -16,6 +16,8 @@ class Settings:
     max_connection_age: timedelta = timedelta(minutes=15)
     max_stream_age: timedelta = timedelta(hours=1)
     connect_timeout: timedelta = timedelta(seconds=5)
+    stream_report: timedelta = timedelta(seconds=1)  # how often a request that lasts says whose it is; not below 1 s
+    session_report: timedelta = timedelta(seconds=5)  # how often a TCP session does, which tells it when it begins
     log_flush: timedelta = timedelta(milliseconds=100)
     delayed_close: timedelta = timedelta(seconds=1)
     max_connections: int = 10_000  # of one listener's upstream; also the bound on pending requests

@@ -18,7 +18,7 @@ from eastwest.mesh.action import ONCE_SUFFIX
 from eastwest.mesh.matching import pack
 from eastwest.mesh.tokens import claim_header
 
-ASKED = ("id", "expires", "approval", "action", "resource")
+ASKED = ("id", "expires", "approval", "action", "resource", "caller", "origin", "approver")
 """Claims that go with the question; nothing else of the request does."""
 USED = "ext_authz_denied"
 """What Envoy's response details say where the agent has refused."""

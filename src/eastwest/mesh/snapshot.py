@@ -49,15 +49,19 @@ class Snapshot:
     resources: Mapping[str, Named]
     marker: object = None
     """What its secrets stand for, to be told once they are acknowledged; snapshots that differ in it are different."""
+    contained: int = 0
+    """The generation of containments that its config enforces."""
+    requires: frozenset[str] = frozenset()
+    """Extensions that an Envoy must know to take this as it is meant, by the names it tells of itself."""
 
     @classmethod
-    def of(cls, version: str, resources: Iterable[Resource], marker: object = None) -> Snapshot:
+    def of(cls, version: str, resources: Iterable[Resource], marker: object = None, contained: int = 0) -> Snapshot:
         """Group ``resources``; a name given twice keeps its last resource."""
         by_type: dict[str, dict[str, Resource]] = {}
         for resource in resources:
             by_type.setdefault(resource.type_url, {})[resource.name] = resource
         grouped = MappingProxyType({kind: MappingProxyType(named) for kind, named in by_type.items()})
-        return cls(version, grouped, marker)
+        return cls(version, grouped, marker, contained)
 
     def of_type(self, type_url: str) -> Named:
         """The resources of one type by name."""

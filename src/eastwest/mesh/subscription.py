@@ -57,6 +57,7 @@ class SessionStatus:
     acked: tuple[tuple[str, str, str], ...]  # (type URL, name, resource version), sorted
     refusals: tuple[Refusal, ...]  # those still standing, newest last
     secrets_acked: object = None  # marker of the newest snapshot whose every secret in use it has acknowledged
+    contained_acked: int = 0  # generation of containments that it enforces
 
 
 class Resources(Protocol):
@@ -68,7 +69,40 @@ class Resources(Protocol):
     @property
     def marker(self) -> object: ...
 
+    @property
+    def contained(self) -> int: ...
+
+    @property
+    def requires(self) -> frozenset[str]: ...
+
     def of_type(self, type_url: str) -> Named: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """The config of before with the secrets of now: an Envoy that cannot take what is new must not outlive its SVID."""
+
+    config: Resources
+    newest: Resources
+
+    @property
+    def version(self) -> str:
+        return self.config.version
+
+    @property
+    def marker(self) -> object:
+        return self.newest.marker
+
+    @property
+    def contained(self) -> int:
+        return self.config.contained
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return self.config.requires
+
+    def of_type(self, type_url: str) -> Named:
+        return (self.newest if type_url == names.SECRET else self.config).of_type(type_url)
 
 
 @dataclass(slots=True)
@@ -91,14 +125,20 @@ class DeltaSession:
         self.node_id = ""
         self._types: dict[str, _Subscription] = {}
         self._current: Resources | None = None
+        self._extensions: frozenset[str] | None = None  # that the Envoy knows; None before it has said so
+        self._lacking: Refusal | None = None
         self._nonce = 0
         self._version_acked = ""
         self._secrets_acked: object = None
+        self._contained_acked = 0
 
     def on_request(self, request: Any) -> list[Any]:
         """Take a ``DeltaDiscoveryRequest``; the responses to send now, often none."""
         if not self.node_id and request.HasField("node"):
             self.node_id = request.node.id[:MAX_NAME_LENGTH]
+            self._extensions = frozenset(extension.name for extension in request.node.extensions)
+            if self._current is not None:  # it came before anybody had asked
+                self._current = self._fitting(self._current, None)
         subscription = self._types.get(request.type_url)
         if subscription is None:
             subscription = self._open(request)
@@ -110,8 +150,11 @@ class DeltaSession:
         return self._respond(subscription)
 
     def on_snapshot(self, resources: Resources) -> list[Any]:
-        """Take the newest snapshot; the responses that bring the sidecar to it, in make-before-break order."""
-        self._current = resources
+        """Take the newest snapshot; the responses that bring the sidecar to it, in make-before-break order.
+
+        An Envoy without an extension that the snapshot requires keeps its config, and gets new secrets only.
+        """
+        self._current = self._fitting(resources, self._current)
         ordered = [self._types[url] for url in names.PUSH_ORDER if url in self._types]
         ordered += [sub for url, sub in self._types.items() if url not in names.PUSH_ORDER]
         responses = [response for subscription in ordered for response in self._respond(subscription)]
@@ -123,10 +166,29 @@ class DeltaSession:
         """How far this sidecar has come."""
         acked = sorted((url, name, ver) for url, sub in self._types.items() for name, ver in sub.acked.items())
         refusals = dict.fromkeys(refusal for sub in self._types.values() for refusal in sub.refusals.values())
+        if self._lacking is not None:
+            refusals[self._lacking] = None
         sent = "" if self._current is None else self._current.version
         return SessionStatus(
-            self.node_id, sent, self._version_acked, tuple(acked), tuple(refusals), self._secrets_acked
+            self.node_id,
+            sent,
+            self._version_acked,
+            tuple(acked),
+            tuple(refusals),
+            self._secrets_acked,
+            self._contained_acked,
         )
+
+    def _fitting(self, newest: Resources, last: Resources | None) -> Resources | None:
+        """What of ``newest`` the Envoy is given, where its ``last`` config is known: all of it, if it can take it."""
+        missing = sorted(newest.requires - self._extensions) if self._extensions is not None else []
+        if not missing:
+            self._lacking = None
+            return newest
+        message = f"this Envoy lacks {', '.join(missing)}, without which it cannot do report mode: it was given nothing"
+        self._lacking = Refusal(names.EXTENSION, tuple(missing), message)
+        config = last.config if isinstance(last, _Held) else last
+        return None if config is None else _Held(config, newest)
 
     def _open(self, request: Any) -> _Subscription:
         if len(self._types) >= len(names.PUSH_ORDER) + 8:
@@ -202,6 +264,7 @@ class DeltaSession:
         if self._version_acked != self._current.version and not self._secrets_taken(self._current):
             return
         self._version_acked = self._current.version
+        self._contained_acked = self._current.contained
 
     def _note_secrets(self) -> None:
         """Secrets count as taken once every one that is in use is acknowledged as it is now."""

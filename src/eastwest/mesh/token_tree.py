@@ -53,16 +53,22 @@ _COMPARED = frozenset({"caller", "certificate", "action", "resource"})
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a decision is made: one operation of one service, in one version of its rules."""
+    """Where a decision is made: one operation of one service, in one version of its rules.
+
+    ``reported``: the tree only tells what rules in report mode would do, and uses nothing up; ``passing``: it is where
+    Envoy enforces, so nothing in it may refuse.
+    """
 
     service: str
     operation: OperationRules
     version: str
+    reported: bool = False
+    passing: bool = False
 
     def ends(self, rule: Rule, *, by_token: bool = False) -> OnMatch:
         """``rule`` as the end of a branch; ``by_token``: a token led there, and is used up where it counts once."""
-        if not by_token or not self.operation.single_use or rule.verdict != Verdict.ALLOW:
-            return outcome(rule, self.operation.name, self.version)
+        if self.reported or not by_token or not self.operation.single_use or rule.verdict != Verdict.ALLOW:
+            return outcome(rule, self.operation.name, self.version, passing=self.passing)
         # Routes and trees change one after the other; between them nobody may ask.
         asked = cel.holds(cel.same(cel.route_name(), cel.text(CHECKED_ROUTE)))
         allowed = outcome(rule, self.operation.name, self.version, once=True)

@@ -97,7 +97,7 @@ def notes(inbound: Inbound) -> Any:
 def path_tenants(inbound: Inbound) -> Any:
     """What notes the tenant of a path under its shape, for the operations where a token must name the same."""
     found: dict[str, str] = {}
-    for operation in inbound.operations:
+    for operation in (*inbound.operations, *inbound.report):
         source, match = operation.tenant, operation.match
         if source is None or not source.path or not isinstance(match, HttpMatch):
             continue
@@ -128,7 +128,8 @@ def count_once(inbound: Inbound) -> bool:
 
 def _each_counts_once(inbound: Inbound) -> bool:
     """Whether no token makes a difference twice."""
-    return all(o.single_use for o in inbound.operations if any(looks_at_tokens(c, o.tenant) for c in o.cells))
+    every = (*inbound.operations, *inbound.report)
+    return all(o.single_use for o in every if any(looks_at_tokens(c, o.tenant) for c in o.cells))
 
 
 def looks_at_tokens(cell: Cell, source: TenantSource | None) -> bool:

@@ -70,13 +70,25 @@ def always(rule: Rule, version: str) -> Matcher:
     return matching.always(outcome(rule, "", version))
 
 
-def http_operations(service: str, operations: Sequence[OperationRules], known: Iterable[str], version: str) -> Matcher:
-    """The whole decision about an HTTP or gRPC request; unregistered callers are refused before all else."""
-    unlisted = outcome(UNLISTED, "", version)
+def http_operations(
+    service: str,
+    operations: Sequence[OperationRules],
+    known: Iterable[str],
+    version: str,
+    *,
+    reported: bool = False,
+    passing: bool = False,
+) -> Matcher:
+    """The whole decision about an HTTP or gRPC request; unregistered callers are refused before all else.
+
+    ``reported``, ``passing``: as in ``Place``.
+    """
+    unlisted = outcome(UNLISTED, "", version, passing=passing)
     by_method: dict[str, list[tuple[Template, Place]]] = {}
     for operation in operations:
         method, template = http_match(operation)
-        by_method.setdefault(method, []).append((template, Place(service, operation, version)))
+        place = Place(service, operation, version, reported=reported, passing=passing)
+        by_method.setdefault(method, []).append((template, place))
     methods: dict[str, OnMatch] = {}
     for method, routes in by_method.items():
         leaves = [_by_caller(place, template) for template, place in routes]
@@ -90,25 +102,48 @@ def http_operations(service: str, operations: Sequence[OperationRules], known: I
     asked = first_of([(regex(HOST, ONE_HOST), chosen)], unlisted)
     # A map would need a copy of all this for each caller.
     registered = one_of(URI_SAN, known)
-    unknown = outcome(UNKNOWN_CALLER, "", version)
+    unknown = outcome(UNKNOWN_CALLER, "", version, passing=passing)
     return first_of([(any_of(registered), nested(asked))] if registered else [], unknown)
 
 
-def tcp_callers(operations: Sequence[OperationRules], known: Iterable[str], version: str) -> Matcher:
-    """The whole decision about a connection: one operation, by caller; unregistered callers are refused."""
+def tcp_callers(
+    operations: Sequence[OperationRules],
+    known: Iterable[str],
+    version: str,
+    report: Sequence[OperationRules] = (),
+) -> Matcher:
+    """The whole decision about a connection: one operation, by caller; unregistered callers are refused.
+
+    ``report``: the operations with rules in report mode. A caller is all that either answer can depend on, so the
+    action's name tells both.
+    """
+    unknown = outcome(UNKNOWN_CALLER, "", version)
+    operation = _tcp_operation(operations)
+    if operation is None:
+        return exact_map(URI_SAN, dict.fromkeys(known, outcome(UNLISTED, "", version)), unknown)
+    rules, other = _tcp_rules(operation), _tcp_operation(report)
+    reported = rules if other is None else _tcp_rules(other)
+    both = {
+        caller: (rules.get(caller, operation.otherwise), reported.get(caller, operation.otherwise)) for caller in known
+    }
+    ends = {pair: outcome(pair[0], operation.name, version, report=pair[1]) for pair in dict.fromkeys(both.values())}
+    return exact_map(URI_SAN, {caller: ends[pair] for caller, pair in both.items()}, unknown)
+
+
+def _tcp_operation(operations: Sequence[OperationRules]) -> OperationRules | None:
     tcp = [operation for operation in operations if isinstance(operation.match, TcpMatch)]
     if len(tcp) > 1:
         raise UnsupportedRules("a TCP service has more than one operation", fix="keep one operation with tcp: true")
-    unknown = outcome(UNKNOWN_CALLER, "", version)
-    if not tcp:
-        return exact_map(URI_SAN, dict.fromkeys(known, outcome(UNLISTED, "", version)), unknown)
-    operation = tcp[0]
-    callers = dict.fromkeys(known, outcome(operation.otherwise, operation.name, version))
+    return tcp[0] if tcp else None
+
+
+def _tcp_rules(operation: OperationRules) -> dict[str, Rule]:
+    found: dict[str, Rule] = {}
     for cell in operation.cells:
         if cell.rule is None:
             raise UnsupportedRules(f"{operation.name}: a TCP connection names no tenant")
-        callers.update(dict.fromkeys(cell.callers, outcome(cell.rule, operation.name, version)))
-    return exact_map(URI_SAN, callers, unknown)
+        found.update(dict.fromkeys(cell.callers, cell.rule))
+    return found
 
 
 def http_match(operation: OperationRules) -> tuple[str, Template]:

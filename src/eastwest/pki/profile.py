@@ -1,7 +1,8 @@
 """Issuance profiles: which keys, lifetimes, names, usages and doors a kind of certificate may have.
 
 ``ProfileConfig`` is a profile as people write it (``profiles/*.yaml``); ``Profile.from_config`` checks it once, and
-nobody checks it again. Three profiles are built in: ``WORKLOAD``, ``AGENT`` and ``SERVER``.
+nobody checks it again. Four profiles are built in: ``WORKLOAD``, ``AGENT``, ``SERVER`` and
+``CANARY``.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Scope(enum.Enum):
     WORKLOAD = "workload"
     AGENT = "agent"
     SERVER = "server"
+    CANARY = "canary"
 
 
 class LifetimeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,7 +118,7 @@ class Profile:
         reader = _Reader(config.profile, where)
         if not _NAME.fullmatch(config.profile):
             raise reader.error("profile", f"{config.profile!r} is not a name", "use a-z 0-9 -, starting with a letter")
-        if config.profile in {AGENT.name, SERVER.name}:
+        if config.profile in {AGENT.name, SERVER.name, CANARY.name}:
             raise reader.error("profile", f"{config.profile} is built in and cannot be changed", "choose another name")
         default_ttl = reader.duration("lifetime.default", config.lifetime.default)
         max_ttl = reader.duration("lifetime.max", config.lifetime.max)
@@ -200,6 +202,8 @@ class Profile:
                 return spiffe_id.path.startswith("/spire/agent/")
             case Scope.SERVER:
                 return spiffe_id.path == "/spire/server"
+            case Scope.CANARY:
+                return spiffe_id.path.startswith("/eastwest/canary/")
 
 
 def parse_duration(text: str) -> int:
@@ -322,3 +326,16 @@ SERVER = Profile(
     scope=Scope.SERVER,
 )
 """The authority's own SVID, ``spiffe://TD/spire/server``."""
+
+CANARY = Profile(
+    name="eastwest-canary",
+    doors=frozenset({Door.INTERNAL}),
+    environments=frozenset(),
+    keys=_CLASSICAL,
+    default_ttl=300,
+    max_ttl=600,
+    dns_patterns=(),
+    usage=frozenset({Usage.CLIENT}),
+    scope=Scope.CANARY,
+)
+"""Who asks in a verify run, ``spiffe://TD/eastwest/canary/...``: minutes, a client only, and no door leads to it."""

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from eastwest.ledger.export.clickhouse import create_table, insert, json_row
+from eastwest.ledger.export.clickhouse import add_columns, create_table, insert, json_row
 from eastwest.ledger.export.ports import Row, SinkContext
 from eastwest.plugins.clickhouse_table import check_table, credentials
 from eastwest.plugins.http_post import HttpPost
@@ -48,6 +48,7 @@ class ClickHouseSink:
     async def deliver(self, rows: Sequence[Row]) -> None:
         if not self._made:
             await self._run(create_table(self._table), b"")
+            await self._run(add_columns(self._table), b"")
             self._made = True
         await self._run(insert(self._table), b"".join(json_row(row, self._ledger) for row in rows))
 

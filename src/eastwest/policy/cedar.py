@@ -6,9 +6,10 @@ it: it bounds what Cedar is given, cuts the file into policies, and finds the to
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,11 +33,14 @@ MAX_BRACKETS = 20
 MAX_OPERATORS = 90
 MAX_CONDITIONALS = 20
 REQUIRED = ("id", "owner", "reason")
-ANNOTATIONS = (*REQUIRED, "tenants")
+ANNOTATIONS = (*REQUIRED, "tenants", "mode", "until")
 """Those that mean something here."""
 ANY_TENANT = "any"
 """The value of ``@tenants`` with which a policy says that it permits calls across tenants."""
+REPORT = "report"
+"""The value of ``@mode`` with which a policy says that it decides nothing yet, and what it would change is recorded."""
 
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TOKEN = re.compile(
     r"""(?P<space>\s+|//[^\n]*)
       |(?P<string>"(?:[^"\\\n]|\\.)*")
@@ -180,6 +184,11 @@ def locate(start: Position, text: str, *tokens: str) -> Position:
     return start
 
 
+def words(text: str) -> PolicyText:
+    """One policy's text with its tokens; lines and columns count from 1 within it."""
+    return next(_split("", text))
+
+
 def _split(file: str, text: str) -> Iterator[PolicyText]:
     """Cuts at each ``;``, which stands nowhere within a policy."""
     tokens: list[Token] = []
@@ -241,6 +250,10 @@ def _read_policy(source: PolicyText, findings: Findings) -> ParsedPolicy | None:
             'a permit may say @tenants("any"); else leave it out, and look at context.tenant',
         )
         return None
+    mode = _mode(source, tree.annotations, findings)
+    if mode is None:
+        return None
+    report, until = mode
     policy = Policy(
         id=name,
         owner=owner,
@@ -248,9 +261,34 @@ def _read_policy(source: PolicyText, findings: Findings) -> ParsedPolicy | None:
         effect=tree.effect,
         text=source.text,
         canonical=canonical,
+        report=report,
+        until=until,
     )
     names = sorted((str(entity.type), entity.id) for entity in pst.entity_uids(tree))
     return ParsedPolicy(policy, tree, source, tuple(names))
+
+
+def _mode(source: PolicyText, said: Mapping[str, str], findings: Findings) -> tuple[bool, dt.date | None] | None:
+    """Whether the policy only reports, and until when; None where what it says of that is wrong."""
+    mode, until = said.get("mode"), said.get("until")
+    if mode is None and until is None:
+        return False, None
+    if mode != REPORT:
+        where = source.find("@", "until") if mode is None else source.find("@", "mode")
+        what = "@until without a mode" if mode is None else f"@mode({(mode or '')[:80]!r})"
+        findings.error(where, f"{what} says nothing here", 'write @mode("report") @until("2027-01-31"), or neither')
+        return None
+    if until is None:
+        where = source.find("@", "mode")
+        findings.error(where, "a policy in report mode needs an end date", 'write @until("2027-01-31") beside @mode')
+        return None
+    try:
+        if _DATE.fullmatch(until):  # Python reads other forms too
+            return True, dt.date.fromisoformat(until)
+    except ValueError:
+        pass  # such as February 30
+    findings.error(source.find("@", "until"), f"{until[:80]!r} is not a date", 'write @until("2027-01-31")')
+    return None
 
 
 def _bounded(source: PolicyText, findings: Findings) -> bool:

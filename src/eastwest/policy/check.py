@@ -21,6 +21,7 @@ from eastwest.policy.estate import (
     Workload,
 )
 from eastwest.policy.forms import duration
+from eastwest.policy.lint.rules import ABOUT_SERVICES, LINTS
 from eastwest.policy.naming import RULE as NAMING_RULE
 from eastwest.policy.naming import Naming
 from eastwest.policy.operations import (
@@ -38,6 +39,8 @@ from eastwest.spiffe.id import SpiffeId
 from eastwest.spiffe.selector import Selector
 from eastwest.spiffe.selector_schema import WELL_KNOWN, ImpossibleSelector
 
+UNSEEN_CALLER = "unseen-caller"
+"""The rule that every registered caller of a service was seen before it turns strict (``eastwest.ledger.breaks``)."""
 BUILT_IN_PROFILES = frozenset({"agent", "server"})
 _OURS = frozenset({"unix", "systemd"})
 """Types of selectors that our agent's attestors make."""
@@ -50,6 +53,7 @@ _LIMITABLE = {
     Right.POLICIES: frozenset({"domains"}),
     Right.WAIVERS: frozenset({"domains"}),
     Right.APPROVALS: frozenset({"domains"}),
+    Right.CONTAINMENT: frozenset({"domains", "environments", "spiffe_ids"}),
     Right.TOKENS: frozenset({"environments"}),
     Right.MINT: frozenset({"domains", "environments", "spiffe_ids", "dns"}),
 }
@@ -82,9 +86,14 @@ def check_references(
     checker.listeners()
     for name, waiver in waivers.items.items():
         scope, where = waiver.applies_to, waivers.at(name, "applies_to")
-        if (scope.service is None) == (scope.workload is None):
-            findings.error(where, "a waiver needs exactly one of service and workload", "keep one")
-        elif scope.workload is not None and scope.rule != NAMING_RULE:
+        given = [one for one in (scope.service, scope.workload, scope.policy or None) if one is not None]
+        if scope.rule == UNSEEN_CALLER and scope.service is not None and not scope.policy:
+            given = given[:1]  # some callers of a service may be meant
+        if len(given) != 1:
+            findings.error(where, "a waiver needs exactly one of service and workload, or a policy", "keep one")
+        elif scope.policy and scope.rule not in LINTS:
+            findings.error(where, f"rule {scope.rule!r} is not about policies", "write service: NAME")
+        elif given == [scope.workload] and scope.rule not in {NAMING_RULE, *LINTS} - ABOUT_SERVICES:
             findings.error(where, f"rule {scope.rule!r} is about services", "write service: NAME")
         elif scope.service is not None and services.lacks(scope.service):
             checker.unknown("service", scope.service, services.named, waivers.at(name, "applies_to", "service"))
@@ -302,7 +311,8 @@ class _Checker:
                 f"write spiffe://{self._settings.trust_domain}{spiffe_id.path}",
             )
         if spiffe_id.is_reserved:
-            self._findings.error(where, f"{name} lies under /spire, which servers and agents keep", "use another path")
+            kept = spiffe_id.reserved
+            self._findings.error(where, f"{name} lies under {kept}, which servers and agents keep", "use another path")
             return
         template = self._naming.templates.get(workload.environment)
         if template is None or self._naming.waiver(spiffe_id) is not None:
@@ -408,12 +418,6 @@ class _Checker:
                 self._findings.error(
                     at(name, "tenant"), "a TCP service has no requests that could name a tenant", "remove tenant"
                 )
-        if service.listen.mtls is MtlsMode.PERMISSIVE and service.listen.until is None:
-            self._findings.warning(
-                at(name, "listen", "mtls"),
-                f"service {name!r} is permissive without an end",
-                "add until: year-month-day",
-            )
         if service.listen.mtls is MtlsMode.STRICT and service.listen.until is not None:
             self._findings.error(
                 at(name, "listen", "until"), "until says when permissive mode ends, and this is strict", "remove until"

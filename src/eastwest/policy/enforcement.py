@@ -46,6 +46,9 @@ class DecisionCode(enum.StrEnum):
     TOKEN_USED = "TOKEN_USED"  # noqa: S105 - a code; it counts once, and was used, or its approval was withdrawn
     CHECK_UNAVAILABLE = "CHECK_UNAVAILABLE"  # whether the token was used before cannot be found out now
     RECORD_UNAVAILABLE = "RECORD_UNAVAILABLE"  # the service wants every call recorded, and now none can be
+    CALLER_CONTAINED = "CALLER_CONTAINED"  # the caller is cut off; enforced in every mode
+    TOKEN_CONTAINED = "TOKEN_CONTAINED"  # noqa: S105 - a code; who asked for, began or approved it is cut off
+    IDENTITY_CONTAINED = "IDENTITY_CONTAINED"  # the service itself is cut off, and takes no calls
 
 
 class Recording(enum.StrEnum):
@@ -148,6 +151,8 @@ class OperationRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     single_use: bool = False  # a token counts for one call
     cells: tuple[Cell, ...] = ()
     otherwise: Rule = Rule(verdict=Verdict.DENY, code=DecisionCode.OPERATION_NOT_PERMITTED)
+    emergency: dict[str, tuple[str, ...]] = {}
+    """Callers that are allowed what they are by break-glass alone, with the tenants (none: any). Changes no answer."""
 
 
 class Inbound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -162,6 +167,8 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     operations: tuple[OperationRules, ...]
     post_quantum: bool = False  # only callers with ML-DSA-65 keys below ML-DSA-65 roots, hybrid key exchange only
     recording: Recording = Recording.BEST_EFFORT
+    report: tuple[OperationRules, ...] = ()
+    """The operations as they would be with the rules in report mode; empty where these change nothing here."""
 
 
 class Outbound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -187,7 +194,7 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def uses_tokens(inbound: Inbound) -> bool:
     """Whether a transaction token can make a difference to any answer of the service."""
-    for operation in inbound.operations:
+    for operation in (*inbound.operations, *inbound.report):
         if operation.cells and operation.tenant is not None and operation.tenant.claim:
             return True
         for cell in operation.cells:
@@ -208,7 +215,7 @@ def _refusing(inbound: Inbound) -> Inbound:
     # Where operations look for their tenant stays, as listeners log by it: they must not change for this.
     refused = Rule(verdict=Verdict.DENY, code=DecisionCode.RECORD_UNAVAILABLE)
     operations = tuple(msgspec.structs.replace(o, cells=(), otherwise=refused) for o in inbound.operations)
-    return msgspec.structs.replace(inbound, operations=operations)
+    return msgspec.structs.replace(inbound, operations=operations, report=())
 
 
 def encode_sidecar(sidecar: Sidecar) -> bytes:

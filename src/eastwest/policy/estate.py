@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -46,6 +46,7 @@ AdministratorText = Annotated[str, Meta(pattern=r"^(unix:uid:[0-9]+|spiffe://.+)
 NodeText = Annotated[str, Meta(pattern=r"^(group:[a-z0-9][a-z0-9-]*|spiffe://.+)$", extra={"form": "node"})]
 HttpsUrlText = Annotated[str, Meta(pattern=r"^https://\S+$", max_length=2048, extra={"form": "https-url"})]
 BundleFileText = Annotated[str, Meta(pattern=r"^federation/[^/]+\.json$", extra={"form": "bundle-file"})]
+PolicyIdText = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", extra={"form": "policy-id"})]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 ProseText = Annotated[str, Meta(min_length=1, max_length=4096)]
 AttributeValue = str | tuple[str, ...]
@@ -77,12 +78,25 @@ class Demand(enum.StrEnum):
     SINGLE_USE = "single-use"
 
 
+PRODUCTION = frozenset({"prod", "production"})
+"""Names of environments that are production where nothing else is said."""
+
+
 class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A world of its own, such as production: rights do not flow between environments."""
+    """A world of its own, such as production: rights do not flow between environments.
+
+    ``production`` unset: it is if it is called so. Only lints read it.
+    """
 
     name: NameText
     kind: EnvironmentKind
     naming: NamingText | None = None
+    production: bool | msgspec.UnsetType = msgspec.UNSET  # unset is not written, so that older versions stay the same
+
+    @property
+    def is_production(self) -> bool:
+        """Whether it is declared, or else called, production."""
+        return self.name in PRODUCTION if self.production is msgspec.UNSET else bool(self.production)
 
 
 class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -117,6 +131,8 @@ class Right(enum.StrEnum):
     CA = "ca"
     FEDERATION = "federation"
     LOGS = "logs"
+    VERIFY = "verify"
+    CONTAINMENT = "containment"
 
 
 class Administrator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -198,6 +214,46 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     window: DurationText = "30d"
 
 
+class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Some enforcement points that get new rules before others: those of ``domains``, or ``share`` percent of all.
+
+    Exactly one of the two.
+    """
+
+    name: NameText
+    domains: tuple[NameText, ...] = ()
+    share: Annotated[int, Meta(ge=1, le=100)] | None = None
+
+
+class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How new rules get to enforcement points: ring by ring, each watched for ``soak``; the rest is the last ring.
+
+    ``brake``: denials that nobody meant bring the rules before back by themselves.
+    """
+
+    rings: tuple[Ring, ...] = ()
+    soak: DurationText = "10m"
+    advance: Literal["manual", "automatic"] = "manual"
+    brake: bool = True
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Administrators who answer together for what names the group as its owner."""
+
+    name: OwnerText
+    members: Annotated[tuple[AdministratorText, ...], Meta(min_length=1)]
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How changes of the estate are agreed to.
+
+    ``two_person``: what to do with a change that needs another's approval where there is no other administrator who
+    could give it: let it through with a warning, or refuse it ``always``.
+    """
+
+    two_person: Literal["where-possible", "always"] = "where-possible"
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``estate.yaml``: what the other files may refer to."""
 
@@ -209,6 +265,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     administrators: tuple[Administrator, ...] = ()
     federation: tuple[Federation, ...] = ()
     slos: tuple[Slo, ...] = ()
+    rollout: Rollout | None = None
+    groups: tuple[Group, ...] = ()
+    changes: Changes = Changes()
 
 
 class Lifetime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -253,6 +312,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     federates_with: tuple[TrustDomainText, ...] = ()
     ttl: DurationText | None = None
     hint: Annotated[str, Meta(max_length=1024)] = ""
+    period: DurationText | msgspec.UnsetType = msgspec.UNSET  # how often it calls at least; unset is not written
 
     @property
     def tenants(self) -> tuple[str, ...]:
@@ -327,11 +387,12 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class WaiverScope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a waiver excuses: one rule, for one service or for the workloads whose SPIFFE IDs fit a pattern."""
+    """What a waiver excuses: one rule, for one service, one policy, or the workloads whose SPIFFE IDs fit a pattern."""
 
     rule: NameText
     service: NameText | None = None
     workload: IdPatternText | None = None
+    policy: PolicyIdText | msgspec.UnsetType = msgspec.UNSET  # unset is not written, as above
 
 
 class Waiver(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -345,7 +406,10 @@ class Waiver(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """One Cedar policy: its annotations, its text as written, and its canonical JSON (without comments)."""
+    """One Cedar policy: its annotations, its text as written, and its canonical JSON (without comments).
+
+    ``report``: it decides nothing yet, what it would change is recorded; that is meant to last ``until`` then.
+    """
 
     id: str
     owner: str
@@ -353,6 +417,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     effect: Literal["permit", "forbid"]
     text: str
     canonical: str
+    report: bool = False
+    until: dt.date | None = None
 
 
 class Estate(msgspec.Struct, frozen=True, kw_only=True):
@@ -388,9 +454,22 @@ class Estate(msgspec.Struct, frozen=True, kw_only=True):
 def content(estate: Estate) -> bytes:
     """Canonical JSON of what the estate says; files, their order and comments make no difference."""
     policies = sorted((p.id, p.canonical) for p in estate.policies)
-    settings = msgspec.json.encode(estate.settings, order="deterministic")
-    if not estate.settings.slos:  # the newest field: without it an estate is the version that it was before
-        settings = settings.removesuffix(b',"slos":[]}') + b"}"
-    parts = (msgspec.Raw(settings), estate.profiles, estate.workloads, estate.services, policies, estate.waivers)
+    settings = msgspec.Raw(_said(estate.settings, NEWER))
+    parts = (settings, estate.profiles, estate.workloads, estate.services, policies, estate.waivers)
     said = msgspec.json.encode(parts, order="deterministic")
     return said + msgspec.json.encode(estate.bundles, order="deterministic") if estate.bundles else said
+
+
+NEWER = ("slos", "rollout", "groups", "changes")
+"""Settings that came later: without them an estate is the version that it was before there were any."""
+
+
+def _said(value: msgspec.Struct, newer: Collection[str]) -> bytes:
+    """Canonical JSON of a struct, as msgspec writes it, without those of the ``newer`` fields that say nothing."""
+    members = [
+        b'"%s":%s' % (field.encode_name.encode(), msgspec.json.encode(said, order="deterministic"))
+        for field in msgspec.structs.fields(value)
+        for said in [getattr(value, field.name)]
+        if field.name not in newer or said != field.default
+    ]
+    return b"{" + b",".join(members) + b"}"

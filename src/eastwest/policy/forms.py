@@ -195,4 +195,5 @@ _FORMS: dict[str, Callable[[str], Complaint | None]] = {
     "node": _node,
     "administrator": _administrator,
     "id-pattern": _parsed(check_pattern),
+    "policy-id": _pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", "a policy id", "use letters, digits, ., _ and -"),
 }

@@ -178,7 +178,7 @@ class Judge:
             return []
         self.asked += len(questions)
         return cedarpy.is_authorized_batch(
-            [_cedar_request(request, brought) for request, brought in questions],
+            [cedar_request(request, brought) for request, brought in questions],
             self._policy_set,
             self._entities.handle,
             self._schema,
@@ -228,7 +228,8 @@ def _deny(code: DecisionCode, policy: str) -> Rule:
     return Rule(verdict=Verdict.DENY, code=code, policy=policy)
 
 
-def _cedar_request(request: Request, brought: Brought | None) -> dict[str, Any]:
+def cedar_request(request: Request, brought: Brought | None) -> dict[str, Any]:
+    """The question as Cedar takes it."""
     context: dict[str, Any] = {"path": request.path, "method": request.method}
     tenant = {} if request.tenant is None else {"tenant": request.tenant}
     context |= tenant

@@ -11,8 +11,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from eastwest.policy import cedar
+from eastwest.policy.case_files import FOLDER as CASES
+from eastwest.policy.case_files import CasesFile
 from eastwest.policy.check import check_references
 from eastwest.policy.check_federation import check_federation
+from eastwest.policy.check_rollout import check_rollout
 from eastwest.policy.check_slos import check_slos
 from eastwest.policy.decode import Path, decode
 from eastwest.policy.estate import (
@@ -45,7 +48,7 @@ _FOLDERS: dict[str, tuple[type[msgspec.Struct], str]] = {
     "services": (Service, "service"),
     "waivers": (Waiver, "waiver"),
 }
-KINDS = ("estate", *_FOLDERS)
+KINDS = ("estate", *_FOLDERS, CASES)
 """What ``json_schema`` knows."""
 
 _NAMED_BY = {"workloads": "spiffe_id"}
@@ -82,15 +85,17 @@ def load_estate(files: Mapping[str, bytes]) -> Estate:
 def is_estate_file(name: str) -> bool:
     """Whether a path belongs to an estate, so that a reader of directories knows what to pick up."""
     parts = name.split("/")
-    return not any(part.startswith(".") for part in parts) and parts[-1] not in _IGNORED
+    # Cases are run where they are written (``eastwest policy test``); nobody applies them.
+    return not any(part.startswith(".") for part in parts) and parts[-1] not in _IGNORED and parts[0] != CASES
 
 
 def json_schema(kind: str | None = None) -> dict[str, Any]:
     """JSON Schema (2020-12) of the YAML files: of one kind, or of any.
 
-    Kinds: ``estate`` (estate.yaml), ``profiles``, ``workloads``, ``services``, ``waivers``.
+    Kinds: ``estate`` (estate.yaml), ``profiles``, ``workloads``, ``services``, ``waivers``, ``tests``.
     """
     kinds: dict[str, type[msgspec.Struct]] = {"estate": Settings, **{name: cls for name, (cls, _) in _FOLDERS.items()}}
+    kinds[CASES] = CasesFile
     chosen = kinds if kind is None else {kind: kinds[kind]}
     references, definitions = msgspec.json.schema_components(chosen.values(), ref_template="#/$defs/{name}")
     top = references[0] if kind else {"anyOf": list(references)}
@@ -277,6 +282,7 @@ def _assemble(settings: Settings, read: _Read, findings: Findings) -> Estate:
     )
     check_federation(settings, read.settings_places, read.workloads, read.services.named.keys(), read.bundles, findings)
     check_slos(settings, read.settings_places, read.workloads, read.services, findings)
+    check_rollout(settings, read.settings_places, findings)
     profiles, workloads = _sorted(read.profiles), _sorted(read.workloads)
     services, waivers = _sorted(read.services), _sorted(read.waivers)
     policies = _unique(read.policies, findings)

@@ -59,10 +59,10 @@ class Call:
 
 
 class Oracle:
-    """Cedar's own answers for one estate."""
+    """Cedar's own answers for one estate; ``report``: as they would be if rules in report mode were enforced."""
 
-    def __init__(self, estate: Estate) -> None:
-        policies = [analyse(policy) for policy in estate.policies]
+    def __init__(self, estate: Estate, *, report: bool = False) -> None:
+        policies = [analyse(policy) for policy in estate.policies if report or not policy.report]
         self._callers = {w.spiffe_id: frozenset(caller_texts(w)) for w in estate.callers}
         self._services = {s.service: s for s in estate.services}
         self._judge = Judge(policies, Entities(estate.schema, cedar_entities(estate)), checked=True)
@@ -91,11 +91,16 @@ class Oracle:
         for operation in in_order(called.operations):
             parameters = _parameters(operation, method, path)
             if parameters is not None:
-                if operation.sensitivity is None:
-                    return _deny(DecisionCode.UNCLASSIFIED_OPERATION, operation.name)
-                texts = self._texts | self._callers[caller] | {called.owner, method_of(operation)}
-                return _Asked(self._judge, texts, called, operation, call, parameters).answer()
+                return self.at(operation, call, parameters)
         return _deny(DecisionCode.UNLISTED_OPERATION)
+
+    def at(self, operation: Operation, call: Call, parameters: dict[str, str]) -> Decision:
+        """Decide a call of a registered caller whose operation is known; ``parameters`` are those of its path."""
+        if operation.sensitivity is None:
+            return _deny(DecisionCode.UNCLASSIFIED_OPERATION, operation.name)
+        called = self._services[call.service]
+        texts = self._texts | self._callers[call.caller or ""] | {called.owner, method_of(operation)}
+        return _Asked(self._judge, texts, called, operation, call, parameters).answer()
 
 
 class _Asked:
@@ -201,23 +206,29 @@ def lookup(
     headers: Headers = (),
     presented: Presented = NoToken.MISSING,
     certificate: str = "",
+    *,
+    report: bool = False,
 ) -> Decision:
-    """Decide a request (see ``Call``) in strict mode from the table of the service's sidecar. It must be there."""
+    """Decide a request (see ``Call``) in strict mode from the table of the service's sidecar. It must be there.
+
+    ``report``: as it would be decided if rules in report mode were enforced.
+    """
     if caller is None:
         return _deny(DecisionCode.MTLS_REQUIRED)
     if caller not in sidecar.known_callers:
         return _deny(DecisionCode.UNKNOWN_CALLER)
     inbound = next(i for i in sidecar.inbound if i.service == service)
     call = Call(caller, service, method, path, headers, presented, certificate)
-    for operation in inbound.operations:
+    for operation in (inbound.report or inbound.operations) if report else inbound.operations:
         form = wire_form(operation.match)
         parameters = {} if form is None else form[1].match(path) if form[0] == method else None
         if parameters is not None:
-            return _in_table(operation, call, parameters)
+            return in_table(operation, call, parameters)
     return _deny(DecisionCode.UNLISTED_OPERATION)
 
 
-def _in_table(operation: OperationRules, call: Call, parameters: dict[str, str]) -> Decision:
+def in_table(operation: OperationRules, call: Call, parameters: dict[str, str]) -> Decision:
+    """Decide a call whose operation is known; ``parameters`` are those of its path."""
     cell: Cell | None = next((c for c in operation.cells if call.caller in c.callers), None)
     if cell is None:
         return _told(operation.otherwise, operation.name)

@@ -12,10 +12,13 @@ import msgspec
 from cedarpy import pst
 
 from eastwest.policy.analysis import Analysis, Scope, analyse
+from eastwest.policy.cedar import locate
 from eastwest.policy.cells import Memory
+from eastwest.policy.check import UNSEEN_CALLER
 from eastwest.policy.diff import Difference, compare, compare_registrations
 from eastwest.policy.enforcement import MtlsMode, Verdict
 from eastwest.policy.estate import EnvironmentKind, Estate, Sensitivity
+from eastwest.policy.lint.rules import LINTS
 from eastwest.policy.load import load_estate
 from eastwest.policy.naming import RULE as NAMING_RULE
 from eastwest.policy.naming import Naming
@@ -102,6 +105,7 @@ def plan_files(
         return Plan(problems=error.problems)
     problems = [*estate.notes, *compiled.problems, *not_enforced_yet(estate), *_unclassified(estate)]
     problems += [*_dates(estate, today), *_unbound(estate, compiled), *_wide(estate)]
+    problems += _on_trial(estate, compiled, today)
     before: CompiledPolicy | None = None
     applied: Estate | None = None
     if isinstance(previous, CompiledPolicy):
@@ -157,7 +161,7 @@ def not_enforced_yet(estate: Estate) -> Iterator[Problem]:
         if closed:
             yield note(where, f"profile {profile.profile!r}: not enforced yet, no door {', '.join(closed)}")
     for waiver in estate.waivers:
-        if waiver.applies_to.rule == NAMING_RULE:
+        if waiver.applies_to.rule in {NAMING_RULE, UNSEEN_CALLER, *LINTS}:
             continue
         yield note(
             estate.position("waiver", waiver.waiver), f"waiver {waiver.waiver!r} is not enforced yet: no rule reads it"
@@ -255,16 +259,38 @@ def _some(names: set[str]) -> str:
     return first if not others else f"{first} and {len(others)} more"
 
 
+def _on_trial(estate: Estate, compiled: CompiledPolicy, today: dt.date) -> Iterator[Problem]:
+    """Every rule in report mode, and where such rules would change an answer."""
+    changed = sorted(i.service for s in compiled.sidecars.values() for i in s.inbound if i.report)
+    would = f"; rules in report mode would change answers of {_some(set(changed))}" if changed else ""
+    for policy in estate.policies:
+        if not policy.report or policy.until is None:
+            continue
+        at = locate(estate.position("policy", policy.id), policy.text, "@", "until")
+        if policy.until < today:
+            message = f"policy {policy.id!r} was to report only until {policy.until}, which has passed"
+            yield Problem(Severity.WARNING, at, message, "remove @mode and @until, or write a later date")
+        else:
+            yield Problem(
+                Severity.NOTE,
+                at,
+                f"policy {policy.id!r} only reports until {policy.until}: it decides nothing yet"
+                + (would or ", and no answer would change"),
+            )
+
+
 def _dates(estate: Estate, today: dt.date) -> Iterator[Problem]:
     for service in estate.services:
         until = service.listen.until
-        if service.listen.mtls is MtlsMode.PERMISSIVE and until is not None and until < today:
-            yield Problem(
-                Severity.WARNING,
-                estate.position("mode", service.service),
-                f"service {service.service!r} was to be permissive until {until}, which has passed",
-                "write mtls: strict, or a later date",
-            )
+        if service.listen.mtls is not MtlsMode.PERMISSIVE or (until is not None and until >= today):
+            continue
+        where = estate.position("mode", service.service)
+        if until is None:  # no mistake of the files alone: an estate of before that has none is still read
+            message = f"service {service.service!r} is permissive without an end"
+            yield Problem(Severity.ERROR, where, message, "add until: year-month-day beside mtls")
+        else:
+            message = f"service {service.service!r} was to be permissive until {until}, which has passed"
+            yield Problem(Severity.WARNING, where, message, "write mtls: strict, or a later date")
     naming = Naming.of(estate.settings, estate.waivers, estate.services)
     for workload in estate.workloads:
         spiffe_id = SpiffeId.parse(workload.spiffe_id)

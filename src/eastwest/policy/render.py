@@ -23,10 +23,14 @@ def summary_line(plan: Plan) -> str:
         return ""
     return (
         f"{counts.workloads} workloads, {counts.services} services, {counts.operations} operations, "
-        f"{counts.policies} policies: of {counts.operations * counts.callers} pairs of caller and operation "
-        f"{counts.allowed} are allowed, {counts.by_tenant} for some tenants, {counts.with_token} only with a token or "
+        f"{counts.policies} policies{_in_report_mode(counts.report)}: of {counts.operations * counts.callers} pairs of "
+        f"caller and operation {counts.allowed} are allowed, {counts.by_tenant} for some tenants, {counts.with_token} only with a token or "
         f"an approval, {counts.denied} denied"
     )
+
+
+def _in_report_mode(count: int) -> str:
+    return f" ({count} in report mode)" if count else ""
 
 
 def tenant_text(tenant: str) -> str:

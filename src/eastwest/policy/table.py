@@ -53,6 +53,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     with_token: int
     denied: int
     asked: int
+    report: int = 0  # of the policies those in report mode
 
 
 class CompiledPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,16 +78,27 @@ def compile_estate(estate: Estate, memory: Memory | None = None) -> CompiledPoli
 
 
 def _compile(estate: Estate, policies: Sequence[Analysis], memory: Memory) -> CompiledPolicy:
-    cells = Cells(estate, policies, memory)
+    enforced = [p for p in policies if not p.policy.report]
+    cells = every = Cells(estate, enforced, memory)
     rules = {s.service: tuple(cells.operation(s, o) for o in in_order(s.operations)) for s in estate.services}
+    report: Rules = {}
+    if len(enforced) < len(policies):
+        every = Cells(estate, policies, memory)
+        report = _report(estate, rules, every)
     compiled = CompiledPolicy(
         version=hashlib.sha256(COMPILER.encode() + b"\0" + content(estate)).hexdigest(),
-        sidecars=_sidecars(estate, rules, memory),
+        sidecars=_sidecars(estate, rules, report, memory),
         summary=_summary(estate, rules, cells),
-        problems=ordered([*_failing(estate, rules), *_idle(estate, cells)]),
+        problems=ordered([*_failing(estate, [*rules.values(), *report.values()]), *_idle(estate, every)]),
     )
     memory.tidy()
     return compiled
+
+
+def _report(estate: Estate, rules: Rules, every: Cells) -> Rules:
+    """What services would enforce with the rules in report mode too, where that is something else."""
+    found = {s.service: tuple(every.operation(s, o) for o in in_order(s.operations)) for s in estate.services}
+    return {service: operations for service, operations in found.items() if operations != rules[service]}
 
 
 def in_order(operations: Iterable[Operation]) -> list[Operation]:
@@ -107,13 +119,18 @@ def every_rule(rule: Rule) -> Iterator[Rule]:
             yield from (origins.otherwise, *origins.by_origin.values())
 
 
-def _sidecars(estate: Estate, rules: Rules, memory: Memory) -> dict[str, Sidecar]:
+def _sidecars(estate: Estate, rules: Rules, report: Rules, memory: Memory) -> dict[str, Sidecar]:
     known = tuple(caller.spiffe_id for caller in estate.callers)
     reachable = _reachable(estate, rules)
     inbound: dict[str, list[Inbound]] = {}
     quantum_safe = _quantum_safe(estate)
     for service in estate.services:
-        listener = _inbound(service, rules[service.service], post_quantum=service.workload in quantum_safe)
+        listener = _inbound(
+            service,
+            rules[service.service],
+            report.get(service.service, ()),
+            post_quantum=service.workload in quantum_safe,
+        )
         inbound.setdefault(service.workload, []).append(listener)
     return {
         name: memory.sidecar(
@@ -159,14 +176,15 @@ def _summary(estate: Estate, rules: Rules, cells: Cells) -> Summary:
         with_token=with_token,
         denied=len(operations) * len(estate.callers) - allowed - by_tenant - with_token,
         asked=cells.asked,
+        report=sum(policy.report for policy in estate.policies),
     )
 
 
-def _failing(estate: Estate, rules: Rules) -> Iterator[Problem]:
+def _failing(estate: Estate, rules: Iterable[Sequence[OperationRules]]) -> Iterator[Problem]:
     """Policies that could not answer."""
     found: dict[str, str] = {}
     seen: set[int] = set()
-    for operation in (o for group in rules.values() for o in group):
+    for operation in (o for group in rules for o in group):
         if id(operation.cells) in seen:
             continue
         seen.add(id(operation.cells))
@@ -216,7 +234,13 @@ def _quantum_safe(estate: Estate) -> frozenset[str]:
     return frozenset(workload.spiffe_id for workload in estate.workloads if workload.profile in profiles)
 
 
-def _inbound(service: Service, operations: tuple[OperationRules, ...], *, post_quantum: bool) -> Inbound:
+def _inbound(
+    service: Service,
+    operations: tuple[OperationRules, ...],
+    report: tuple[OperationRules, ...],
+    *,
+    post_quantum: bool,
+) -> Inbound:
     upstream = f"unix:{service.upstream.unix}" if service.upstream.unix else f"tcp:{service.upstream.tcp}"
     return Inbound(
         service=service.service,
@@ -228,6 +252,7 @@ def _inbound(service: Service, operations: tuple[OperationRules, ...], *, post_q
         operations=operations,
         post_quantum=post_quantum,
         recording=service.recording,
+        report=report,
     )
 
 

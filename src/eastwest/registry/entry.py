@@ -138,7 +138,8 @@ def _check_ids(entry: Entry, trust_domain: TrustDomain) -> None:
             raise InvalidEntry(f"{field} {spiffe_id} has no path", fix="name a workload or node, not the trust domain")
     if entry.spiffe_id.is_reserved:
         raise InvalidEntry(
-            f"spiffe_id {entry.spiffe_id} lies in /spire, which servers and agents keep for themselves",
+            f"spiffe_id {entry.spiffe_id} lies in {entry.spiffe_id.reserved}, which servers and agents keep for "
+            "themselves",
             fix="choose another path",
         )
     if entry.spiffe_id.path.startswith(GROUP_PREFIX) and not entry.is_node_alias:

@@ -13,7 +13,15 @@ from datetime import datetime
 from eastwest.errors import Error
 from eastwest.issuance.presented import read
 from eastwest.mesh.replies import REQUEST_REFUSED
-from eastwest.policy.enforcement import DecisionCode, MtlsMode, OperationRules, Recording, Verdict
+from eastwest.policy.enforcement import (
+    DecisionCode,
+    Inbound,
+    MtlsMode,
+    OperationRules,
+    Recording,
+    Verdict,
+    uses_tokens,
+)
 from eastwest.policy.normalise import Headers, Refused, Request, normalise
 from eastwest.policy.operations import can_be_tenant, wire_form
 from eastwest.policy.oracle import lookup
@@ -55,6 +63,8 @@ class Decision:
     token: Token | None = field(default=None, repr=False)
     request: Request | None = field(default=None, repr=False)
     cause: str = ""  # why a certificate did not verify, as sidecars name it
+    report_code: str = ""  # what rules in report mode would have said, where that differs: a ``DecisionCode``
+    report_policy: str = ""
 
     @property
     def passes(self) -> bool:
@@ -102,22 +112,20 @@ def decide(
         code = DecisionCode.CHECK_UNAVAILABLE
         return _denied(service, principal, code, method=method, reason="there are no rules for this service here")
     presented = present(request.headers, rules, now)
+    if (cut_off := _contained(rules, inbound, principal, presented)) is not None:
+        return _denied(service, principal, cut_off, method=request.method, reason="")
     certificate = peer.certificate if peer is not None else ""
-    verdict, code, policy, name = lookup(
-        rules.sidecar,
-        principal or None,
-        service,
-        request.method,
-        request.matched,
-        request.headers,
-        presented,
-        certificate,
-    )
+    question = (principal or None, service, request.method, request.matched, request.headers, presented, certificate)
+    verdict, code, policy, name = lookup(rules.sidecar, *question)
+    report = lookup(rules.sidecar, *question, report=True) if inbound.report else (verdict, code, policy, name)
+    report_code, report_policy = (report[1], report[2]) if report[1] is not code else ("", "")
     if verdict is Verdict.ALLOW and not records and inbound.recording is Recording.REQUIRED:
         verdict, code, policy = Verdict.DENY, DecisionCode.RECORD_UNAVAILABLE, ""
     operation = next((o for o in inbound.operations if o.name == name), None)
     tenant = _tenant(operation, request, presented) if operation is not None else ""
-    by_token = operation is not None and isinstance(presented, Token) and _looks(operation, principal, tenant)
+    same = [o for o in (*inbound.operations, *inbound.report) if o.name == name]
+    by_token = isinstance(presented, Token) and any(_looks(o, principal, tenant) for o in same)
+    used = by_token and operation is not None and _looks(operation, principal, tenant)
     enforced = inbound.mode is not MtlsMode.PERMISSIVE
     allowed = verdict is Verdict.ALLOW
     return Decision(
@@ -130,9 +138,11 @@ def decide(
         principal=principal,
         method=request.method,
         enforced=enforced,
-        once=allowed and enforced and by_token and operation is not None and operation.single_use,
+        once=allowed and enforced and used and operation is not None and operation.single_use,
         token=presented if by_token and isinstance(presented, Token) else None,
         request=request,
+        report_code=report_code,
+        report_policy=report_policy,
     )
 
 
@@ -156,6 +166,21 @@ def present(headers: Headers, rules: Rules, now: datetime) -> Presented:
     if len(brought) > 1:
         return NoToken.INVALID
     return read(brought[0], rules.token_keys, rules.trust_domain.uri, now)
+
+
+def _contained(rules: Rules, inbound: Inbound, principal: str, presented: Presented) -> DecisionCode | None:
+    """Why the call is refused whatever the rules say, in every mode (``eastwest.mesh.contained``)."""
+    contained = rules.contained
+    if not contained or rules.sidecar is None:
+        return None
+    if rules.sidecar.spiffe_id in contained:
+        return DecisionCode.IDENTITY_CONTAINED
+    if principal in contained:
+        return DecisionCode.CALLER_CONTAINED
+    if isinstance(presented, Token) and uses_tokens(inbound):
+        named = (presented.caller, presented.origin, presented.approver)
+        return DecisionCode.TOKEN_CONTAINED if any(one in contained for one in named) else None
+    return None
 
 
 def _denied(service: str, principal: str, code: str, *, method: str, reason: str) -> Decision:

@@ -79,4 +79,6 @@ def told(
         token=decision.token is not None,
         origin=decision.token.origin[:MAX_TEXT] if decision.token is not None else "",
         trace=trace,
+        report_code=decision.report_code,
+        report_policy=decision.report_policy[:MAX_TEXT],
     )

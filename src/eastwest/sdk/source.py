@@ -26,6 +26,7 @@ from eastwest.pki.compact import Keys, read_keys
 from eastwest.pki.der import split_der
 from eastwest.pki.parsing import PARSE_ERRORS
 from eastwest.policy.enforcement import Inbound, Outbound, Sidecar, decode_sidecar
+from eastwest.registry.containment import NOBODY, Contained
 from eastwest.rpc.client import Channel, method
 from eastwest.rpc.workload_client import OwnSvid, watch_own_svids
 from eastwest.spiffe.id import MalformedSpiffeId, TrustDomain
@@ -57,6 +58,7 @@ class Rules:
     sidecar: Sidecar | None = None
     bundles: Mapping[TrustDomain, tuple[bytes, ...]] = field(default_factory=dict)
     token_keys: Keys = field(default_factory=dict)
+    contained: Contained = NOBODY
 
     def inbound(self, service: str) -> Inbound | None:
         """The rules of one service of this workload."""
@@ -93,6 +95,7 @@ def read_rules(message: api.Rules) -> Rules:
             decode_sidecar(message.sidecar) if message.sidecar else None,
             {TrustDomain.parse(name): split_der(roots) for name, roots in message.bundles.items()},
             read_keys(message.token_keys) if message.token_keys else {},
+            Contained(spiffe_ids=tuple(message.contained)),
         )
     except _UNREADABLE:
         raise errors.Unavailable("the agent's rules cannot be read") from None

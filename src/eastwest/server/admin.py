@@ -10,8 +10,11 @@ from eastwest import __version__
 from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
 from eastwest.api.spire.api.types import types_pb2
 from eastwest.clock import Clock
+from eastwest.errors import InvalidInput
+from eastwest.registry.authorization import BreakGlass
 from eastwest.registry.registry import Registry
 from eastwest.rpc.service import Call, Service
+from eastwest.server.activation import Wish
 from eastwest.server.control import AgentStream, ControlHub
 from eastwest.server.estate import EstateKeeper
 from eastwest.server.gate import Gate
@@ -24,6 +27,7 @@ from eastwest.server.registration.tokens import check_token
 from eastwest.spiffe.id import SpiffeId
 from eastwest.store.log import SqliteLog
 
+MAX_REASON = 1024
 _SERVICE = pb.DESCRIPTOR.services_by_name["Admin"]
 
 
@@ -117,7 +121,7 @@ class AdminService:
 
     async def _apply_estate(self, request: pb.ApplyEstateRequest, call: Call) -> pb.ApplyEstateResponse:
         caller = await self._gate.administrator(call)
-        plan = await self._estate.apply(dict(request.files), request.expected_version, caller)
+        plan = await self._estate.apply(dict(request.files), request.expected_version, caller, _wish(request))
         return pb.ApplyEstateResponse(version=self._estate.version, plan=msgspec.json.encode(plan))
 
     async def _plan_estate(self, request: pb.PlanEstateRequest, call: Call) -> pb.PlanEstateResponse:
@@ -144,6 +148,17 @@ class AdminService:
             await self._ledger.seal_now()
         checkpoint = await self._log.flush()
         return pb.FlushLogResponse(size=checkpoint.size, checkpoint=checkpoint.text)
+
+
+def _wish(request: pb.ApplyEstateRequest) -> Wish:
+    """What comes with the files. Raises ``InvalidInput`` where it cannot be meant."""
+    if max(len(request.change), len(request.break_glass)) > MAX_REASON:
+        raise InvalidInput(f"a change's id and a reason have at most {MAX_REASON} characters")
+    if bool(request.break_glass) != bool(request.break_glass_seconds) or request.break_glass_seconds < 0:
+        raise InvalidInput("skipping approvals takes a reason and a time", fix="--break-glass REASON --for 1h")
+    seconds = request.break_glass_seconds
+    broken = BreakGlass(request.break_glass, seconds) if request.break_glass else None
+    return Wish(request.change, broken, accept_breaks=request.accept_breaks)
 
 
 async def _nothing_waits() -> None:

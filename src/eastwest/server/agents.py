@@ -41,17 +41,19 @@ def control_service(
     services: Callable[[SpiffeId], Collection[str]],
     calls: Callable[[SpiffeId], Collection[tuple[str, str]]] = lambda _agent: (),
     took: Callable[[Sequence[Decision]], None] = lambda _rows: None,
+    watch: Callable[[SpiffeId, Sequence[Decision]], None] = lambda _agent, _rows: None,
 ) -> tuple[Service, ...]:
     """What to serve on the agents' port; ``services`` says of which services an agent may report decisions.
 
     ``calls`` gives callers and services of which it may report that the one refused the other. ``took`` hears of rows
-    that were stored.
+    that were stored, ``watch`` also of whose they are.
     """
     counted: dict[SpiffeId, tuple[str, int]] = {}
     """The last report of each agent that metrics have seen."""
 
     async def subscribe(_request: None, call: Call) -> None:
         agent = await gate.agent(call)
+        hub.came_from(agent.id, call.peer_address)
         await hub.serve(agent.id, call, agent.not_after, lambda: gate.confirm(call))
 
     async def report(request: pb.ReportDecisionsRequest, call: Call) -> pb.ReportDecisionsResponse:
@@ -77,7 +79,8 @@ def control_service(
         counted[agent.id] = place
         stored = [row for row in rows if isinstance(row, Decision)] if fresh else []
         metrics.decisions.inc(len(stored))
-        took(stored)
+        took([row for row in stored if not row.canary])
+        watch(agent.id, stored)
         metrics.decisions_lost.inc(sum(row.count for row in rows if isinstance(row, Lost)) if fresh else 0)
         return pb.ReportDecisionsResponse(sequence=held)
 

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 import structlog
@@ -27,6 +27,7 @@ from eastwest.issuance.issuer import Issuer
 from eastwest.issuance.request import Instance
 from eastwest.pki.hierarchy import Authority
 from eastwest.pki.rotation.state import Kind, Root, Source
+from eastwest.policy.trials import trials
 from eastwest.process.csr_workers import CsrWorkers
 from eastwest.process.descriptors import raise_file_limit
 from eastwest.process.files import replace_file
@@ -54,9 +55,14 @@ from eastwest.server.ca.rotator import Rotator
 from eastwest.server.ca.service import CaService
 from eastwest.server.ca.sharing import share_socket
 from eastwest.server.ca.upstream import UpstreamWatch
+from eastwest.server.changes.parts import TwoPersons
+from eastwest.server.changes.service import ChangeService
 from eastwest.server.config import LedgerSettings, ServerConfig
+from eastwest.server.containment.keeper import Containments
+from eastwest.server.containment.parts import assemble
 from eastwest.server.control import ControlHub
 from eastwest.server.estate import EstateKeeper
+from eastwest.server.explain import Explanations
 from eastwest.server.export.feeder import Feeder, failing_exports, open_feeders
 from eastwest.server.failures import FailureMeter
 from eastwest.server.federation.admin import federation_service
@@ -66,16 +72,22 @@ from eastwest.server.federation.serve import endpoint_trust, listen_bundle_endpo
 from eastwest.server.gate import Gate, PortGate, SocketGate, standing
 from eastwest.server.http import HealthServer
 from eastwest.server.identity import ServerIdentity
+from eastwest.server.impact.service import Impacts, ImpactService
 from eastwest.server.ledger.keeper import Ledger
 from eastwest.server.loaded import config_loaded
 from eastwest.server.log.world import listen_log, open_witnesses
 from eastwest.server.log_indexer import LogIndexer
 from eastwest.server.log_retention import Retention
 from eastwest.server.measuring import Authorities, Measuring
+from eastwest.server.mtls.reports import Reports
+from eastwest.server.mtls.sensors import SensorHistory
+from eastwest.server.mtls.service import MtlsService
 from eastwest.server.public.endpoints import Revocable, listen_oidc, public_addresses
 from eastwest.server.public.https import CertificateFiles
 from eastwest.server.receipts import Receipts
 from eastwest.server.registration.purge import keep_purging
+from eastwest.server.rollout.keeper import RolloutKeeper
+from eastwest.server.rollout.service import RolloutService
 from eastwest.server.spire.admission import Admission
 from eastwest.server.spire.agent import AgentService
 from eastwest.server.spire.bundle import bundle_service
@@ -90,13 +102,17 @@ from eastwest.server.tally import Tally
 from eastwest.server.telemetry import FederationMetrics, Metrics
 from eastwest.server.tokens.parts import Around, TokenService
 from eastwest.server.traced import TracedRecorder
+from eastwest.server.verification.keeper import Verification
+from eastwest.server.verification.service import verification_service
 from eastwest.server.view import AgentView
 from eastwest.spiffe.bundle import Bundle, JwtAuthority
 from eastwest.spiffe.selector_schema import WELL_KNOWN, SelectorSchemas
+from eastwest.store.containment import SqliteContainments
 from eastwest.store.estate import SqliteEstates
 from eastwest.store.federation import SqliteFederation
 from eastwest.store.log_files import LogDirectory
 from eastwest.store.registry import SqliteRegistryStore
+from eastwest.store.sensors import SqliteSensors
 
 SOCKET_MODE = 0o600
 _log = structlog.get_logger()
@@ -170,6 +186,9 @@ class Server:
             revocation=self.revocable.urls,
             register=self.revocable.store,
         )
+        self.containments = Containments(SqliteContainments(database), self.journal, self._clock, self._entropy)
+        await self.containments.load()
+        self.issuer.refuse = self.containments.check
         self.registry = await Registry.open(config.trust_domain, SqliteRegistryStore(database), self._entropy)
         self.registry.entries.rules = Rules(_selector_schemas(config))
         self.administrators = Administrators()
@@ -184,15 +203,18 @@ class Server:
             old=database,
         )
         stack.push_async_callback(self.ledger.close)
+        self.estates = SqliteEstates(database)
         self.estate = EstateKeeper(
             config.trust_domain,
-            SqliteEstates(database),
+            self.estates,
             self.registry,
             self.issuer,
             self.journal,
             self._clock,
             self.administrators,
         )
+        ledger_settings = config.file.ledger or LedgerSettings()
+        self.impacts = Impacts(self.estate, paths.ledger, paths.database, memory_mb=ledger_settings.query_mib)
         self.federation = await Federation.open(
             config.trust_domain, SqliteFederation(database), self.journal, self._clock
         )
@@ -203,6 +225,10 @@ class Server:
         self.estate.on_environments = self.ca.want
         self.estate.without_ca = self.ca.without_ca
         self.estate.makes_tokens = config.file.tokens is not None
+        parts = TwoPersons(self.estate, self.estates, self.registry, database, self.journal, self._clock, self._entropy)
+        self.changes, self.emergency = parts.changes, parts.emergency
+        self.changes.impact = self.impacts.breaks
+        self.metrics.break_glass.set_function(lambda: self.emergency.until is not None)
         await self.estate.load()
         if config.file.post_quantum:
             await self.ca.offer_post_quantum(f"{config.trust_domain.uri}/spire/server")
@@ -223,6 +249,21 @@ class Server:
         limit = config.file.clock_skew_limit
         noted = self.registry.nodes.set_agent_version
         self.hub = ControlHub(self.view.of, self._clock, self._entropy, self.metrics, limit, noted)
+        self.view.capabilities = self.hub.capabilities
+        self.verification = Verification(
+            config.trust_domain,
+            self.hub,
+            self.view,
+            self.estate,
+            SqliteEstates(database),
+            self.issuer,
+            self.journal,
+            self._clock,
+            self._entropy,
+            lambda: [root.der for root in self.bundle.x509_authorities],
+            self.metrics,
+        )
+        self.view.canaries = self.verification.canaries
         around = Around(
             config,
             database,
@@ -234,6 +275,7 @@ class Server:
             self._entropy,
             pool,
             lambda name: standing(name, self.administrators, self.registry, self._clock.now()),
+            lambda: self.containments.contained,
         )
         self.tokens = await TokenService.open(around, self.hub.wake)
         self.confirmations = Confirmations(
@@ -243,10 +285,39 @@ class Server:
         self.hub.on_ack = self.confirmations.acknowledged
         self.ca.holders = self.confirmations.holders
         self.trust.subscribe(lambda _bundle: self.hub.wake())
+        self.view.contained = lambda: self.containments.contained
+        self.containment_api = assemble(
+            self.containments,
+            paths,
+            self.hub,
+            self.registry,
+            lambda: self.estate.intended,
+            self.ledger,
+            self.log,
+            self.tokens.approvals if self.tokens is not None else None,
+            self.metrics,
+            self._clock,
+        )
         self.registry.subscribe(self._registry_changed)
         self.registry.subscribe(self.estate.registry_changed)
         self.estate.on_change = self.hub.wake
         self.hub.rollout = lambda: self.estate.rollout
+        spans = SqliteSensors(database)
+        self.sensors = SensorHistory(spans, self.hub, self._clock)
+        await self.sensors.load()
+        self.mtls = Reports(self.estate, self.ledger, spans, self.hub, self._clock)
+        self.estate.warn = self.mtls.warnings
+        self.rollouts = RolloutKeeper(
+            self.estate,
+            self.hub,
+            self.view,
+            self.ledger.search,
+            self._clock,
+            config.trust_domain.uri,
+            f"{config.trust_domain.uri}/spire/server",
+        )
+        self.estate.breaks = self.impacts.breaks
+        self._measure_rollouts()
         self.federation.subscribe(self.hub.wake)
         self.poller = BundlePoller(self.federation, endpoint_trust(config), self._clock, self._entropy)
         # With our issuing CAs: SPIRE's own test client, for one, shows its leaf alone.
@@ -279,7 +350,10 @@ class Server:
         self._spawn(self.tally.run(), "tally")
         stack.push_async_callback(self._tell_rest)
         self._spawn(self.estate.keep_callers(), "callers")
+        self._spawn(self.rollouts.run(), "rollout")
+        self._spawn(self.emergency.run(), "break-glass")
         self._spawn(self.ledger.run(), "ledger")
+        self._spawn(self.sensors.run(), "sensors")
         await self._export(stack)
         if config.file.node_purge_after:
             purging = keep_purging(self.registry, self.journal, self._clock, config.file.node_purge_after)
@@ -288,6 +362,9 @@ class Server:
         if self.upstream is not None:
             self._spawn(self.upstream.run(), "upstream")
         self._spawn(self.confirmations.keep(), "confirmations")
+        if config.file.verify_interval:
+            ports = config.file.verify_allow_ports
+            self._spawn(self.verification.run_by_itself(config.file.verify_interval, ports), "verification")
         self._spawn(self.poller.run(), "federation")
         await self.log.flush()
 
@@ -303,10 +380,26 @@ class Server:
 
         def activated() -> None:
             self.metrics.activations.inc()
+            self.emergency.activated()
             meter.follow()
 
         self.estate.on_activation = activated
         return meter
+
+    def _measure_rollouts(self) -> None:
+        """Have gauges follow the rollout, and what watches it told of each step."""
+
+        def follow() -> None:
+            progress = self.estate.tables.progress
+            under_way = progress if progress is not None and progress.is_open else None
+            self.metrics.rollout_open.set(under_way is not None)
+            self.metrics.rollout_ring.set(under_way.ring if under_way is not None else -1)
+            self.metrics.rollout_paused.set(under_way is not None and under_way.paused)
+            self.rollouts.changed()
+
+        self.estate.on_rollout = follow
+        self.estate.on_rollout_end = lambda ended: self.metrics.rollout_ended.labels(ended.state.value).inc()
+        follow()
 
     async def _export(self, stack: AsyncExitStack) -> None:
         """Begin to hand decisions on."""
@@ -320,12 +413,22 @@ class Server:
         assert self.identity.tls is not None
         issuers = OwnIssuers(lambda: self.ca.state)
         port_gate = PortGate(self.registry, self.administrators, self._clock, issuers, self.tally)
+        port_gate.refuse = self.containments.check
         socket_gate = SocketGate(self.administrators, self.tally)
         if self.tokens is not None:
             self.tokens.count(self.metrics.token_requests)
             self.tokens.listen(self.identity, stack, self._spawn)
         view, meter = self.view, self._meter()
-        control = control_service(self.hub, self.ledger, self.metrics, port_gate, view.services, view.calls, meter.took)
+        control = control_service(
+            self.hub,
+            self.ledger,
+            self.metrics,
+            port_gate,
+            view.services,
+            view.calls,
+            meter.took,
+            self.rollouts.watch,
+        )
         remote, admin = (
             AdminService(self.registry, self.estate, self.hub, self.ledger, self.log, self.journal, self._clock, gate)
             for gate in (port_gate, socket_gate)
@@ -400,7 +503,14 @@ class Server:
             ),
             TrustDomainService(self.federation, self.poller, gate).service(),
             federation_service(self.federation, gate),
+            ImpactService(self.impacts, self.estate, gate).service(),
+            Explanations(self.estate, self._files_of, self.ledger.search, gate).service(),
+            ChangeService(self.changes, gate).service(),
+            verification_service(self.verification, gate),
             self.receipts.service(gate),
+            MtlsService(self.mtls, self.estate, self.journal, self._clock, gate).service(),
+            RolloutService(self.estate, self.estates, self.rollouts, self.hub, self.view, gate).service(),
+            self.containment_api.service(gate),
             HealthService(self.problems).service(),
             *(self.tokens.services(gate) if self.tokens is not None else ()),
         ]
@@ -421,10 +531,25 @@ class Server:
             *keys,
             *self.estate.failing,
             *self.estate.warnings(),
+            *self._overdue(now.date()),
             *self.ledger.warnings(),
+            *self.verification.warnings(),
+            *self.rollouts.warnings(),
+            *self.emergency.warnings(),
             *failing_exports(self.feeders),
         ]
         return sorted([*self.ca.problems.values(), *waiting, *others])
+
+    async def _files_of(self, version: str) -> dict[str, bytes] | None:
+        """The files of an applied version."""
+        applied = await self.estates.find(version)
+        return applied.files if applied is not None else None
+
+    def _overdue(self, today: date) -> list[str]:
+        """What was meant to be enforced by now."""
+        estate = self.estate.intended
+        found = trials(estate, today) if estate is not None else ()
+        return [f"{trial.where}: {trial.sentence}" for trial in found if trial.overdue]
 
     async def _publish_jwt(self, key: JwtAuthority, actor: str) -> Bundle:
         """Make the JWT key of a server below this one known, here and above."""

@@ -174,7 +174,7 @@ def _pairs(config: ServerConfig, clock: Clock) -> list[Finding]:
 def _tokens(config: ServerConfig) -> list[Finding]:
     """What the estate in force demands and this server does not make."""
     from eastwest.policy.load import load_estate
-    from eastwest.server.estate import TOKENS_FIX, out_of_reach
+    from eastwest.server.reach import TOKENS_FIX, out_of_reach
     from eastwest.store.estate import peek as peek_estate
 
     if config.file.tokens is not None:

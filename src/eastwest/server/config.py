@@ -117,6 +117,8 @@ class ServerFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ledger: LedgerSettings | None = None
     export: dict[str, dict[str, Any]] = {}
     tracing: TracingSettings | None = None
+    verify_interval: float = 0
+    verify_allow_ports: list[Annotated[int, msgspec.Meta(ge=1, le=65535)]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,11 @@ class ServerPaths:
     @property
     def log_vkey(self) -> Path:
         return self.home / "log.vkey"
+
+    @property
+    def containment(self) -> Path:
+        """Snapshots of evidence, one for each containment."""
+        return self.home / "containment"
 
     @property
     def log_index(self) -> Path:
@@ -273,6 +280,8 @@ class ServerConfig:
             raise InvalidInput("jwt_svid_ttl must be 30 to 3600 seconds", where=where)
         if not 0.05 <= file.checkpoint_interval <= 60:
             raise InvalidInput("checkpoint_interval must be 0.05 to 60 seconds", where=where)
+        if file.verify_interval and not 10 <= file.verify_interval <= 86_400:
+            raise InvalidInput("verify_interval must be 10 to 86400 seconds, or 0 for never", where=where)
         if file.ledger_max_rows < 1000:
             raise InvalidInput("ledger_max_rows must be at least 1000", where=where)
         if not 0 <= file.downstream_depth <= 8:

@@ -20,6 +20,7 @@ from eastwest.api.eastwest.control.v1 import control_pb2 as pb
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy, random_hex
 from eastwest.errors import FailedPrecondition, InvalidInput, Unavailable
+from eastwest.registry.containment import MAX_CONTAINED
 from eastwest.rpc.service import Call
 from eastwest.server.telemetry import Metrics
 from eastwest.spiffe.id import SpiffeId
@@ -28,6 +29,10 @@ HISTORY = 8
 """States kept for each agent, so that one that reconnects gets a delta."""
 MAX_ACK = 4 * 1024 * 1024
 """Bytes of one message of an agent's stream; the report of a sidecar has some hundreds."""
+MAX_EXAMINATION = 16 * 1024
+"""Bytes of what an agent tells of one sidecar that it looked at; a longer text is cut, and then means nothing."""
+MAX_CAPABILITIES = 64
+"""What an agent may say that it can."""
 _POLICY = frozenset({pb.ResourceName.KIND_SIDECAR, pb.ResourceName.KIND_POLICY_VERSION})
 MAX_SIDECARS = 1_000
 """Sidecars in one acknowledgement, which is what an agent remembers."""
@@ -62,6 +67,14 @@ class AgentStream:
     history: OrderedDict[int, Mapping[Key, Item]] = field(default_factory=OrderedDict)
     acknowledged: int = 0
     version: str = ""
+    contained: int = 0
+    """Generation of containments that the agent holds, on its disk."""
+    closed: Mapping[str, int] = field(default_factory=dict)
+    """Connections of contained identities that it has closed."""
+    address: str = ""
+    """From where the last session came; "" where that is this machine."""
+    capabilities: frozenset[str] = frozenset()
+    """What the agent said that it can (``control.proto``), as it came: a lie harms its own node alone."""
     sidecars: dict[str, pb.SidecarStatus] = field(default_factory=dict)
     session: object | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -125,6 +138,12 @@ class ControlHub:
         for stream in chosen:
             stream.wake.set()
 
+    def came_from(self, agent: SpiffeId, peer: str) -> None:
+        """Note from where (address and port) an agent subscribes."""
+        address = peer.rpartition(":")[0]
+        local = address.startswith("127.") or address == "::1"
+        self.streams.setdefault(agent, AgentStream(agent)).address = "" if local else address
+
     def forget(self, agent: SpiffeId) -> None:
         """The agent is no more; its stream ends."""
         if stream := self.streams.pop(agent, None):
@@ -134,6 +153,11 @@ class ControlHub:
         """Whether the agent has a stream open: then it is one of ours, and not a stock SPIRE agent."""
         stream = self.streams.get(agent)
         return stream is not None and stream.session is not None
+
+    def capabilities(self, agent: SpiffeId) -> frozenset[str]:
+        """What the agent last said that it can; nothing before it came."""
+        stream = self.streams.get(agent)
+        return frozenset() if stream is None else stream.capabilities
 
     def acknowledged(self, agent: SpiffeId) -> Mapping[Key, Item] | None:
         """What the agent has said that it holds; None when that is too old to be known, or nothing."""
@@ -181,6 +205,8 @@ class ControlHub:
         session = stream.session = object()
         stream.wake.set()  # the session before ends
         stream.version = first.hello.agent_version[:64]
+        stream.contained = 0  # until it says what it has now
+        stream.capabilities = frozenset(name[:64] for name in first.hello.capabilities[:MAX_CAPABILITIES])
         if self._on_hello is not None:
             await self._on_hello(agent, stream.version)
         self._metrics.agents_connected.set(self.connected)
@@ -254,6 +280,8 @@ class ControlHub:
                 for number in [number for number in stream.pushed if number <= ack.number]:
                     self._metrics.ack_seconds.observe(self._clock.monotonic() - stream.pushed.pop(number))
                 stream.sidecars = {status.node_id: status for status in ack.sidecars}
+                stream.contained = ack.contained
+                stream.closed = {one.spiffe_id: one.connections for one in ack.closed}
                 self._tell()
                 self.on_ack(stream.agent, ack)
         finally:
@@ -287,11 +315,21 @@ def _bounded(ack: pb.Ack) -> pb.Ack:
             connected=status.connected,
             bundle_sequence=status.bundle_sequence,
             tainted=status.tainted,
+            contained=status.contained,
+            examined_run=status.examined_run[:32],
+            examination=status.examination[:MAX_EXAMINATION],
         )
         for status in ack.sidecars
     ]
     return pb.Ack(
-        number=ack.number, sidecars=kept, bundle_sequence=ack.bundle_sequence, tainted_svids=ack.tainted_svids
+        number=ack.number,
+        sidecars=kept,
+        bundle_sequence=ack.bundle_sequence,
+        tainted_svids=ack.tainted_svids,
+        contained=ack.contained,
+        closed=[
+            pb.Closed(spiffe_id=one.spiffe_id[:2048], connections=one.connections) for one in ack.closed[:MAX_CONTAINED]
+        ],
     )
 
 

@@ -10,6 +10,7 @@ themselves, of the ``Administrator`` that the gate gives them.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -111,6 +112,8 @@ class PortGate:
         self._administrators = administrators
         self._clock = clock
         self._presented: WeakKeyDictionary[object, Presented] = WeakKeyDictionary()
+        self.refuse: Callable[[SpiffeId], None] = lambda _spiffe_id: None
+        """Raises why an identity is nobody here now, whatever its certificate proves; asked at each call."""
 
     async def enter(self, call: Call) -> None:
         if call.method in OPEN_METHODS:
@@ -179,9 +182,10 @@ class PortGate:
 
     def _shown(self, call: Call) -> Presented:
         shown = self._presented.get(call.connection)
-        if shown is not None and self._issuers.is_current(shown.issuer):
-            return shown
-        return self._read_certificate(call)
+        if shown is None or not self._issuers.is_current(shown.issuer):
+            shown = self._read_certificate(call)
+        self.refuse(shown.id)
+        return shown
 
     def _read_certificate(self, call: Call) -> Presented:
         der = call.peer_certificate

@@ -29,6 +29,11 @@ class Metrics:
         self.ack_seconds = self._histogram("eastwest_control_ack_seconds")
         self.acks_outstanding = self._gauge("eastwest_control_acks_outstanding")
         self.activations = self._counter("eastwest_estate_activations_total")
+        self.break_glass = self._gauge("eastwest_break_glass")
+        self.rollout_open = self._gauge("eastwest_rollout_open")
+        self.rollout_ring = self._gauge("eastwest_rollout_ring")
+        self.rollout_paused = self._gauge("eastwest_rollout_paused")
+        self.rollout_ended = self._counter("eastwest_rollout_ended_total")
         self.decisions = self._counter("eastwest_decisions_stored_total")
         self.decisions_lost = self._counter("eastwest_decisions_lost_total")
         self.unsealed_rows = self._gauge("eastwest_ledger_unsealed_rows")
@@ -40,6 +45,8 @@ class Metrics:
         self.export_rows = self._counter("eastwest_export_rows_total")
         self.export_missed = self._counter("eastwest_export_missed_rows_total")
         self.export_failing = self._gauge("eastwest_export_failing")
+        self.verify_findings = self._gauge("eastwest_verify_findings")
+        self.verify_last_run = self._gauge("eastwest_verify_last_run_timestamp_seconds")
 
     def issue(self, kind: str, profile: str, door: str, count: int = 1) -> None:
         """Count SVIDs that leave."""

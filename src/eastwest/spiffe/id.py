@@ -11,6 +11,7 @@ from eastwest.errors import InvalidInput
 MAX_ID_LENGTH = 2048
 MAX_TRUST_DOMAIN_LENGTH = 255
 SCHEME = "spiffe://"
+RESERVED = ("/spire", "/eastwest/canary")
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]+")
 _SEGMENT = re.compile(r"[a-zA-Z0-9._-]+")
 
@@ -75,8 +76,13 @@ class SpiffeId:
 
     @property
     def is_reserved(self) -> bool:
-        """Whether the path lies in ``/spire``, which servers and agents keep for themselves."""
-        return self.path == "/spire" or self.path.startswith("/spire/")
+        """Whether servers and agents keep the path for themselves."""
+        return bool(self.reserved)
+
+    @property
+    def reserved(self) -> str:
+        """The part of the name space (``/spire``, ``/eastwest/canary``) that the path lies in, and nobody may have."""
+        return next((part for part in RESERVED if self.path == part or self.path.startswith(f"{part}/")), "")
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.trust_domain.name}{self.path}"

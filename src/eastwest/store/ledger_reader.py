@@ -95,11 +95,11 @@ class LedgerReader:
         """
         if not directory.is_dir() or (files is None and not _has_ledger(directory)):
             raise NotFound(f"there is no ledger in {directory}", fix="give the directory that holds dt=... directories")
-        self._directory = directory.absolute()
+        self.directory = directory.absolute()
         self._files = files
         self._temporary = None if scratch else tempfile.TemporaryDirectory(prefix="eastwest-ledger-")
         self.scratch = scratch or Path(self._temporary.name if self._temporary else "")
-        self.connection = connect(self._directory, self.scratch, memory_mb=memory_mb, threads=threads)
+        self.connection = connect(self.directory, self.scratch, memory_mb=memory_mb, threads=threads)
 
     def __enter__(self) -> Self:
         return self
@@ -116,7 +116,7 @@ class LedgerReader:
     def search(self, query: DecisionQuery) -> list[dict[str, Any]]:
         """Matching rows by row number, at most ``limit``."""
         query = query.checked()
-        with self._source(query) as source:
+        with self.source(query) as source:
             batches = source.batches(newest_first=query.newest_first)
             rows: list[dict[str, Any]] = []
             for batch in batches:
@@ -139,10 +139,10 @@ class LedgerReader:
         if form not in FORMATS:
             raise InvalidInput(f"{form[:32]!r} is no format of an export", fix=f"one of {', '.join(FORMATS)}")
         query = query.checked()
-        with self._source(query) as source:
+        with self.source(query) as source:
             relation, bound = source.relation()
-            where, values = _where(query)
-            counted = self._execute(f"SELECT COUNT(*) FROM ({relation}) WHERE {where}", [*bound, *values])  # noqa: S608 - fixed texts
+            where, values = where_of(query)
+            counted = self.execute(f"SELECT COUNT(*) FROM ({relation}) WHERE {where}", [*bound, *values])  # noqa: S608 - fixed texts
             number = int(counted[0][0])
             if number > MAX_EXPORT:
                 raise InvalidInput(
@@ -151,16 +151,16 @@ class LedgerReader:
             columns = ", ".join(_exported(name, form) for name in COLUMNS)
             order = 'ORDER BY "row"'
             chosen = f"SELECT {columns} FROM ({relation}) WHERE {where} {order}"  # noqa: S608 - fixed texts
-            self._execute(f"COPY ({chosen}) TO {literal(str(target))} ({_COPY[form]})", [*bound, *values])
+            self.execute(f"COPY ({chosen}) TO {literal(str(target))} ({_COPY[form]})", [*bound, *values])
             return number
 
     def _page(self, query: DecisionQuery, source: tuple[str, list[Any]], limit: int) -> list[dict[str, Any]]:
         relation, bound = source
-        where, values = _where(query)
+        where, values = where_of(query)
         columns = ", ".join(f'epoch_us("{n}") AS "{n}"' if n in _TIMES else f'"{n}"' for n in COLUMNS)
         order = "DESC" if query.newest_first else "ASC"
         statement = f'SELECT {columns} FROM ({relation}) WHERE {where} ORDER BY "row" {order} LIMIT ?'  # noqa: S608 - fixed texts
-        return [_row(values) for values in self._execute(statement, [*bound, *values, limit])]
+        return [_row(values) for values in self.execute(statement, [*bound, *values, limit])]
 
     def _totals(
         self, query: DecisionQuery, columns: tuple[str, ...], more: str, order: str, offset: int
@@ -169,14 +169,15 @@ class LedgerReader:
         kind = query.kind or "decision"
         every = msgspec.structs.replace(query, kind=kind, after=0)
         names = ", ".join(f'"{name}"' for name in columns)
-        with self._source(every) as source:
+        with self.source(every) as source:
             relation, bound = source.relation()
-            where, values = _where(every)
+            where, values = where_of(every)
+            where += "" if query.canary else " AND NOT canary"
             statement = (
                 f"SELECT {names}, {_TOTALS}{more} FROM ({relation}) WHERE {where} "  # noqa: S608 - fixed texts
                 f"GROUP BY {names} ORDER BY {order}{names} LIMIT ? OFFSET ?"
             )
-            found = self._execute(statement, [*bound, *values, query.limit, offset])
+            found = self.execute(statement, [*bound, *values, query.limit, offset])
         keys = (*columns, "count", "allowed", "denied", "reported", "first", "last")
         rows: list[dict[str, Any]] = [dict(zip(keys, each, strict=False)) for each in found]  # modes follow
         for row, columns_found in zip(rows, found, strict=True):
@@ -187,19 +188,20 @@ class LedgerReader:
         return rows
 
     @contextmanager
-    def _source(self, query: DecisionQuery) -> Iterator[_Source]:
+    def source(self, query: DecisionQuery) -> Iterator[Source]:
         """The files to read, from one snapshot of what is sealed and what is not."""
-        hot = self._directory / HOT
+        hot = self.directory / HOT
         if self._files is not None or not hot.exists():
-            yield _Source(self._directory, _segments(self._directory, self._files, query), None)
+            yield Source(self.directory, _segments(self.directory, self._files, query), None)
             return
         with tempfile.NamedTemporaryFile("wb", suffix=".jsonl", dir=self.scratch) as file:
             paths = _snapshot(hot, query, file)
             file.flush()
             empty = file.tell() == 0
-            yield _Source(self._directory, paths, None if empty else Path(file.name))
+            yield Source(self.directory, paths, None if empty else Path(file.name))
 
-    def _execute(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    def execute(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """All rows of an answer; raises what can be wrong with files and memory."""
         import duckdb
 
         try:
@@ -216,7 +218,9 @@ class LedgerReader:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class Source:
+    """Segments and hot rows of one moment."""
+
     directory: Path
     paths: Sequence[str]  # oldest first
     hot: Path | None
@@ -259,7 +263,8 @@ def _column(name: str) -> str:
     return f'COALESCE("{name}", {default}) AS "{name}"'
 
 
-def _where(query: DecisionQuery) -> tuple[str, list[Any]]:
+def where_of(query: DecisionQuery) -> tuple[str, list[Any]]:
+    """The condition that rows must meet, and the values bound in it."""
     clauses, values = ["true"], list[Any]()
 
     def where(clause: str, *bound: object) -> None:

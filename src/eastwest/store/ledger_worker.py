@@ -23,6 +23,7 @@ from eastwest.errors import Corrupt, Error, Internal
 from eastwest.ledger.query import DecisionQuery, moment
 from eastwest.ledger.segment import SegmentRecord
 from eastwest.store.ledger import HOT
+from eastwest.store.ledger_callers import callers
 from eastwest.store.ledger_reader import LedgerReader, literal, open_hot, relation, write_rows
 
 NICE = 10
@@ -109,6 +110,8 @@ def answer(reader: LedgerReader, directory: Path, question: Question) -> Answer:
                 return Answer(rows=reader.search(query))
             case "top":
                 return Answer(rows=reader.top(query, question.by))
+            case "callers":
+                return Answer(rows=callers(reader, query))
             case "edges":
                 return Answer(rows=reader.edges(query))
             case "export":

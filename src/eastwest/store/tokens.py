@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Collection
 from dataclasses import astuple, fields
 from typing import Any
 
@@ -104,6 +105,13 @@ class SqliteTokens:
             [caller, ApprovalState.PENDING, ApprovalState.GRANTED, now],
             MAX_PAGE,
         )
+
+    async def live_of(self, names: Collection[str], now: int) -> list[Approval]:
+        """What is pending or granted that any of these are to use, asked for or granted; at most ``MAX_PAGE``."""
+        marks = ", ".join("?" * len(names))
+        whose = f"(caller IN ({marks}) OR approver IN ({marks}) OR requested_by IN ({marks}))"
+        values = [*names, *names, *names, ApprovalState.PENDING, ApprovalState.GRANTED, now]
+        return await self._approvals(f"{whose} AND state IN (?, ?) AND ends > ?", values, MAX_PAGE)
 
     async def approvals(self, caller: str, limit: int) -> list[Approval]:
         """Approvals of a caller ("": of all), newest first."""

@@ -45,6 +45,9 @@ _GRPC = ("pkg.v1.Shop/Get", "pkg.v1.Shop/List", "Shop/Get")
 _TOKENS = (("",), ("", "approver"), ("approver",), ("", "origin"), ("", "approver", "origin"))
 
 
+_REPORT = '@mode("report") @until("2100-01-01")'
+
+
 @dataclass(frozen=True)
 class Shape:
     """A service's unchanging part: a listener in Envoy is not made anew for another policy."""
@@ -94,9 +97,11 @@ class RandomEstate:
         return tuple(dict.fromkeys(route.service for route in self.routes))
 
 
-def random_estate(random: Random, *, shapes: Sequence[Shape] = (), policies: int = 8) -> RandomEstate:
+def random_estate(
+    random: Random, *, shapes: Sequence[Shape] = (), policies: int = 8, report: float = 0.0
+) -> RandomEstate:
     """An estate of one to six callers, services of ``shapes`` (without any: some of ``SHAPES``) and up to
-    ``policies`` policies.
+    ``policies`` policies, of which a share of ``report`` is in report mode.
     """
     chosen = shapes or random.sample(SHAPES, random.randint(1, 3))
     words = _Words(tuple(random.sample(TENANTS, 4)), tuple(random.sample(TEXTS, 3)))
@@ -116,6 +121,8 @@ def random_estate(random: Random, *, shapes: Sequence[Shape] = (), policies: int
     callers = tuple(w["spiffe_id"] for w in (*workloads, *foreign))
     writer = _Policies(random, callers, routes, words)
     texts = tuple(writer.policy(f"p{i}") for i in range(random.randint(1, policies)))
+    if report:
+        texts = tuple(f"{_REPORT}\n{text}" if random.random() < report else text for text in texts)
     encoded = {name: json.dumps(value).encode() for name, value in files.items()}  # JSON is YAML
     encoded["policies/all.cedar"] = "\n".join(texts).encode()
     return RandomEstate(encoded, callers, tuple(routes), texts)

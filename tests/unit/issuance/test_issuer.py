@@ -322,7 +322,7 @@ class TestReplace:
         assert svid.not_after - svid.not_before == timedelta(minutes=10, seconds=30)
         usage = x509.load_der_x509_certificate(svid.chain[0]).extensions.get_extension_for_class(x509.ExtendedKeyUsage)
         assert list(usage.value) == [x509.ExtendedKeyUsageOID.CLIENT_AUTH]
-        assert [profile.name for profile in issuer.profiles] == ["workload", "agent", "server"]
+        assert [profile.name for profile in issuer.profiles] == ["workload", "agent", "server", "eastwest-canary"]
         issuer.replace(profiles=[])
         assert WORKLOAD in issuer.profiles
 

@@ -31,6 +31,8 @@ def test_every_code_has_a_class_but_the_one_that_allows():
     assert found.pop(DecisionCode.MTLS_REQUIRED) is FailureClass.NO_CERTIFICATE
     assert found.pop(DecisionCode.CERTIFICATE_REFUSED) is FailureClass.UNKNOWN_AUTHORITY
     assert found.pop(DecisionCode.SERVER_REFUSED) is FailureClass.UNKNOWN_AUTHORITY
+    contained = {DecisionCode.CALLER_CONTAINED, DecisionCode.TOKEN_CONTAINED, DecisionCode.IDENTITY_CONTAINED}
+    assert {found.pop(code) for code in contained} == {FailureClass.CONTAINED}
     assert set(found.values()) == {FailureClass.POLICY}
 
 

@@ -141,6 +141,10 @@ ANY = st.builds(
             "origin": st.sampled_from(["", "spiffe://td.test/o"]),
             "approver": st.sampled_from(["", "spiffe://td.test/h"]),
             "break_glass": st.booleans(),
+            "report_code": st.sampled_from(["", "FORBIDDEN_BY_POLICY", "ALLOWED"]),
+            "report_policy": st.sampled_from(["", "trial"]),
+            "peer": st.sampled_from(["", "uid:33"]),
+            "canary": st.booleans(),
         }
     )
     | st.fixed_dictionaries(

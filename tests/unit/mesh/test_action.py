@@ -13,6 +13,12 @@ def test_a_name_comes_back_as_it_was(code, policy, operation, once):
     assert name.encode().endswith(ONCE_SUFFIX) is once
 
 
+@given(st.sampled_from(DecisionCode), st.sampled_from(DecisionCode), st.text(), st.text())
+def test_a_name_that_tells_what_rules_in_report_mode_say(code, reported, policy, by):
+    name = ActionName(code, policy, "s:a:do", "0123456789ab", report=(reported, by))
+    assert ActionName.parse(name.encode()) == name
+
+
 def test_foreign_names_are_nobodys():
     for text in (
         "",
@@ -21,6 +27,9 @@ def test_foreign_names_are_nobodys():
         "ALLOWED|a|b",
         "ALLOWED|a|b|c|d",
         "ALLOWED|a|b|c|once|once",
+        "ALLOWED|a|b|c|report|NO_SUCH_CODE|p",
+        "ALLOWED|a|b|c|report|ALLOWED",
+        "ALLOWED|a|b|c|report|ALLOWED|p|x",
         "allowed|a|b|c",
     ):
         assert ActionName.parse(text) is None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from envoy.config.route.v3 import route_pb2
 from google.protobuf import json_format
 
 from eastwest.mesh import names
@@ -295,3 +296,24 @@ def rendered_tls(snapshot, kind, name):
         or context["combinedValidationContext"]["validationContextSdsSecretConfig"]
     )
     return context["tlsParams"], trusted["name"]
+
+
+def test_a_route_before_all_others_keeps_canaries_from_the_application():
+    made = config_resources(SIDECAR, SETTINGS)
+    for resource in (r for r in made if r.type_url == names.ROUTES and r.name.endswith("/tls") and "inbound" in r.name):
+        (host,) = route_pb2.RouteConfiguration.FromString(resource.body).virtual_hosts
+        first = host.routes[0]
+        assert first.direct_response.status == 204
+        (header,) = first.match.headers
+        assert header.name == "x-forwarded-client-cert"
+        domain = SIDECAR.spiffe_id.removeprefix("spiffe://").partition("/")[0]
+        assert header.string_match.contains == f";URI=spiffe://{domain}/eastwest/canary/"
+        assert not any(route.HasField("direct_response") for route in host.routes[1:])
+
+
+def test_canaries_change_one_filter_of_a_service_and_no_version():
+    usual = {(r.type_url, r.name): r.version for r in config_resources(SIDECAR, SETTINGS)}
+    leased = {(r.type_url, r.name): r.version for r in config_resources(SIDECAR, SETTINGS, canaries=True)}
+    changed = {name for name, version in leased.items() if usual[name] != version}
+    assert changed
+    assert changed <= {(names.EXTENSION, names.operations_filter(inbound.service)) for inbound in SIDECAR.inbound}

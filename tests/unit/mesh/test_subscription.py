@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.wrappers_pb2 import StringValue
@@ -46,6 +48,37 @@ def sent(responses) -> dict[str, str]:
 
 ONE = resource(names.CLUSTER, "one", "1")
 TWO = resource(names.CLUSTER, "two", "2")
+
+
+REPORTING = "envoy.filters.http.rbac"
+
+
+def test_an_envoy_that_lacks_what_report_mode_needs_keeps_its_config_and_gets_its_secrets():
+    secret, renewed = (resource(names.SECRET, "own", text) for text in ("s1", "s2"))
+    session = DeltaSession()
+    session.on_request(request(names.CLUSTER, node={"id": "n"}))
+    session.on_request(request(names.SECRET, "own"))
+    for response in session.on_snapshot(snapshot("v1", ONE, secret)):
+        session.on_request(ack(response))
+    assert session.status().version_acked == "v1"
+    changed = replace(snapshot("v2", TWO, renewed), requires=frozenset({REPORTING}))
+    assert sent(session.on_snapshot(changed)) == {"own": "s2"}
+    status = session.status()
+    assert (status.version_sent, status.version_acked) == ("v1", "v1")
+    assert [refusal.names for refusal in status.refusals] == [(REPORTING,)]
+    assert "cannot do report mode" in status.refusals[0].message
+    assert sent(session.on_snapshot(snapshot("v3", TWO, renewed))) == {"two": "2"}
+    assert session.status().refusals == ()
+
+
+def test_an_envoy_that_lacks_it_from_the_start_gets_nothing():
+    session = DeltaSession()
+    assert session.on_snapshot(replace(snapshot("v1", ONE), requires=frozenset({REPORTING}))) == []
+    assert session.on_request(request(names.CLUSTER, node={"id": "n"})) == []
+    able = DeltaSession()
+    able.on_snapshot(replace(snapshot("v1", ONE), requires=frozenset({REPORTING})))
+    knows = {"id": "n", "extensions": [{"name": REPORTING, "category": "envoy.filters.http"}]}
+    assert sent(able.on_request(request(names.CLUSTER, node=knows))) == {"one": "1"}
 
 
 def test_a_wildcard_gets_everything_once_and_then_changes():

@@ -114,7 +114,7 @@ def test_only_services_that_look_at_tokens_run_what_reads_them(made, enabled):
     (host,) = route_pb2.RouteConfiguration.FromString(resource.body).virtual_hosts
     assert set(host.typed_per_filter_config) == enabled
     checked = {"eastwest.single-use"} if "envoy.filters.http.ext_authz" in enabled else {""}
-    assert {route.name for route in host.routes} == checked
+    assert {route.name for route in host.routes if not route.HasField("direct_response")} == checked
     listener = listener_pb2.Listener.FromString(snapshot(made).of_type(names.LISTENER)["inbound/web"].body)
     manager = hcm_pb2.HttpConnectionManager.FromString(listener.filter_chains[0].filters[0].typed_config.value)
     assert [f.name for f in manager.http_filters if f.disabled] == [

@@ -385,7 +385,6 @@ WARNINGS = [
         "domain: messaging",
         "service 'billing' is of domain messaging, its workload of comm",
     ),
-    (NOTIFICATION, ", until: 2027-03-31", "", "service 'notification' is permissive without an end"),
     (REPORTING, "tenant: {path: tenant}", "", "has paths with {tenant} and does not say that this is the tenant"),
     (
         COMMERCE,

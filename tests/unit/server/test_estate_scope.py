@@ -7,7 +7,7 @@ import pytest
 from eastwest.policy.estate import Right
 from eastwest.policy.load import load_estate
 from eastwest.registry.administrators import Administrators, NotAllowed
-from eastwest.server.estate import registrations
+from eastwest.server.registration.estate_entries import registrations
 from eastwest.server.registration.estate_scope import check_scope
 from eastwest.spiffe.id import TrustDomain
 

@@ -13,6 +13,7 @@ from eastwest.cli.decisions.filters import (
     AsJson,
     BreakGlass,
     Caller,
+    Canary,
     Cause,
     Class,
     ClickHouse,
@@ -24,6 +25,8 @@ from eastwest.cli.decisions.filters import (
     Ledger,
     Operation,
     Reference,
+    ReportCode,
+    ReportPolicy,
     Service,
     Tenant,
     To,
@@ -53,6 +56,8 @@ def decisions(
     verdict: Verdict = "",
     code: Code = "",
     cause: Cause = "",
+    report_code: ReportCode = "",
+    report_policy: ReportPolicy = "",
     class_: Class = "",
     reference: Reference = "",
     start: From = "",
@@ -63,6 +68,7 @@ def decisions(
     *,
     first: First = False,
     break_glass: BreakGlass = False,
+    canary: Canary = False,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Show new rows as they come, until interrupted.")
     ] = False,
@@ -90,6 +96,8 @@ def search(
     verdict: Verdict = "",
     code: Code = "",
     cause: Cause = "",
+    report_code: ReportCode = "",
+    report_policy: ReportPolicy = "",
     class_: Class = "",
     reference: Reference = "",
     start: From = "",
@@ -100,6 +108,7 @@ def search(
     *,
     first: First = False,
     break_glass: BreakGlass = False,
+    canary: Canary = False,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Show new rows as they come, until interrupted.")
     ] = False,
@@ -129,6 +138,8 @@ def top(
     verdict: Verdict = "",
     code: Code = "",
     cause: Cause = "",
+    report_code: ReportCode = "",
+    report_policy: ReportPolicy = "",
     class_: Class = "",
     start: From = "",
     end: To = "",
@@ -137,6 +148,7 @@ def top(
     *,
     first: First = False,
     break_glass: BreakGlass = False,
+    canary: Canary = False,
     as_json: AsJson = False,
 ) -> None:
     """Count calls by a dimension, the largest first. A row that stands for many calls counts as many."""
@@ -200,12 +212,15 @@ def export(
     verdict: Verdict = "",
     code: Code = "",
     cause: Cause = "",
+    report_code: ReportCode = "",
+    report_policy: ReportPolicy = "",
     start: From = "",
     end: To = "",
     kind: Kind = "",
     *,
     first: First = False,
     break_glass: BreakGlass = False,
+    canary: Canary = False,
 ) -> None:
     """Write all matching rows, losses included, with every column."""
     from eastwest.cli.decisions.show import write_pieces

@@ -37,6 +37,11 @@ Operation = Annotated[str, typer.Option(help="Only calls of this operation.")]
 Tenant = Annotated[str, typer.Option(help="Only calls for this tenant.")]
 Verdict = Annotated[str, typer.Option(help="allow or deny.")]
 Code = Annotated[str, typer.Option(help="Only this decision code, such as TENANT_NOT_PERMITTED.")]
+ReportCode = Annotated[
+    str, typer.Option(help="Only calls of which rules in report mode would have made this, such as ALLOWED.")
+]
+ReportPolicy = Annotated[str, typer.Option(help="Only calls that this rule in report mode would have decided.")]
+Canary = Annotated[bool, typer.Option("--canary", help="Only calls of `verify run`, which no total counts by itself.")]
 Cause = Annotated[str, typer.Option(help="Only refusals for this cause, such as expired.")]
 Class = Annotated[str, typer.Option("--class", help="Only this class of failure, such as expired or stale_bundle.")]
 Reference = Annotated[str, typer.Option(help="Only the call whose caller was given this reference.")]
@@ -50,7 +55,10 @@ First = Annotated[bool, typer.Option("--first", help="Only first calls of a call
 BreakGlass = Annotated[bool, typer.Option("--break-glass", help="Only calls that an emergency grant allowed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
-_TEXTS = ("caller", "service", "operation", "tenant", "verdict", "code", "cause", "reference", "kind")
+_TEXTS = (
+    *("caller", "service", "operation", "tenant", "verdict", "code", "cause", "reference", "kind"),
+    *("report_code", "report_policy"),
+)
 
 
 def asked(options: Mapping[str, Any], **more: Any) -> DecisionQuery:
@@ -60,7 +68,7 @@ def asked(options: Mapping[str, Any], **more: Any) -> DecisionQuery:
 
     now = SystemClock().now()
     fields: dict[str, Any] = {name: options[name] for name in _TEXTS if name in options}
-    fields |= {name: options.get(name, False) for name in ("first", "break_glass")}
+    fields |= {name: options.get(name, False) for name in ("first", "break_glass", "canary")}
     for name, option in (("start", "--from"), ("end", "--to")):
         if text := options.get(name):
             fields[name] = moment_of(text, now, option)

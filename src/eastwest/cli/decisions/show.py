@@ -103,6 +103,12 @@ def _shown(row: Mapping[str, Any]) -> tuple[str, ...]:
         told["caller"] = f"claims {told['caller']}"
     if row["verdict"] == "deny" and not row["enforced"]:
         told["verdict"] = "deny (reported only)"
+    if row.get("report_code"):
+        told["code"] = f"{told['code']} (rules on trial: {row['report_code']})"
+    if row.get("peer") and not told["caller"]:
+        told["caller"] = f"? {row['peer']}"
+    if row.get("canary"):
+        told["caller"] = f"canary {told['caller']}"
     told["operation"] = told["operation"] or row.get("method", "")
     told["count"] = told["count"] or "1"
     return tuple(told.values())

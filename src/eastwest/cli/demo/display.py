@@ -31,6 +31,7 @@ def show(report: Report) -> None:
     _strong(console, report)
     _step_up(console, report)
     _rotation(console, report)
+    _contained(console, report)
     _records(console, report)
     _evidence(console, report)
     _end(console, report)
@@ -116,6 +117,19 @@ def _rotation(console: Console, report: Report) -> None:
     )
     for failure in rotation.failures[:5]:
         console.print(Text(f"  {failure}", style="red"))
+
+
+def _contained(console: Console, report: Report) -> None:
+    contained = report.contained
+    _title(console, "The compromised service is cut off, and let in again")
+    _show_calls(console, contained.calls)
+    closed = sum(contained.report["closed"].values())
+    console.print(
+        f"From the command to the refusal at all {contained.report['points']} enforcement points: "
+        f"{contained.denied_ms:.0f} ms, the start of the command included; {closed} connections closed; "
+        f"{len(contained.load.failures)} of {contained.load.calls} calls of neighbours failed meanwhile.",
+        soft_wrap=True,
+    )
 
 
 def _records(console: Console, report: Report) -> None:

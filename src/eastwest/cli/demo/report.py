@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from eastwest.cli.demo.calls import Made
+from eastwest.cli.demo.containment import RECORDED as CONTAINMENT_RECORDED
+from eastwest.cli.demo.containment import Contained
 from eastwest.cli.demo.evidence import Carried
 from eastwest.cli.demo.ledger import Joined
 from eastwest.cli.demo.place import WORKLOADS
@@ -62,6 +64,7 @@ class Report:
     weak: WeakOutcome
     strong: list[Made]
     step_up: StepUp
+    contained: Contained
     switch: ModeSwitch
     rotation: Rotation
     ledger: Joined
@@ -99,7 +102,7 @@ class Report:
             },
             "strong": {
                 "policy_version": self.policy_version,
-                "calls": [_strong_call(made) for made in (*self.strong, *self.step_up.calls)],
+                "calls": [_strong_call(made) for made in (*self.strong, *self.step_up.calls, *self.contained.calls)],
             },
             "step_up": {
                 "asked": [_asked(asked) for asked in self.step_up.asked],
@@ -117,6 +120,18 @@ class Report:
                 "load_failures": self.switch.load_failures,
             },
             "rotation": asdict(self.rotation),
+            "containment": {
+                "principal": self.contained.principal,
+                "denied_ms": self.contained.denied_ms,
+                "points": self.contained.report["points"],
+                "enforced": self.contained.report["enforced"],
+                "closed": self.contained.report["closed"],
+                "cannot_close": self.contained.report["cannot_close"],
+                "calls": [made.call.name for made in self.contained.calls],
+                "load_calls": self.contained.load.calls,
+                "load_failures": len(self.contained.load.failures),
+                "log_entries": self.contained.recorded,
+            },
             "ledger": asdict(self.ledger) | {"ok": self.ledger.ok},
             "log": asdict(self.log),
             "evidence": asdict(self.evidence),
@@ -206,7 +221,8 @@ def expect_all(report: Report) -> list[Expectation]:
         Expectation("mode.connection-survived-the-switch", True, switch.strict.reused),
         Expectation("mode.failed-calls-during-the-switch", 0, switch.load_failures),
     ]
-    strong = [*report.strong, *report.step_up.calls]
+    contained = report.contained
+    strong = [*report.strong, *report.step_up.calls, *contained.calls]
     found += [Expectation(f"strong.{made.call.name}", made.expected, made.observed) for made in strong]
     found += [Expectation(f"step-up.{each.ask.name}", each.expected, each.observed) for each in report.step_up.asked]
     tokens = sum(1 for each in report.step_up.asked if each.token)
@@ -231,6 +247,10 @@ def expect_all(report: Report) -> list[Expectation]:
         Expectation("rotation.failed-calls", 0, len(rotation.failures)),
         Expectation("rotation.broken-connections", 0, rotation.broken_connections),
         Expectation("rotation.calls-were-made", True, rotation.calls > 0),
+        Expectation("contained.everywhere", contained.report["points"], contained.report["enforced"]),
+        Expectation("contained.neighbours-failed-calls", 0, len(contained.load.failures)),
+        Expectation("contained.neighbours-called", True, contained.load.calls > 0),
+        Expectation("contained.is-in-the-log", dict.fromkeys(CONTAINMENT_RECORDED, 1), contained.recorded),
         Expectation("ledger.agrees-with-callers", report.ledger.total, report.ledger.agreed),
         Expectation("ledger.differences", [], report.ledger.missing),
         Expectation("ledger.rows-lost", 0, report.ledger.lost),

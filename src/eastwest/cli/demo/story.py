@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from eastwest.agent.envoy import envoy_binary
-from eastwest.cli.demo import stepup, strong, weak
-from eastwest.cli.demo.authority import Authority
+from eastwest.cli.demo import containment, stepup, strong, weak
+from eastwest.cli.demo.authority import EASTWEST, Authority
 from eastwest.cli.demo.calls import Call, Load, Made, command, make
 from eastwest.cli.demo.estate import Intent
 from eastwest.cli.demo.evidence import carry
@@ -165,12 +165,20 @@ class _Story:
             broken_connections=await self._broken() - broken,
         )
         self._progress(f"billing's certificate rotated under {rotation.calls} calls, {len(rotation.failures)} failed")
-        every = [switch.permissive, switch.strict, *made, *step_up.calls, *self._unseen]
+        contained = await containment.run(
+            EASTWEST, self._place.data, _COMPROMISED.spiffe_id, self._make, self._start_load, self._end_load
+        )
+        self._progress(
+            f"{_COMPROMISED.name} was cut off at {contained.report['points']} points in {contained.denied_ms:.0f} ms; "
+            f"{len(contained.load.failures)} calls of its neighbours failed"
+        )
+        every = [switch.permissive, switch.strict, *made, *step_up.calls, *contained.calls, *self._unseen]
         ledger = await join(self._authority.admin, every, self._load_calls, _LEDGER_PATIENCE)
         await self._authority.admin.flush_log()
         public = PublicLog(self._place.data / "server")
         log = public.report([before, after])
         step_up.recorded = {kind: public.count(kind) for kind in stepup.RECORDED}
+        contained.recorded = {kind: public.count(kind) for kind in containment.RECORDED}
         carried = await carry(self._place.data, _COMPROMISED.spiffe_id, self._since, _STOREFRONT.spiffe_id)
         self._progress(f"evidence about {_COMPROMISED.name} {'holds' if carried.holds else 'does not hold'} offline")
         report = Report(
@@ -180,6 +188,7 @@ class _Story:
             weak=outcome,
             strong=made,
             step_up=step_up,
+            contained=contained,
             switch=switch,
             rotation=rotation,
             ledger=ledger,
@@ -269,6 +278,12 @@ class _Story:
             f"{eastwest} decisions --data {data} --code TENANT_NOT_PERMITTED",
             f"{eastwest} failures --data {data}",
             f"{eastwest} evidence --data {data} --principal {_COMPROMISED.spiffe_id} --from 1h",
+            f"{eastwest} explain --data {data} --caller {_COMPROMISED.spiffe_id} --operation admin:users:disable",
+            f"{eastwest} blast {_COMPROMISED.spiffe_id} --data {data}",
+            f"{eastwest} policy lint --data {data}",
+            f"{eastwest} policy status --data {data}",
+            f"{eastwest} verify run --data {data}",
+            f"{eastwest} containment list --ended --data {data}",
             f"{eastwest} approval list --data {data}",
             f"{eastwest} mesh status --data {data}",
             f"{eastwest} log verify --data {data}",

@@ -44,10 +44,16 @@ COLUMNS: dict[str, str] = {
     "source": "String",
     "reference": "String",
     "trace": "String",
+    "report_code": "LowCardinality(String)",
+    "report_policy": "LowCardinality(String)",
+    "peer": "String",
+    "canary": "Bool",
 }
 """The table's columns and their ClickHouse types. What a row lacks is the type's empty value."""
 
 TIMES = ("time", "until")
+_SINCE = ("report_code", "report_policy", "peer", "canary")
+"""Columns that the table of an earlier version may lack."""
 _FLAGS = frozenset(name for name, kind in COLUMNS.items() if kind == "Bool")
 
 
@@ -60,6 +66,12 @@ def create_table(table: str) -> str:
         "PARTITION BY toYYYYMMDD(time)\n"
         "ORDER BY (service, caller, time, ledger, row)"
     )
+
+
+def add_columns(table: str) -> str:
+    """The statement that gives a table of an earlier version the columns that came since."""
+    added = ", ".join(f"ADD COLUMN IF NOT EXISTS `{name}` {COLUMNS[name]}" for name in _SINCE)
+    return f"ALTER TABLE {table} {added}"
 
 
 def insert(table: str) -> str:

@@ -91,6 +91,7 @@ def _totals(
 ) -> Question:
     every = msgspec.structs.replace(query, kind=query.kind or "decision", after=0)
     where, parameters = _where(ledger, every)
+    where += "" if query.canary else " AND NOT d.`canary`"
     grouped = ", ".join(f"d.`{name}`" for name in columns)
     named = ", ".join(f"d.`{name}` AS `{name}`" for name in columns)
     return Question(

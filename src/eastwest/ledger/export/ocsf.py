@@ -67,8 +67,8 @@ def api_activity(row: Mapping[str, Any], product_version: str) -> dict[str, Any]
 
 
 _UNMAPPED = (
-    "agent", "approver", "break_glass", "claimed", "first", "kind", "mode", "node",
-    "origin", "path", "rules_version", "sensor", "tenant", "token", "transaction",
+    "agent", "approver", "break_glass", "canary", "claimed", "first", "kind", "mode", "node", "origin", "path", "peer",
+    "report_code", "report_policy", "rules_version", "sensor", "tenant", "token", "transaction",
 )  # fmt: skip
 
 

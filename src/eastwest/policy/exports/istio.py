@@ -32,7 +32,7 @@ def export_istio(compiled: CompiledPolicy, services: Collection[str] = ()) -> Ex
     """Authorization policies for the services named, or all."""
     documents: list[tuple[Sequence[str], dict[str, Any]]] = []
     narrower: list[Narrower] = []
-    comments = preamble("istio", compiled.version, *_SENTENCES)
+    comments = preamble("istio", compiled, *_SENTENCES)
     for sidecar, inbound in chosen(compiled, services):
         rules, left_out = _rules(inbound)
         narrower += left_out

@@ -82,7 +82,7 @@ def _export(
 ) -> Exported:
     documents: list[tuple[Sequence[str], dict[str, Any]]] = []
     narrower: list[Narrower] = []
-    comments = preamble(format_name, compiled.version, *_WEAKER)
+    comments = preamble(format_name, compiled, *_WEAKER)
     for workload in sorted({sidecar.spiffe_id for sidecar, _ in chosen(compiled, services)}):
         sidecar = compiled.sidecars[workload]
         rules: Rules = []

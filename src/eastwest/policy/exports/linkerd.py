@@ -39,7 +39,7 @@ def export_linkerd(compiled: CompiledPolicy, services: Collection[str] = ()) -> 
     """Servers, routes and authorizations for the services named, or all."""
     documents: list[tuple[Sequence[str], dict[str, Any]]] = []
     narrower: list[Narrower] = []
-    comments = preamble("linkerd", compiled.version, *_SENTENCES)
+    comments = preamble("linkerd", compiled, *_SENTENCES)
     for sidecar, inbound in chosen(compiled, services):
         service = _Service(sidecar, inbound)
         first, *rest = service.documents()

@@ -77,9 +77,20 @@ def metadata(name: str, version: str, narrower: Sequence[Narrower], **annotation
     return {"name": name, "labels": {"app.kubernetes.io/managed-by": "eastwest"}, "annotations": said}
 
 
-def preamble(format_name: str, version: str, *sentences: str) -> list[str]:
+def preamble(format_name: str, compiled: CompiledPolicy, *sentences: str) -> list[str]:
     """The first comment of a file."""
-    return [f"Made by eastwest policy export --format {format_name} from policy version {version}.", *sentences]
+    made = f"Made by eastwest policy export --format {format_name} from policy version {compiled.version}."
+    report = reported(compiled)
+    return [made, *sentences, *([report] if report else [])]
+
+
+def reported(compiled: CompiledPolicy) -> str:
+    """That rules in report mode are left out, where there are any."""
+    count = compiled.summary.report
+    if not count:
+        return ""
+    what = "policy is" if count == 1 else "policies are"
+    return f"{count} {what} left out: in report mode they decide nothing, and nothing here would record them."
 
 
 def _block(value: Any, indent: str) -> Iterator[str]:

@@ -193,7 +193,7 @@ def export_rego(compiled: CompiledPolicy, services: Collection[str] = ()) -> Exp
     for sidecar, inbound in chosen(compiled, services):
         known.update(sidecar.known_callers)
         tables[inbound.service] = _service(inbound)
-    comments = "".join(f"# {line}\n" for line in preamble("rego", compiled.version))
+    comments = "".join(f"# {line}\n" for line in preamble("rego", compiled))
     data = f"\nknown := {_json(dict.fromkeys(sorted(known), True))}\n\nservices := {_json(tables)}\n"
     return Exported({"eastwest.rego": comments + _LOGIC.lstrip("\n") + data})
 

@@ -18,7 +18,7 @@ def export_table(compiled: CompiledPolicy, services: Collection[str] = ()) -> Ex
     rows = [COLUMNS, *(row for _, inbound in chosen(compiled, services) for row in _rows(inbound))]
     shown = [[printable(cell) or "-" for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    lines = [f"# {line}" for line in preamble("table", compiled.version)]
+    lines = [f"# {line}" for line in preamble("table", compiled)]
     lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in shown]
     return Exported({"table.txt": "\n".join(lines) + "\n"})
 

@@ -137,6 +137,10 @@ class Ledger:
     async def edges(self, query: DecisionQuery) -> list[dict[str, Any]]:
         return (await self._questions.ask(Question("edges", query.checked()))).rows
 
+    async def callers(self, query: DecisionQuery) -> list[dict[str, Any]]:
+        """Who called and with what answer; see ``eastwest.store.ledger_callers``."""
+        return (await self._questions.ask(Question("callers", query.checked()))).rows
+
     async def export(self, query: DecisionQuery, form: str) -> AsyncGenerator[bytes, None]:
         """Matching rows, ``limit`` apart, as a file of one of the reader's formats, in pieces.
 

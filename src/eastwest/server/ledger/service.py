@@ -37,7 +37,7 @@ class DecisionQueries:
 
     async def _list(self, request: pb.ListDecisionsRequest, call: Call) -> pb.ListDecisionsResponse:
         if request.query:
-            query = _read(request.query)
+            query = read_query(request.query)
         else:
             query = DecisionQuery(
                 after=request.after,
@@ -54,7 +54,7 @@ class DecisionQueries:
         return pb.ListDecisionsResponse(decisions=msgspec.json.encode(rows), lost=await self._lost(query))
 
     async def _count(self, request: pb.CountDecisionsRequest, call: Call) -> pb.CountDecisionsResponse:
-        query = await self._within(_read(request.query), call)
+        query = await self._within(read_query(request.query), call)
         if request.by == "edges":
             rows = await self._ledger.edges(query)
         else:
@@ -62,7 +62,7 @@ class DecisionQueries:
         return pb.CountDecisionsResponse(rows=msgspec.json.encode(rows), lost=await self._lost(query))
 
     async def _export(self, request: pb.ExportDecisionsRequest, call: Call) -> None:
-        query = await self._within(_read(request.query), call)
+        query = await self._within(read_query(request.query), call)
         # Closed with the call: what it keeps on the disk goes when the caller does.
         async with aclosing(self._ledger.export(query, request.format)) as pieces:
             async for piece in pieces:
@@ -107,7 +107,8 @@ def scope_of(administrator: Administrator, estate: Estate | None) -> Scope | Non
     )
 
 
-def _read(raw: bytes) -> DecisionQuery:
+def read_query(raw: bytes) -> DecisionQuery:
+    """A query as it travels; raises ``InvalidInput``."""
     if len(raw) > MAX_QUERY:
         raise InvalidInput(f"a query has at most {MAX_QUERY} bytes")
     try:

@@ -47,8 +47,15 @@ _SERVICES = {
     # Service → (the right for methods that only read, the right for the others).
     "eastwest.approvals.v1.Approvals": (Right.READ, Right.APPROVALS),
     "eastwest.authority.v1.Authority": (Right.READ, Right.CA),
+    "eastwest.changes.v1.Changes": (Right.READ, Right.APPROVALS),
+    "eastwest.containment.v1.Containment": (Right.READ, Right.CONTAINMENT),
     "eastwest.federation.v1.Federation": (Right.READ, Right.FEDERATION),
+    "eastwest.impact.v1.Impact": (Right.READ, Right.READ),
+    "eastwest.insight.v1.Insight": (Right.READ, Right.READ),
     "eastwest.log.v1.Log": (Right.READ, Right.READ),
+    "eastwest.mtls.v1.Mtls": (Right.READ, Right.SERVICES),
+    "eastwest.verification.v1.Verification": (Right.READ, Right.VERIFY),
+    "eastwest.rollout.v1.Rollout": (Right.READ, Right.POLICIES),
     "grpc.health.v1.Health": (Right.READ, Right.READ),
     "spire.api.server.agent.v1.Agent": (Right.READ, Right.NODES),
     "spire.api.server.bundle.v1.Bundle": (Right.READ, Right.FEDERATION),
@@ -61,6 +68,8 @@ _SERVICES = {
     "eastwest.admin.v1.Admin": (Right.READ, Right.EVERYTHING),
 }
 _METHODS: dict[str, tuple[Right, ...]] = {
+    "/eastwest.changes.v1.Changes/RequestChange": FILE_RIGHTS,
+    "/eastwest.changes.v1.Changes/WithdrawChange": (*FILE_RIGHTS, Right.APPROVALS),
     "/eastwest.admin.v1.Admin/ApplyEstate": FILE_RIGHTS,
     "/eastwest.admin.v1.Admin/CreateJoinToken": (Right.TOKENS,),
     "/eastwest.admin.v1.Admin/ExplainEntries": (Right.READ,),
@@ -69,6 +78,8 @@ _METHODS: dict[str, tuple[Right, ...]] = {
     "/eastwest.admin.v1.Admin/PlanEstate": (Right.READ,),
     "/eastwest.admin.v1.Admin/PurgeNodes": (Right.NODES,),
     "/eastwest.admin.v1.Admin/WaitForEntries": (Right.READ,),
+    "/eastwest.containment.v1.Containment/ResolveContainment": (Right.READ,),
+    "/eastwest.containment.v1.Containment/WatchContainment": (Right.READ,),
     "/eastwest.admin.v1.Admin/WriteEntries": (Right.WORKLOADS,),
     "/spire.api.server.agent.v1.Agent/CreateJoinToken": (Right.TOKENS,),
     "/spire.api.server.bundle.v1.Bundle/AppendBundle": (Right.CA,),

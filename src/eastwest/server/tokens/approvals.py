@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from eastwest.clock import Clock
@@ -14,6 +14,7 @@ from eastwest.policy.estate import Right
 from eastwest.registry import approvals as steps
 from eastwest.registry.administrators import Administrator, NotAllowed, Subject
 from eastwest.registry.approvals import Approval, ApprovalState, check_reason
+from eastwest.registry.containment import NOBODY, Contained, IdentityContained
 from eastwest.server.finishing import to_the_end
 from eastwest.server.journal import Journal
 from eastwest.store.tokens import SqliteTokens
@@ -56,12 +57,15 @@ class Approvals:
         self._clock = clock
         self._entropy = entropy
         self._turn = asyncio.Lock()
+        self.contained: Callable[[], Contained] = lambda: NOBODY
+        """Gives who is cut off: they get no approval and give none."""
 
     async def request(self, caller: str, wanted: Wanted, reason: str, requested_by: str) -> Approval:
         """A pending approval for just this: the one that waits already, or a new one.
 
         Raises ``TokenRefused`` where no approval would help, ``InvalidInput`` without a reason, and ``Exhausted``.
         """
+        _refuse_contained(self.contained(), caller, requested_by)
         target = approvable(self._targets(), caller, wanted)
         async with self._turn:
             waiting = [one for one in await self._live(caller) if one.state is ApprovalState.PENDING]
@@ -96,7 +100,7 @@ class Approvals:
     def is_answered_for(self, approval: Approval) -> bool:
         """Whether who granted it has the right to do so still."""
         approver = self._administrator(approval.approver)
-        if approver is None:
+        if approver is None or approval.approver in self.contained():
             return False
         try:
             self._check(approver, approval, "approve")
@@ -136,6 +140,7 @@ class Approvals:
         """Granted; raises ``NotAllowed``, ``OwnApproval``, or ``FailedPrecondition`` where it no longer waits."""
 
         def step(approval: Approval) -> Approval:
+            _refuse_contained(self.contained(), approval.caller, administrator.name)
             granted = steps.grant(approval, administrator.name, reason, self._clock.now(), self._lifetimes.granted)
             wanted = Wanted(approval.operation, approval.tenant)
             if not accepts_approver(self._targets(), approval.caller, wanted, administrator.name):
@@ -177,6 +182,19 @@ class Approvals:
                 return False
             await record()
             return await self._store.spend(approval_id, self._now())
+
+    async def void(self, names: Sequence[str], actor: str, containment: str) -> int:
+        """Withdraw what any of these are to use, asked for or granted, as they are contained; how many.
+
+        Nothing brings them back: whoever is released asks again.
+        """
+        async with self._turn:
+            found = await self._store.live_of(names, self._now())
+            reason = f"containment {containment}"
+            for before in found:
+                after = steps.withdraw(before, actor, reason, self._clock.now())
+                await to_the_end(self._change(before, after, "approval.withdrawn", actor))
+            return len(found)
 
     def check_request(self, administrator: Administrator, caller: str, wanted: Wanted) -> None:
         """Raise ``NotAllowed`` unless the administrator may ask for this on behalf of ``caller``.
@@ -229,3 +247,9 @@ class Approvals:
 
     def _now(self) -> int:
         return int(self._clock.now().timestamp())
+
+
+def _refuse_contained(contained: Contained, *names: str) -> None:
+    for name in names:
+        if name in contained:
+            raise IdentityContained(name)

@@ -40,6 +40,7 @@ from eastwest.policy.enforcement import DecisionCode
 from eastwest.policy.transaction import NoToken, Token
 from eastwest.registry.approvals import Approval as Stored
 from eastwest.registry.approvals import ApprovalState
+from eastwest.registry.containment import NOBODY, REASON, Contained
 from eastwest.server.finishing import to_the_end
 from eastwest.server.journal import Journal
 from eastwest.server.tokens.approvals import Approvals
@@ -107,12 +108,15 @@ class Exchange:
         self._entropy = entropy
         self._pool = pool
         self._life = life
+        self.contained: Callable[[], Contained] = lambda: NOBODY
+        """Gives who is cut off: nothing is made for them, nor out of a token that names one of them."""
 
     async def answer(self, caller: Caller, body: bytes) -> dict[str, Any]:
         """The response to a form (RFC 8693, 2.2.1); raises ``TokenRefused`` and other errors.
 
         Recorded in the log before it is given.
         """
+        self._refuse_contained(caller.spiffe_id)
         form = read_form(body, self._issuer)
         incoming = self._incoming(form.subject_token)
         granted = await self._permit(caller, form, incoming)
@@ -124,6 +128,7 @@ class Exchange:
         else:
             signature = signer.sign(unsigned.message)
         await to_the_end(self._record(granted, token, signer.key_id))
+        self._refuse_contained(caller.spiffe_id)
         return {
             "access_token": unsigned.finish(signature).token,
             "issued_token_type": TOKEN_TYPE,
@@ -137,6 +142,7 @@ class Exchange:
             return None
         found = read(text, self._keys.public, self._issuer, self._clock.now())
         if isinstance(found, Token):
+            self._refuse_contained(found.caller, found.origin, found.approver)
             return found
         expired = found is NoToken.EXPIRED
         raise TokenRefused(
@@ -145,6 +151,12 @@ class Exchange:
             f"subject_token {'has expired' if expired else 'is no transaction token of this trust domain'}",
             fix="give the token that came with the call, while it is valid",
         )
+
+    def _refuse_contained(self, *names: str) -> None:
+        contained = self.contained()
+        for name in names:
+            if name in contained:
+                raise TokenRefused("access_denied", REASON, f"{name} is contained", fix="see eastwest containment list")
 
     async def _permit(self, caller: Caller, form: Form, incoming: Token | None) -> Permit:
         targets, wanted = self._targets(), form.wanted

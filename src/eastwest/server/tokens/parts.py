@@ -19,6 +19,7 @@ from eastwest.policy.enforcement import Outbound
 from eastwest.policy.operations import OWN_SERVICE
 from eastwest.policy.transaction import MAX_LIFE, SKEW
 from eastwest.registry.administrators import Administrator
+from eastwest.registry.containment import NOBODY, Contained
 from eastwest.rpc.service import Servable
 from eastwest.server.config import ServerConfig, TokenSettings
 from eastwest.server.estate import EstateKeeper
@@ -58,6 +59,8 @@ class Around:
     pool: SigningPool
     administrator: Callable[[str], Administrator | None]
     """Who has a name now, if anybody."""
+    contained: Callable[[], Contained] = lambda: NOBODY
+    """Who is cut off."""
 
 
 class TokenService:
@@ -88,6 +91,7 @@ class TokenService:
             clock,
             around.entropy,
         )
+        self.approvals.contained = around.contained
         exchange = Exchange(
             config.trust_domain,
             targets,
@@ -99,6 +103,7 @@ class TokenService:
             around.pool,
             settings.life,
         )
+        exchange.contained = around.contained
         rates = Rates(settings.rate, settings.burst, settings.caller_rate)
         self._endpoint = Endpoint(config.trust_domain, exchange, clock, rates)
 

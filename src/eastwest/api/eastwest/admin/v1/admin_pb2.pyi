@@ -198,8 +198,19 @@ class ApplyEstateRequest(_message.Message):
 
     FILES_FIELD_NUMBER: _builtins.int
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    BREAK_GLASS_FIELD_NUMBER: _builtins.int
+    BREAK_GLASS_SECONDS_FIELD_NUMBER: _builtins.int
+    ACCEPT_BREAKS_FIELD_NUMBER: _builtins.int
     expected_version: _builtins.str
     """refused when another version is in force; "*" accepts any"""
+    change: _builtins.str
+    """the approved change that this carries out, or "" """
+    break_glass: _builtins.str
+    """the reason why approvals are skipped, or "" """
+    break_glass_seconds: _builtins.int
+    accept_breaks: _builtins.bool
+    """callers that the record says would be refused are meant to be"""
     @_builtins.property
     def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]: ...
     def __init__(
@@ -207,10 +218,14 @@ class ApplyEstateRequest(_message.Message):
         *,
         files: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
         expected_version: _builtins.str = ...,
+        change: _builtins.str = ...,
+        break_glass: _builtins.str = ...,
+        break_glass_seconds: _builtins.int = ...,
+        accept_breaks: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_version", b"expected_version", "files", b"files"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_breaks", b"accept_breaks", "break_glass", b"break_glass", "break_glass_seconds", b"break_glass_seconds", "change", b"change", "expected_version", b"expected_version", "files", b"files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from eastwest.api.spire.api.types import types_pb2 as spire_dot_api_dot_types_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!eastwest/control/v1/control.proto\x12\x13\x65\x61stwest.control.v1\x1a\x1bspire/api/types/types.proto\"s\n\x10SubscribeRequest\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.eastwest.control.v1.HelloH\x00\x12\'\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x18.eastwest.control.v1.AckH\x00\x42\t\n\x07message\"S\n\x05Hello\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12\x14\n\x0ctime_unix_ms\x18\x04 \x01(\x03\"{\n\x03\x41\x63k\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x34\n\x08sidecars\x18\x02 \x03(\x0b\x32\".eastwest.control.v1.SidecarStatus\x12\x17\n\x0f\x62undle_sequence\x18\x03 \x01(\x04\x12\x15\n\rtainted_svids\x18\x04 \x01(\r\"\xcd\x01\n\rSidecarStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x1c\n\x14\x61\x63knowledged_version\x18\x03 \x01(\t\x12\x18\n\x10intended_version\x18\x04 \x01(\t\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x14\n\x0c\x63onnected_at\x18\x06 \x01(\x03\x12\x11\n\tconnected\x18\x07 \x01(\x08\x12\x17\n\x0f\x62undle_sequence\x18\x08 \x01(\x04\x12\x0f\n\x07tainted\x18\t \x01(\x08\"\xc5\x01\n\x06Update\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x0c\n\x04\x66ull\x18\x03 \x01(\x08\x12.\n\x07upserts\x18\x04 \x03(\x0b\x32\x1d.eastwest.control.v1.Resource\x12\x33\n\x08removals\x18\x05 \x03(\x0b\x32!.eastwest.control.v1.ResourceName\x12\x14\n\x0ctime_unix_ms\x18\x06 \x01(\x03\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\"\xe4\x01\n\x0cResourceName\x12\x34\n\x04kind\x18\x01 \x01(\x0e\x32&.eastwest.control.v1.ResourceName.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x8f\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_ENTRY\x10\x01\x12\x0f\n\x0bKIND_BUNDLE\x10\x02\x12\x10\n\x0cKIND_SIDECAR\x10\x03\x12\x10\n\x0cKIND_TAINTED\x10\x04\x12\x13\n\x0fKIND_TOKEN_KEYS\x10\x05\x12\x17\n\x13KIND_POLICY_VERSION\x10\x06\"\x99\x02\n\x08Resource\x12/\n\x04name\x18\x01 \x01(\x0b\x32!.eastwest.control.v1.ResourceName\x12\'\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x16.spire.api.types.EntryH\x00\x12)\n\x06\x62undle\x18\x03 \x01(\x0b\x32\x17.spire.api.types.BundleH\x00\x12\x11\n\x07sidecar\x18\x04 \x01(\x0cH\x00\x12/\n\x07tainted\x18\x05 \x01(\x0b\x32\x1c.eastwest.control.v1.TaintedH\x00\x12\x14\n\ntoken_keys\x18\x07 \x01(\x0cH\x00\x12\x18\n\x0epolicy_version\x18\x08 \x01(\tH\x00\x12\x0c\n\x04keys\x18\x06 \x03(\tB\x06\n\x04\x62ody\"\"\n\x07Tainted\x12\x17\n\x0fsubject_key_ids\x18\x01 \x03(\x0c\"R\n\x16ReportDecisionsRequest\x12\x11\n\tdecisions\x18\x01 \x01(\x0c\x12\r\n\x05spool\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x04J\x04\x08\x02\x10\x03\"+\n\x17ReportDecisionsResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"_\n\x0fUseTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\x12\x13\n\x0b\x61pproval_id\x18\x03 \x01(\t\x12\x11\n\toperation\x18\x04 \x01(\t\" \n\x10UseTokenResponse\x12\x0c\n\x04used\x18\x01 \x01(\x08\x32\xa5\x02\n\x07\x43ontrol\x12S\n\tSubscribe\x12%.eastwest.control.v1.SubscribeRequest\x1a\x1b.eastwest.control.v1.Update(\x01\x30\x01\x12l\n\x0fReportDecisions\x12+.eastwest.control.v1.ReportDecisionsRequest\x1a,.eastwest.control.v1.ReportDecisionsResponse\x12W\n\x08UseToken\x12$.eastwest.control.v1.UseTokenRequest\x1a%.eastwest.control.v1.UseTokenResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!eastwest/control/v1/control.proto\x12\x13\x65\x61stwest.control.v1\x1a\x1bspire/api/types/types.proto\"s\n\x10SubscribeRequest\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.eastwest.control.v1.HelloH\x00\x12\'\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x18.eastwest.control.v1.AckH\x00\x42\t\n\x07message\"i\n\x05Hello\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12\x14\n\x0ctime_unix_ms\x18\x04 \x01(\x03\x12\x14\n\x0c\x63\x61pabilities\x18\x05 \x03(\t\"\xbb\x01\n\x03\x41\x63k\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x34\n\x08sidecars\x18\x02 \x03(\x0b\x32\".eastwest.control.v1.SidecarStatus\x12\x17\n\x0f\x62undle_sequence\x18\x03 \x01(\x04\x12\x15\n\rtainted_svids\x18\x04 \x01(\r\x12\x11\n\tcontained\x18\n \x01(\x04\x12+\n\x06\x63losed\x18\x0b \x03(\x0b\x32\x1b.eastwest.control.v1.Closed\"\x8b\x02\n\rSidecarStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x1c\n\x14\x61\x63knowledged_version\x18\x03 \x01(\t\x12\x18\n\x10intended_version\x18\x04 \x01(\t\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x14\n\x0c\x63onnected_at\x18\x06 \x01(\x03\x12\x11\n\tconnected\x18\x07 \x01(\x08\x12\x17\n\x0f\x62undle_sequence\x18\x08 \x01(\x04\x12\x0f\n\x07tainted\x18\t \x01(\x08\x12\x14\n\x0c\x65xamined_run\x18\x16 \x01(\t\x12\x13\n\x0b\x65xamination\x18\x17 \x01(\x0c\x12\x11\n\tcontained\x18\x14 \x01(\x04\"\xc5\x01\n\x06Update\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x0c\n\x04\x66ull\x18\x03 \x01(\x08\x12.\n\x07upserts\x18\x04 \x03(\x0b\x32\x1d.eastwest.control.v1.Resource\x12\x33\n\x08removals\x18\x05 \x03(\x0b\x32!.eastwest.control.v1.ResourceName\x12\x14\n\x0ctime_unix_ms\x18\x06 \x01(\x03\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\"\x8b\x02\n\x0cResourceName\x12\x34\n\x04kind\x18\x01 \x01(\x0e\x32&.eastwest.control.v1.ResourceName.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xb6\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_ENTRY\x10\x01\x12\x0f\n\x0bKIND_BUNDLE\x10\x02\x12\x10\n\x0cKIND_SIDECAR\x10\x03\x12\x10\n\x0cKIND_TAINTED\x10\x04\x12\x13\n\x0fKIND_TOKEN_KEYS\x10\x05\x12\x17\n\x13KIND_POLICY_VERSION\x10\x06\x12\x12\n\x0eKIND_CONTAINED\x10\x07\x12\x11\n\rKIND_CANARIES\x10\x08\"\x81\x03\n\x08Resource\x12/\n\x04name\x18\x01 \x01(\x0b\x32!.eastwest.control.v1.ResourceName\x12\'\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x16.spire.api.types.EntryH\x00\x12)\n\x06\x62undle\x18\x03 \x01(\x0b\x32\x17.spire.api.types.BundleH\x00\x12\x11\n\x07sidecar\x18\x04 \x01(\x0cH\x00\x12/\n\x07tainted\x18\x05 \x01(\x0b\x32\x1c.eastwest.control.v1.TaintedH\x00\x12\x14\n\ntoken_keys\x18\x07 \x01(\x0cH\x00\x12\x18\n\x0epolicy_version\x18\x08 \x01(\tH\x00\x12\x31\n\x08\x63\x61naries\x18\x14 \x01(\x0b\x32\x1d.eastwest.control.v1.CanariesH\x00\x12\x33\n\tcontained\x18\n \x01(\x0b\x32\x1e.eastwest.control.v1.ContainedH\x00\x12\x0c\n\x04keys\x18\x06 \x03(\tB\x06\n\x04\x62ody\"+\n\x08\x43\x61naries\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\"\"\n\x07Tainted\x12\x17\n\x0fsubject_key_ids\x18\x01 \x03(\x0c\"3\n\tContained\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x12\n\nspiffe_ids\x18\x02 \x03(\t\"0\n\x06\x43losed\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63onnections\x18\x02 \x01(\x04\"R\n\x16ReportDecisionsRequest\x12\x11\n\tdecisions\x18\x01 \x01(\x0c\x12\r\n\x05spool\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x04J\x04\x08\x02\x10\x03\"+\n\x17ReportDecisionsResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"_\n\x0fUseTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\x12\x13\n\x0b\x61pproval_id\x18\x03 \x01(\t\x12\x11\n\toperation\x18\x04 \x01(\t\" \n\x10UseTokenResponse\x12\x0c\n\x04used\x18\x01 \x01(\x08\x32\xa5\x02\n\x07\x43ontrol\x12S\n\tSubscribe\x12%.eastwest.control.v1.SubscribeRequest\x1a\x1b.eastwest.control.v1.Update(\x01\x30\x01\x12l\n\x0fReportDecisions\x12+.eastwest.control.v1.ReportDecisionsRequest\x1a,.eastwest.control.v1.ReportDecisionsResponse\x12W\n\x08UseToken\x12$.eastwest.control.v1.UseTokenRequest\x1a%.eastwest.control.v1.UseTokenResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,29 +35,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBSCRIBEREQUEST']._serialized_start=87
   _globals['_SUBSCRIBEREQUEST']._serialized_end=202
   _globals['_HELLO']._serialized_start=204
-  _globals['_HELLO']._serialized_end=287
-  _globals['_ACK']._serialized_start=289
-  _globals['_ACK']._serialized_end=412
-  _globals['_SIDECARSTATUS']._serialized_start=415
-  _globals['_SIDECARSTATUS']._serialized_end=620
-  _globals['_UPDATE']._serialized_start=623
-  _globals['_UPDATE']._serialized_end=820
-  _globals['_RESOURCENAME']._serialized_start=823
-  _globals['_RESOURCENAME']._serialized_end=1051
-  _globals['_RESOURCENAME_KIND']._serialized_start=908
-  _globals['_RESOURCENAME_KIND']._serialized_end=1051
-  _globals['_RESOURCE']._serialized_start=1054
-  _globals['_RESOURCE']._serialized_end=1335
-  _globals['_TAINTED']._serialized_start=1337
-  _globals['_TAINTED']._serialized_end=1371
-  _globals['_REPORTDECISIONSREQUEST']._serialized_start=1373
-  _globals['_REPORTDECISIONSREQUEST']._serialized_end=1455
-  _globals['_REPORTDECISIONSRESPONSE']._serialized_start=1457
-  _globals['_REPORTDECISIONSRESPONSE']._serialized_end=1500
-  _globals['_USETOKENREQUEST']._serialized_start=1502
-  _globals['_USETOKENREQUEST']._serialized_end=1597
-  _globals['_USETOKENRESPONSE']._serialized_start=1599
-  _globals['_USETOKENRESPONSE']._serialized_end=1631
-  _globals['_CONTROL']._serialized_start=1634
-  _globals['_CONTROL']._serialized_end=1927
+  _globals['_HELLO']._serialized_end=309
+  _globals['_ACK']._serialized_start=312
+  _globals['_ACK']._serialized_end=499
+  _globals['_SIDECARSTATUS']._serialized_start=502
+  _globals['_SIDECARSTATUS']._serialized_end=769
+  _globals['_UPDATE']._serialized_start=772
+  _globals['_UPDATE']._serialized_end=969
+  _globals['_RESOURCENAME']._serialized_start=972
+  _globals['_RESOURCENAME']._serialized_end=1239
+  _globals['_RESOURCENAME_KIND']._serialized_start=1057
+  _globals['_RESOURCENAME_KIND']._serialized_end=1239
+  _globals['_RESOURCE']._serialized_start=1242
+  _globals['_RESOURCE']._serialized_end=1627
+  _globals['_CANARIES']._serialized_start=1629
+  _globals['_CANARIES']._serialized_end=1672
+  _globals['_TAINTED']._serialized_start=1674
+  _globals['_TAINTED']._serialized_end=1708
+  _globals['_CONTAINED']._serialized_start=1710
+  _globals['_CONTAINED']._serialized_end=1761
+  _globals['_CLOSED']._serialized_start=1763
+  _globals['_CLOSED']._serialized_end=1811
+  _globals['_REPORTDECISIONSREQUEST']._serialized_start=1813
+  _globals['_REPORTDECISIONSREQUEST']._serialized_end=1895
+  _globals['_REPORTDECISIONSRESPONSE']._serialized_start=1897
+  _globals['_REPORTDECISIONSRESPONSE']._serialized_end=1940
+  _globals['_USETOKENREQUEST']._serialized_start=1942
+  _globals['_USETOKENREQUEST']._serialized_end=2037
+  _globals['_USETOKENRESPONSE']._serialized_start=2039
+  _globals['_USETOKENRESPONSE']._serialized_end=2071
+  _globals['_CONTROL']._serialized_start=2074
+  _globals['_CONTROL']._serialized_end=2367
 # @@protoc_insertion_point(module_scope)

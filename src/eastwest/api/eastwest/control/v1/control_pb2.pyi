@@ -56,6 +56,7 @@ class Hello(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     TIME_UNIX_MS_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     agent_version: _builtins.str
     epoch: _builtins.str
     """Where the agent stands: the epoch and number of the last update it holds. A server that still has the
@@ -64,6 +65,12 @@ class Hello(_message.Message):
     number: _builtins.int
     time_unix_ms: _builtins.int
     """the agent's clock, for the skew check"""
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the agent can do beyond the first version of this protocol: "versions", "report", "contain",
+        "close-connections", "peers". Names that the server does not know are kept for people to see, and mean nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -71,10 +78,11 @@ class Hello(_message.Message):
         epoch: _builtins.str = ...,
         number: _builtins.int = ...,
         time_unix_ms: _builtins.int = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "epoch", b"epoch", "number", b"number", "time_unix_ms", b"time_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "capabilities", b"capabilities", "epoch", b"epoch", "number", b"number", "time_unix_ms", b"time_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -90,14 +98,22 @@ class Ack(_message.Message):
     SIDECARS_FIELD_NUMBER: _builtins.int
     BUNDLE_SEQUENCE_FIELD_NUMBER: _builtins.int
     TAINTED_SVIDS_FIELD_NUMBER: _builtins.int
+    CONTAINED_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """applied by the agent"""
     bundle_sequence: _builtins.int
     """of the own trust domain's bundle that the agent has on disk"""
     tainted_svids: _builtins.int
     """held here or by sidecars although they chain to a tainted authority"""
+    contained: _builtins.int
+    """generation of Contained that the agent itself holds and keeps on disk"""
     @_builtins.property
     def sidecars(self) -> _containers.RepeatedCompositeFieldContainer[Global___SidecarStatus]: ...
+    @_builtins.property
+    def closed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Closed]:
+        """of identities that are contained now"""
+
     def __init__(
         self,
         *,
@@ -105,10 +121,12 @@ class Ack(_message.Message):
         sidecars: _abc.Iterable[Global___SidecarStatus] | None = ...,
         bundle_sequence: _builtins.int = ...,
         tainted_svids: _builtins.int = ...,
+        contained: _builtins.int = ...,
+        closed: _abc.Iterable[Global___Closed] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_sequence", b"bundle_sequence", "number", b"number", "sidecars", b"sidecars", "tainted_svids", b"tainted_svids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_sequence", b"bundle_sequence", "closed", b"closed", "contained", b"contained", "number", b"number", "sidecars", b"sidecars", "tainted_svids", b"tainted_svids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -127,6 +145,9 @@ class SidecarStatus(_message.Message):
     CONNECTED_FIELD_NUMBER: _builtins.int
     BUNDLE_SEQUENCE_FIELD_NUMBER: _builtins.int
     TAINTED_FIELD_NUMBER: _builtins.int
+    EXAMINED_RUN_FIELD_NUMBER: _builtins.int
+    EXAMINATION_FIELD_NUMBER: _builtins.int
+    CONTAINED_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     spiffe_id: _builtins.str
     acknowledged_version: _builtins.str
@@ -140,6 +161,12 @@ class SidecarStatus(_message.Message):
     """of the own trust domain's bundle that its Envoy has acknowledged"""
     tainted: _builtins.bool
     """its Envoy still shows a certificate that chains to a tainted authority"""
+    examined_run: _builtins.str
+    """Of the verify run that the agent was asked to look at this sidecar for; then `examination` says what it found."""
+    examination: _builtins.bytes
+    """JSON of eastwest.policy.canary.Examination"""
+    contained: _builtins.int
+    """generation of Contained that its Envoy enforces"""
     def __init__(
         self,
         *,
@@ -152,10 +179,13 @@ class SidecarStatus(_message.Message):
         connected: _builtins.bool = ...,
         bundle_sequence: _builtins.int = ...,
         tainted: _builtins.bool = ...,
+        examined_run: _builtins.str = ...,
+        examination: _builtins.bytes = ...,
+        contained: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_version", b"acknowledged_version", "bundle_sequence", b"bundle_sequence", "connected", b"connected", "connected_at", b"connected_at", "error", b"error", "intended_version", b"intended_version", "node_id", b"node_id", "spiffe_id", b"spiffe_id", "tainted", b"tainted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_version", b"acknowledged_version", "bundle_sequence", b"bundle_sequence", "connected", b"connected", "connected_at", b"connected_at", "contained", b"contained", "error", b"error", "examination", b"examination", "examined_run", b"examined_run", "intended_version", b"intended_version", "node_id", b"node_id", "spiffe_id", b"spiffe_id", "tainted", b"tainted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -224,6 +254,8 @@ class ResourceName(_message.Message):
         KIND_TAINTED: ResourceName._Kind.ValueType  # 4
         KIND_TOKEN_KEYS: ResourceName._Kind.ValueType  # 5
         KIND_POLICY_VERSION: ResourceName._Kind.ValueType  # 6
+        KIND_CONTAINED: ResourceName._Kind.ValueType  # 7
+        KIND_CANARIES: ResourceName._Kind.ValueType  # 8
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: ResourceName.Kind.ValueType  # 0
@@ -233,6 +265,8 @@ class ResourceName(_message.Message):
     KIND_TAINTED: ResourceName.Kind.ValueType  # 4
     KIND_TOKEN_KEYS: ResourceName.Kind.ValueType  # 5
     KIND_POLICY_VERSION: ResourceName.Kind.ValueType  # 6
+    KIND_CONTAINED: ResourceName.Kind.ValueType  # 7
+    KIND_CANARIES: ResourceName.Kind.ValueType  # 8
 
     KIND_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
@@ -264,6 +298,8 @@ class Resource(_message.Message):
     TAINTED_FIELD_NUMBER: _builtins.int
     TOKEN_KEYS_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    CANARIES_FIELD_NUMBER: _builtins.int
+    CONTAINED_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     sidecar: _builtins.bytes
     """canonical JSON of eastwest.policy.enforcement.Sidecar"""
@@ -284,6 +320,14 @@ class Resource(_message.Message):
     @_builtins.property
     def tainted(self) -> Global___Tainted: ...
     @_builtins.property
+    def canaries(self) -> Global___Canaries:
+        """A verify run is under way: its canaries count at the operations filters until it is removed, or its time is over."""
+
+    @_builtins.property
+    def contained(self) -> Global___Contained:
+        """Who is cut off. It stands beside the sidecars, so that cutting somebody off costs every agent one small message."""
+
+    @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Beside an entry: the key types that its profile certifies, best first, as profiles name them. The agent makes a key
         of the first that it knows; without any, of its own choice.
@@ -299,17 +343,45 @@ class Resource(_message.Message):
         tainted: Global___Tainted | None = ...,
         token_keys: _builtins.bytes = ...,
         policy_version: _builtins.str = ...,
+        canaries: Global___Canaries | None = ...,
+        contained: Global___Contained | None = ...,
         keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "entry", b"entry", "name", b"name", "policy_version", b"policy_version", "sidecar", b"sidecar", "tainted", b"tainted", "token_keys", b"token_keys"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "canaries", b"canaries", "contained", b"contained", "entry", b"entry", "name", b"name", "policy_version", b"policy_version", "sidecar", b"sidecar", "tainted", b"tainted", "token_keys", b"token_keys"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "entry", b"entry", "keys", b"keys", "name", b"name", "policy_version", b"policy_version", "sidecar", b"sidecar", "tainted", b"tainted", "token_keys", b"token_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle", b"bundle", "canaries", b"canaries", "contained", b"contained", "entry", b"entry", "keys", b"keys", "name", b"name", "policy_version", b"policy_version", "sidecar", b"sidecar", "tainted", b"tainted", "token_keys", b"token_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["entry", "bundle", "sidecar", "tainted", "token_keys", "policy_version"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["entry", "bundle", "sidecar", "tainted", "token_keys", "policy_version", "canaries", "contained"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___Resource: _TypeAlias = Resource  # noqa: Y015
+
+@_typing.final
+class Canaries(_message.Message):
+    """Canary principals may be proved to enforcement points now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """32 hex digits; connections and rows of the run's unproved calls name it"""
+    expires_at: _builtins.int
+    """Unix seconds"""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        expires_at: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Canaries: _TypeAlias = Canaries  # noqa: Y015
 
 @_typing.final
 class Tainted(_message.Message):
@@ -332,6 +404,58 @@ class Tainted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Tainted: _TypeAlias = Tainted  # noqa: Y015
+
+@_typing.final
+class Contained(_message.Message):
+    """Identities that are cut off now, of this trust domain and of others; of agents that can contain only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SPIFFE_IDS_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """greater with every change, from 1"""
+    @_builtins.property
+    def spiffe_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """sorted"""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        spiffe_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "spiffe_ids", b"spiffe_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Contained: _TypeAlias = Contained  # noqa: Y015
+
+@_typing.final
+class Closed(_message.Message):
+    """Connections of one contained identity that the agent has closed since it started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_FIELD_NUMBER: _builtins.int
+    spiffe_id: _builtins.str
+    connections: _builtins.int
+    def __init__(
+        self,
+        *,
+        spiffe_id: _builtins.str = ...,
+        connections: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connections", b"connections", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Closed: _TypeAlias = Closed  # noqa: Y015
 
 @_typing.final
 class ReportDecisionsRequest(_message.Message):

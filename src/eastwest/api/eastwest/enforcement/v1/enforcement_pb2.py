@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)eastwest/enforcement/v1/enforcement.proto\x12\x17\x65\x61stwest.enforcement.v1\"\x0e\n\x0cWatchRequest\"\xb0\x01\n\x05Rules\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0f\n\x07sidecar\x18\x02 \x01(\x0c\x12\x12\n\ntoken_keys\x18\x03 \x01(\x0c\x12<\n\x07\x62undles\x18\x04 \x03(\x0b\x32+.eastwest.enforcement.v1.Rules.BundlesEntry\x1a.\n\x0c\x42undlesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"_\n\x0fUseTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\x12\x13\n\x0b\x61pproval_id\x18\x03 \x01(\t\x12\x11\n\toperation\x18\x04 \x01(\t\"\"\n\x10UseTokenResponse\x12\x0e\n\x06usable\x18\x01 \x01(\x08\"o\n\rReportRequest\x12\x34\n\tdecisions\x18\x01 \x03(\x0b\x32!.eastwest.enforcement.v1.Decision\x12\x0c\n\x04lost\x18\x02 \x01(\x04\x12\x1a\n\x12lost_since_unix_ms\x18\x03 \x01(\x03\"\x10\n\x0eReportResponse\"\xca\x02\n\x08\x44\x65\x63ision\x12\x14\n\x0ctime_unix_ms\x18\x01 \x01(\x03\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07\x61llowed\x18\x04 \x01(\x08\x12\x10\n\x08\x65nforced\x18\x05 \x01(\x08\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12\x11\n\toperation\x18\x07 \x01(\t\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x0e\n\x06method\x18\t \x01(\t\x12\x0e\n\x06policy\x18\n \x01(\t\x12\x13\n\x0btransaction\x18\x0b \x01(\t\x12\x10\n\x08\x61pprover\x18\x0c \x01(\t\x12\x11\n\treference\x18\r \x01(\t\x12\x0e\n\x06source\x18\x0e \x01(\t\x12\r\n\x05\x63\x61use\x18\x0f \x01(\t\x12\x0c\n\x04path\x18\x10 \x01(\t\x12\r\n\x05token\x18\x11 \x01(\x08\x12\x0e\n\x06origin\x18\x12 \x01(\t\x12\r\n\x05trace\x18\x13 \x01(\t2\x9b\x02\n\x0b\x45nforcement\x12P\n\x05Watch\x12%.eastwest.enforcement.v1.WatchRequest\x1a\x1e.eastwest.enforcement.v1.Rules0\x01\x12_\n\x08UseToken\x12(.eastwest.enforcement.v1.UseTokenRequest\x1a).eastwest.enforcement.v1.UseTokenResponse\x12Y\n\x06Report\x12&.eastwest.enforcement.v1.ReportRequest\x1a\'.eastwest.enforcement.v1.ReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)eastwest/enforcement/v1/enforcement.proto\x12\x17\x65\x61stwest.enforcement.v1\"\x0e\n\x0cWatchRequest\"\xc3\x01\n\x05Rules\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0f\n\x07sidecar\x18\x02 \x01(\x0c\x12\x12\n\ntoken_keys\x18\x03 \x01(\x0c\x12<\n\x07\x62undles\x18\x04 \x03(\x0b\x32+.eastwest.enforcement.v1.Rules.BundlesEntry\x12\x11\n\tcontained\x18\x05 \x03(\t\x1a.\n\x0c\x42undlesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"_\n\x0fUseTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\x12\x13\n\x0b\x61pproval_id\x18\x03 \x01(\t\x12\x11\n\toperation\x18\x04 \x01(\t\"\"\n\x10UseTokenResponse\x12\x0e\n\x06usable\x18\x01 \x01(\x08\"o\n\rReportRequest\x12\x34\n\tdecisions\x18\x01 \x03(\x0b\x32!.eastwest.enforcement.v1.Decision\x12\x0c\n\x04lost\x18\x02 \x01(\x04\x12\x1a\n\x12lost_since_unix_ms\x18\x03 \x01(\x03\"\x10\n\x0eReportResponse\"\xf6\x02\n\x08\x44\x65\x63ision\x12\x14\n\x0ctime_unix_ms\x18\x01 \x01(\x03\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07\x61llowed\x18\x04 \x01(\x08\x12\x10\n\x08\x65nforced\x18\x05 \x01(\x08\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12\x11\n\toperation\x18\x07 \x01(\t\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x0e\n\x06method\x18\t \x01(\t\x12\x0e\n\x06policy\x18\n \x01(\t\x12\x13\n\x0btransaction\x18\x0b \x01(\t\x12\x10\n\x08\x61pprover\x18\x0c \x01(\t\x12\x11\n\treference\x18\r \x01(\t\x12\x0e\n\x06source\x18\x0e \x01(\t\x12\r\n\x05\x63\x61use\x18\x0f \x01(\t\x12\x0c\n\x04path\x18\x10 \x01(\t\x12\r\n\x05token\x18\x11 \x01(\x08\x12\x0e\n\x06origin\x18\x12 \x01(\t\x12\r\n\x05trace\x18\x13 \x01(\t\x12\x13\n\x0breport_code\x18\x14 \x01(\t\x12\x15\n\rreport_policy\x18\x15 \x01(\t2\x9b\x02\n\x0b\x45nforcement\x12P\n\x05Watch\x12%.eastwest.enforcement.v1.WatchRequest\x1a\x1e.eastwest.enforcement.v1.Rules0\x01\x12_\n\x08UseToken\x12(.eastwest.enforcement.v1.UseTokenRequest\x1a).eastwest.enforcement.v1.UseTokenResponse\x12Y\n\x06Report\x12&.eastwest.enforcement.v1.ReportRequest\x1a\'.eastwest.enforcement.v1.ReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,19 +36,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHREQUEST']._serialized_start=70
   _globals['_WATCHREQUEST']._serialized_end=84
   _globals['_RULES']._serialized_start=87
-  _globals['_RULES']._serialized_end=263
-  _globals['_RULES_BUNDLESENTRY']._serialized_start=217
-  _globals['_RULES_BUNDLESENTRY']._serialized_end=263
-  _globals['_USETOKENREQUEST']._serialized_start=265
-  _globals['_USETOKENREQUEST']._serialized_end=360
-  _globals['_USETOKENRESPONSE']._serialized_start=362
-  _globals['_USETOKENRESPONSE']._serialized_end=396
-  _globals['_REPORTREQUEST']._serialized_start=398
-  _globals['_REPORTREQUEST']._serialized_end=509
-  _globals['_REPORTRESPONSE']._serialized_start=511
-  _globals['_REPORTRESPONSE']._serialized_end=527
-  _globals['_DECISION']._serialized_start=530
-  _globals['_DECISION']._serialized_end=860
-  _globals['_ENFORCEMENT']._serialized_start=863
-  _globals['_ENFORCEMENT']._serialized_end=1146
+  _globals['_RULES']._serialized_end=282
+  _globals['_RULES_BUNDLESENTRY']._serialized_start=236
+  _globals['_RULES_BUNDLESENTRY']._serialized_end=282
+  _globals['_USETOKENREQUEST']._serialized_start=284
+  _globals['_USETOKENREQUEST']._serialized_end=379
+  _globals['_USETOKENRESPONSE']._serialized_start=381
+  _globals['_USETOKENRESPONSE']._serialized_end=415
+  _globals['_REPORTREQUEST']._serialized_start=417
+  _globals['_REPORTREQUEST']._serialized_end=528
+  _globals['_REPORTRESPONSE']._serialized_start=530
+  _globals['_REPORTRESPONSE']._serialized_end=546
+  _globals['_DECISION']._serialized_start=549
+  _globals['_DECISION']._serialized_end=923
+  _globals['_ENFORCEMENT']._serialized_start=926
+  _globals['_ENFORCEMENT']._serialized_end=1209
 # @@protoc_insertion_point(module_scope)

@@ -63,6 +63,7 @@ class Rules(_message.Message):
     SIDECAR_FIELD_NUMBER: _builtins.int
     TOKEN_KEYS_FIELD_NUMBER: _builtins.int
     BUNDLES_FIELD_NUMBER: _builtins.int
+    CONTAINED_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     sidecar: _builtins.bytes
     """Canonical JSON of eastwest.policy.enforcement.Sidecar; empty where the workload has none."""
@@ -72,6 +73,10 @@ class Rules(_message.Message):
     def bundles(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
         """By trust domain name, the X.509 roots (DER, one after the other) of those whose workloads may be callers."""
 
+    @_builtins.property
+    def contained(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SPIFFE IDs that are cut off, sorted: refused whatever the rules say, in every mode."""
+
     def __init__(
         self,
         *,
@@ -79,10 +84,11 @@ class Rules(_message.Message):
         sidecar: _builtins.bytes = ...,
         token_keys: _builtins.bytes = ...,
         bundles: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+        contained: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "sidecar", b"sidecar", "token_keys", b"token_keys", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "contained", b"contained", "sidecar", b"sidecar", "token_keys", b"token_keys", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -207,6 +213,8 @@ class Decision(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    REPORT_CODE_FIELD_NUMBER: _builtins.int
+    REPORT_POLICY_FIELD_NUMBER: _builtins.int
     time_unix_ms: _builtins.int
     service: _builtins.str
     code: _builtins.str
@@ -234,6 +242,10 @@ class Decision(_message.Message):
     """who began the token's transaction"""
     trace: _builtins.str
     """W3C trace id"""
+    report_code: _builtins.str
+    """what rules in report mode would have made of the call, where they differ"""
+    report_policy: _builtins.str
+    """and by which of them"""
     def __init__(
         self,
         *,
@@ -256,10 +268,12 @@ class Decision(_message.Message):
         token: _builtins.bool = ...,
         origin: _builtins.str = ...,
         trace: _builtins.str = ...,
+        report_code: _builtins.str = ...,
+        report_policy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "approver", b"approver", "caller", b"caller", "cause", b"cause", "code", b"code", "enforced", b"enforced", "method", b"method", "operation", b"operation", "origin", b"origin", "path", b"path", "policy", b"policy", "reference", b"reference", "service", b"service", "source", b"source", "tenant", b"tenant", "time_unix_ms", b"time_unix_ms", "token", b"token", "trace", b"trace", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "approver", b"approver", "caller", b"caller", "cause", b"cause", "code", b"code", "enforced", b"enforced", "method", b"method", "operation", b"operation", "origin", b"origin", "path", b"path", "policy", b"policy", "reference", b"reference", "report_code", b"report_code", "report_policy", b"report_policy", "service", b"service", "source", b"source", "tenant", b"tenant", "time_unix_ms", b"time_unix_ms", "token", b"token", "trace", b"trace", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,131 @@
+"""An agent's part in a verify run: it looks at the sidecars of its node, and marks what canaries asked.
+
+What it looks at is what no call from outside shows: ports beside the guarded one, and whether an Envoy holds what it
+was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import structlog
+
+from eastwest.agent import held_config
+from eastwest.agent.knowledge import Knowledge
+from eastwest.agent.listening import Listening, holders, listening, program
+from eastwest.agent.sidecars import Instance, Sidecars
+from eastwest.clock import Clock
+from eastwest.errors import Unavailable
+from eastwest.ledger.record import Decision
+from eastwest.policy.canary import SNI_SUFFIX, Examination, is_canary
+from eastwest.policy.enforcement import Inbound
+
+SETTLE = 4.0
+"""Seconds that an Envoy has to take what it was given before it counts as holding something else."""
+AT_ONCE = 4
+MAX_REMEMBERED = 8
+_log = structlog.get_logger()
+
+
+class Examiner:
+    """Examines each sidecar once in each run. ``run`` is to be a task."""
+
+    def __init__(self, knowledge: Knowledge, sidecars: Sidecars, clock: Clock) -> None:
+        self._knowledge = knowledge
+        self._sidecars = sidecars
+        self._clock = clock
+        self._room = asyncio.Semaphore(AT_ONCE)
+
+    async def run(self) -> None:
+        """Wait for runs, for ever."""
+        last = ""
+        while True:
+            seen = self._knowledge.states.count
+            canaries = self._knowledge.state.canaries
+            if canaries.run != last and canaries.count_at(self._clock.now()):
+                last = canaries.run
+                await asyncio.gather(*(self._examine(last, one) for one in self._sidecars.instances()))
+            await self._knowledge.states.beyond(seen)
+
+    async def _examine(self, run: str, instance: Instance) -> None:
+        async with self._room:
+            try:
+                found = await self._found(instance)
+            except Exception as error:  # noqa: BLE001 - a proxy's odd answer must not end what guards the others
+                _log.warning("agent.examination.failed", node_id=instance.node_id, error=repr(error)[:500])
+                found = Examination(unread=(f"the examination failed: {type(error).__name__}",))
+            self._sidecars.examined(instance.node_id, instance.pid, run, msgspec.json.encode(found))
+
+    async def _found(self, instance: Instance) -> Examination:
+        ports, unread = await asyncio.to_thread(_ports, instance)
+        found = Examination()
+        until = self._clock.monotonic() + SETTLE
+        while True:
+            try:
+                dump = await held_config.held_config(instance.pid, instance.egress)
+                newest = next((one for one in self._sidecars.instances() if one.pid == instance.pid), instance)
+                found = await asyncio.to_thread(held_config.compare, dump, newest.given)
+            except Unavailable as error:
+                unread = [*unread, f"config: {error.message}"]
+                break
+            if not (found.differs or found.missing or found.foreign) or self._clock.monotonic() >= until:
+                break
+            await self._clock.sleep(0.25)
+        return msgspec.structs.replace(found, listening=tuple(ports), unread=tuple(unread))
+
+
+def _ports(instance: Instance) -> tuple[list[str], list[str]]:
+    """Listening ports beyond the intended, and what could not be looked at."""
+    guarded = {(inbound.address, inbound.port) for inbound in instance.sidecar.inbound}
+    found: list[str] = []
+    unread: list[str] = []
+    try:
+        beside = [socket for socket in listening(instance.pid) if (socket.address, socket.port) not in guarded]
+        found += [f"{socket} of the sidecar (pid {instance.pid})" for socket in beside]
+    except OSError as error:
+        unread.append(f"ports of the sidecar: {error.strerror}")
+    for inbound in instance.sidecar.inbound:
+        pids = [pid for pid in holders(inbound.upstream, instance.pid) if pid != instance.pid]
+        for pid in pids:
+            try:
+                others = [socket for socket in listening(pid) if not _is_meant(socket, inbound)]
+            except OSError as error:
+                unread.append(f"ports of pid {pid}: {error.strerror}")
+                continue
+            found += [f"{socket} of {program(pid)} (pid {pid}), which serves {inbound.service}" for socket in others]
+        if not pids:
+            unread.append(f"ports of {inbound.service}: no process that may be looked at listens on its upstream")
+    return sorted(set(found)), unread
+
+
+def _is_meant(socket: Listening, inbound: Inbound) -> bool:
+    """Whether the socket is the one that the sidecar hands requests to, and open to this machine alone."""
+    kind, _, where = inbound.upstream.partition(":")
+    return kind == "tcp" and socket.port == int(where.rpartition(":")[2]) and not socket.is_everywhere
+
+
+class CanaryRows:
+    """Tells rows that a verify run caused: by a name that was proved, or by the secret of a run that lasts or did."""
+
+    def __init__(self, knowledge: Knowledge) -> None:
+        self._knowledge = knowledge
+        self._runs: list[str] = []
+
+    def mark(self, decision: Decision, entry: Any) -> Decision:
+        """The decision, marked if a canary or its prober asked; ``entry`` is what Envoy logged."""
+        state = self._knowledge.state
+        if state.canaries.run and state.canaries.run not in self._runs:
+            self._runs = [*self._runs, state.canaries.run][-MAX_REMEMBERED:]
+        proved = not decision.claimed and is_canary(state.trust_domain.name, decision.caller)
+        if proved or (self._runs and self._is_of_a_run(decision, entry)):
+            return msgspec.structs.replace(decision, canary=True)
+        return decision
+
+    def _is_of_a_run(self, decision: Decision, entry: Any) -> bool:
+        """A name that was only claimed proves nothing; the run's own name, which only its prober knows, does."""
+        if decision.caller and not decision.claimed:
+            return False
+        name = entry.common_properties.tls_properties.tls_sni_hostname
+        return name.removesuffix(SNI_SUFFIX) in self._runs or decision.reference.partition("-")[0] in self._runs

@@ -1,0 +1,107 @@
+"""Which TCP ports processes listen on, out of ``/proc``: what is open beside the port that a sidecar guards."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+_LISTEN = "0A"  # include/net/tcp_states.h
+_SOCKET = "socket:["
+_ACCEPTS = 0x10000  # __SO_ACCEPTCON in /proc/net/unix
+MAX_PORTS = 64
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Listening:
+    """One listening TCP socket."""
+
+    address: str
+    port: int
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether it takes connections to any address of the machine."""
+        return ipaddress.ip_address(self.address).is_unspecified
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+def listening(pid: int, proc: Path = PROC) -> list[Listening]:
+    """The TCP ports that a process listens on. Raises ``OSError`` where its descriptors may not be read."""
+    inodes = _inodes(pid, proc)
+    return sorted({found for inode, found in _tcp(pid, proc) if inode in inodes})[:MAX_PORTS]
+
+
+def holders(upstream: str, near: int, proc: Path = PROC) -> list[int]:
+    """The processes that listen on a service's ``upstream`` (``unix:/path`` or ``tcp:host:port``), by pid.
+
+    ``near`` is a process of the same network namespace. Those whose descriptors may not be read are left out.
+    """
+    kind, _, where = upstream.partition(":")
+    if kind == "unix":
+        wanted = {inode for inode, path in _unix(near, proc) if path == where}
+    else:
+        port = int(where.rpartition(":")[2])
+        wanted = {inode for inode, found in _tcp(near, proc) if found.port == port}
+    return [pid for pid in _pids(proc) if wanted and not wanted.isdisjoint(_readable(pid, proc))]
+
+
+def program(pid: int, proc: Path = PROC) -> str:
+    """What the process is called."""
+    with suppress(OSError):
+        return (proc / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    return "?"
+
+
+def _pids(proc: Path) -> list[int]:
+    return [int(each.name) for each in proc.iterdir() if each.name.isdigit()]
+
+
+def _readable(pid: int, proc: Path) -> Collection[str]:
+    with suppress(OSError):
+        return _inodes(pid, proc)
+    return frozenset()
+
+
+def _inodes(pid: int, proc: Path) -> set[str]:
+    """The sockets that a process has open."""
+    found = set()
+    with os.scandir(proc / str(pid) / "fd") as descriptors:
+        for descriptor in descriptors:
+            with suppress(OSError):
+                target = str(Path(descriptor.path).readlink())
+                if target.startswith(_SOCKET):
+                    found.add(target[len(_SOCKET) : -1])
+    return found
+
+
+def _tcp(pid: int, proc: Path) -> Iterator[tuple[str, Listening]]:
+    for name in ("tcp", "tcp6"):
+        with suppress(OSError):
+            lines = (proc / str(pid) / "net" / name).read_text(encoding="ascii").splitlines()
+            for fields in map(str.split, lines[1:]):
+                if fields[3] == _LISTEN:
+                    address, port = fields[1].split(":")
+                    yield fields[9], Listening(_address(address), int(port, 16))
+
+
+def _unix(pid: int, proc: Path) -> Iterator[tuple[str, str]]:
+    with suppress(OSError):
+        lines = (proc / str(pid) / "net" / "unix").read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines[1:]:
+            fields = line.split(maxsplit=7)
+            if len(fields) == 8 and int(fields[3], 16) & _ACCEPTS:
+                yield fields[6], fields[7]
+
+
+def _address(text: str) -> str:
+    """An address as the kernel writes it: 32-bit words in the machine's order."""
+    words = bytes.fromhex(text)
+    raw = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
+    return str(ipaddress.ip_address(raw))

@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/changes by tools/generate.py."""

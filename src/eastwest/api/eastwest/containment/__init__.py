@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/containment by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/containment/v1 by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/impact by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/insight by tools/generate.py."""

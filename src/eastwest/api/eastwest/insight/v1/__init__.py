@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/insight/v1 by tools/generate.py."""

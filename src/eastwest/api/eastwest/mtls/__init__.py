@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/mtls by tools/generate.py."""

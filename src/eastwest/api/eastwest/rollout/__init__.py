@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/rollout by tools/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/verification by tools/generate.py."""

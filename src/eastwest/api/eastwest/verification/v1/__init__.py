@@ -1,0 +1,1 @@
+"""Generated from proto/eastwest/verification/v1 by tools/generate.py."""

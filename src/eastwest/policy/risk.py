@@ -1,0 +1,257 @@
+"""How risky a change is: what it newly allows, and whose word that needs.
+
+Read from the two compiled tables and the two estates, never from what was edited: a right may widen without a policy
+being touched. What narrows is no widening; where a thing can be read both ways it is one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+from eastwest.policy.enforcement import Inbound, MtlsMode
+from eastwest.policy.estate import Estate, Sensitivity, Service
+from eastwest.policy.gains import Gain, gains, holders
+from eastwest.policy.loosened import loosened_identities, loosened_service, loosened_settings
+from eastwest.policy.regions import Region, regions
+from eastwest.policy.table import CompiledPolicy
+
+RISKY = frozenset({Sensitivity.CONTROL, Sensitivity.MUTATE, Sensitivity.RESTRICTED_READ})
+"""Whoever opens an operation of these needs its owner's word."""
+_STRICTNESS = {one: rank for rank, one in enumerate(Sensitivity)}
+ANYBODY = "*"
+WHOLE = ""
+"""The domain of what concerns the whole estate."""
+
+
+class Widening(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """One thing that the change makes wider.
+
+    ``domain`` and ``owner`` are those of before (of the new thing, where there was none); ``WHOLE`` for what concerns
+    the whole estate. ``needs``: whether their word is needed.
+    """
+
+    kind: str
+    subject: str  # the operation, service, workload or setting
+    why: str
+    domain: str = WHOLE
+    owner: str = ""
+    sensitivity: str = ""
+    needs: bool = False
+    gains: tuple[Gain, ...] = ()  # who newly may, by name; ``*``: anybody
+
+
+class Requirement(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """Whose word the change needs: somebody's who decides for the domain (``WHOLE``: for all) and the owner."""
+
+    domain: str
+    owner: str
+    why: str
+
+
+def widenings(
+    before: CompiledPolicy | None, after: CompiledPolicy, estate_before: Estate | None, estate_after: Estate
+) -> tuple[Widening, ...]:
+    """All that ``after`` allows and ``before`` did not, sorted. Of the first estate there is nothing to tell."""
+    if before is None or estate_before is None:
+        return ()
+    return tuple(sorted(_Comparison(before, after, estate_before, estate_after).all()))
+
+
+def required(found: Iterable[Widening]) -> tuple[Requirement, ...]:
+    """Whose words these widenings need: one for each pair of domain and owner."""
+    reasons: dict[tuple[str, str], list[Widening]] = defaultdict(list)
+    for one in found:
+        if one.needs:
+            reasons[one.domain, one.owner].append(one)
+    return tuple(
+        Requirement(domain=domain, owner=owner, why=_summary(group))
+        for (domain, owner), group in sorted(reasons.items())
+    )
+
+
+def _summary(found: list[Widening]) -> str:
+    first, *rest = (f"{one.subject}: {one.why}" for one in found)
+    return first if not rest else f"{first}; and {len(rest)} more"
+
+
+class _Side:
+    """One version by name."""
+
+    def __init__(self, compiled: CompiledPolicy, estate: Estate) -> None:
+        self.estate = estate
+        self.services = {service.service: service for service in estate.services}
+        self.inbound = {one.service: one for sidecar in compiled.sidecars.values() for one in sidecar.inbound}
+        self.classes = {o.name: o.sensitivity for service in estate.services for o in service.operations}
+        self.owners = {workload.spiffe_id: (workload.domain, workload.owner) for workload in estate.workloads}
+
+
+class _Comparison:
+    def __init__(
+        self, before: CompiledPolicy, after: CompiledPolicy, estate_before: Estate, estate_after: Estate
+    ) -> None:
+        self._before = _Side(before, estate_before)
+        self._after = _Side(after, estate_after)
+
+    def all(self) -> Iterator[Widening]:
+        for name in self._after.services:
+            yield from self._service(name)
+        yield from self._identities()
+        for kind, why in loosened_settings(self._before.estate.settings, self._after.estate.settings):
+            yield Widening(kind=kind, subject="estate.yaml", why=why, needs=True)
+
+    def _service(self, name: str) -> Iterator[Widening]:
+        was, now = self._before.services.get(name), self._after.services[name]
+        old, new = self._before.inbound.get(name), self._after.inbound[name]
+        same = was == now and old == new
+        yield from () if same else self._access(was, now, old, new)
+        if was is not None and not same:
+            yield from self._loosened(was, now, old, new)
+        elif was is None and now.listen.mtls is MtlsMode.PERMISSIVE:
+            yield from self._of_service(now, now, "mode", "permissive: whoever reaches the port may do everything")
+
+    def _access(self, was: Service | None, now: Service, old: Inbound | None, new: Inbound) -> Iterator[Widening]:
+        """What the table newly allows, by operation."""
+        found: dict[tuple[str, str, str, str], set[Gain]] = defaultdict(set)
+        owners = self._owners(was, now)
+        risk = self._risks(was, now, new)
+        operations = old.operations if old is not None else ()
+        known = {one.name for one in operations}
+        for region in regions(operations, new.operations):
+            told = gains(region)
+            if region.before is not None and region.after.name not in known:
+                told = (*told, *gains(Region(None, region.after)))  # what nobody had by this name is new
+            for domain, owner in owners if told else ():
+                found[region.after.name, domain, owner, self._said(region, risk)].update(told)
+        for (operation, domain, owner, sensitivity), gained in found.items():
+            callers = len({one.caller for one in gained})
+            yield Widening(
+                kind="access",
+                subject=operation,
+                why=f"{callers} caller{'s' if callers != 1 else ''} newly allowed ({sensitivity or 'unclassified'})",
+                domain=domain,
+                owner=owner,
+                sensitivity=sensitivity,
+                needs=sensitivity in RISKY,
+                gains=tuple(sorted(gained)),
+            )
+
+    def _owners(self, was: Service | None, now: Service) -> list[tuple[str, str]]:
+        """Who answers for what is opened: for the service as it was; for a new one, also for what lies behind it."""
+        if was is not None:
+            return [(was.domain, was.owner)]
+        found = {(now.domain, now.owner)}
+        found.update((one.domain, one.owner) for one in self._same_application(now))
+        if now.workload in self._before.owners:
+            found.add(self._before.owners[now.workload])
+        return sorted(found)
+
+    def _same_application(self, now: Service) -> list[Service]:
+        """Other services of before behind which the same application stands."""
+        return [
+            one
+            for one in self._before.estate.services
+            if one.service != now.service and (one.workload, one.upstream) == (now.workload, now.upstream)
+        ]
+
+    def _risks(self, was: Service | None, now: Service, new: Inbound) -> Mapping[str, str]:
+        """For each operation the strictest class that its requests had behind the same application."""
+        found: dict[str, str] = {}
+        retargeted = was is None or (was.workload, was.upstream) != (now.workload, now.upstream)
+        for other in self._same_application(now) if retargeted else ():
+            for region in regions(self._before.inbound[other.service].operations, new.operations):
+                classes = [self._before.classes.get(region.before.name) if region.before else None]
+                found[region.after.name] = _strictest(found.get(region.after.name), *classes)
+        return found
+
+    def _said(self, region: Region, risk: Mapping[str, str]) -> str:
+        name = region.after.name
+        before = self._before.classes
+        earlier = None if region.before is None else before.get(region.before.name)
+        return _strictest(self._after.classes.get(name), before.get(name), earlier, risk.get(name))
+
+    def _loosened(self, was: Service, now: Service, old: Inbound | None, new: Inbound) -> Iterator[Widening]:
+        for kind, why in loosened_service(was, now):
+            yield from self._of_service(was, now, kind, why)
+        if old is not None and old.post_quantum and not new.post_quantum:
+            yield from self._of_service(was, now, "post-quantum", "classical certificates are accepted again")
+        if (was.workload, was.upstream) != (now.workload, now.upstream):
+            for other in self._same_application(now):
+                why = f"{was.service} leads to the application of {other.service}"
+                yield from self._of_service(other, now, "answered-by", why)
+        yield from self._operations(was, now, old, new)
+
+    def _operations(self, was: Service, now: Service, old: Inbound | None, new: Inbound) -> Iterator[Widening]:
+        rules = {one.name: one for one in old.operations} if old is not None else {}
+        for operation in now.operations:
+            before, after = self._before.classes.get(operation.name), operation.sensitivity
+            if before in RISKY and after is not None and _STRICTNESS[after] < _STRICTNESS[before]:
+                yield self._of_operation(was, operation.name, "sensitivity", f"{before} → {after}", before)
+        for now_rules in new.operations:
+            was_rules = rules.get(now_rules.name)
+            if was_rules is not None and was_rules.single_use and not now_rules.single_use:
+                worst = _strictest(self._before.classes.get(now_rules.name), self._after.classes.get(now_rules.name))
+                yield self._of_operation(was, now_rules.name, "demand", "a token counts more than once", worst)
+
+    def _identities(self) -> Iterator[Widening]:
+        loosened = dict(loosened_identities(self._before.estate, self._after.estate))
+        if not loosened:
+            return
+        reach: dict[str, dict[tuple[str, str], list[str]]] = defaultdict(lambda: defaultdict(list))
+        seen: dict[int, list[str]] = {}
+        for name, inbound in self._after.inbound.items():
+            owned = self._before.services.get(name) or self._after.services[name]
+            for operation in inbound.operations:
+                if id(operation.cells) not in seen:
+                    seen[id(operation.cells)] = [c for c in holders(operation) if c in loosened]
+                for caller in seen[id(operation.cells)]:
+                    reach[caller][owned.domain, owned.owner].append(operation.name)
+        for caller, why in loosened.items():
+            for (domain, owner), operations in reach[caller].items():
+                worst = _strictest(*(side.classes.get(o) for o in operations for side in (self._before, self._after)))
+                more = f" and {len(operations) - 1} more" if len(operations) > 1 else ""
+                yield Widening(
+                    kind="identity",
+                    subject=caller,
+                    why=f"{why}; it may do {operations[0]}{more}",
+                    domain=domain,
+                    owner=owner,
+                    sensitivity=worst,
+                    needs=worst in RISKY,
+                    gains=(Gain(caller=caller),),
+                )
+
+    def _of_service(self, owned: Service, now: Service, kind: str, why: str) -> Iterator[Widening]:
+        names = {o.name for o in (*owned.operations, *now.operations)}
+        worst = _strictest(*(side.classes.get(name) for name in names for side in (self._before, self._after)))
+        anybody = (Gain(caller=ANYBODY),) if kind == "mode" else ()
+        yield Widening(
+            kind=kind,
+            subject=now.service,
+            why=why,
+            domain=owned.domain,
+            owner=owned.owner,
+            sensitivity=worst,
+            needs=worst in RISKY,
+            gains=anybody,
+        )
+
+    @staticmethod
+    def _of_operation(was: Service, name: str, kind: str, why: str, sensitivity: str) -> Widening:
+        return Widening(
+            kind=kind,
+            subject=name,
+            why=why,
+            domain=was.domain,
+            owner=was.owner,
+            sensitivity=sensitivity,
+            needs=sensitivity in RISKY,
+        )
+
+
+def _strictest(*classes: Sensitivity | str | None) -> str:
+    """The strictest of the classes that are given; "" where none is."""
+    known = [Sensitivity(one) for one in classes if one]
+    return max(known, key=_STRICTNESS.__getitem__).value if known else ""

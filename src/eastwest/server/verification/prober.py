@@ -1,0 +1,276 @@
+"""The calls of a run: every check of every point, many points at once, and what each said.
+
+Nothing is judged here. A point that knows no canaries yet is given a few seconds to hear of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from eastwest.clock import Clock
+from eastwest.mesh.action import ActionName
+from eastwest.mesh.canaries import DECIDED_HEADER, NOTHING, SHADOW_HEADER
+from eastwest.mesh.replies import CODE_HEADER
+from eastwest.policy.canary import REFUSED_HANDSHAKE, SNI_SUFFIX, Check, Observation, Plan, Point
+from eastwest.policy.enforcement import DecisionCode
+from eastwest.rpc.tls import certificate_id
+from eastwest.server.verification.credentials import Credentials
+
+POINTS_AT_ONCE = 32
+SECONDS = 3.0
+"""For a connection, and for an answer."""
+SETTLE = 6.0
+"""Seconds from the beginning of a run in which a point may still come to know its canaries."""
+MAX_HEAD = 16 * 1024
+NOT_ASKED = "not asked: refusals are only reported here"
+_ENVOYS_WORDS = "rbac_access_denied_matched_policy["
+Progress = Callable[[int, int], None]
+
+
+class Answer(NamedTuple):
+    """The head of an HTTP answer; names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    whole: bool  # nothing of its body is left on the connection
+
+
+@dataclass(slots=True)
+class _Connection:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def ask(self, check: Check, point: Point, reference: str) -> Answer:
+        lines = [f"{check.method} {check.path} HTTP/1.1", f"host: {point.service}", f"x-request-id: {reference}"]
+        lines += [f"{name}: {value}" for name, value in check.headers]
+        lines += ["content-length: 0"] if check.method not in {"GET", "HEAD"} else []
+        self.writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n")
+        async with asyncio.timeout(SECONDS):
+            await self.writer.drain()
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            first, *rest = head.decode("latin-1").split("\r\n")[:-2]
+            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
+            version, _, status = first.partition(" ")
+            if not version.startswith("HTTP/1.") or not status[:3].isdigit():
+                raise ConnectionError("the answer is not HTTP")
+            length = headers.get("content-length", "")
+            empty = status[:3] in {"204", "304"} or check.method == "HEAD"
+            if not empty and length.isdigit() and int(length) <= MAX_HEAD:
+                await self.reader.readexactly(int(length))
+                empty = True
+            return Answer(int(status[:3]), headers, empty and headers.get("connection") != "close")
+
+    def close(self) -> None:
+        self.writer.transport.abort()
+
+
+class Prober:
+    """Carries out one plan."""
+
+    def __init__(
+        self, plan: Plan, credentials: Credentials, clock: Clock, progress: Progress = lambda _done, _all: None
+    ) -> None:
+        self._plan = plan
+        self._credentials = credentials
+        self._clock = clock
+        self._progress = progress
+        self._numbers: Iterator[int] = itertools.count()
+        self._room = asyncio.Semaphore(POINTS_AT_ONCE)
+        self._until = 0.0
+        self._done = 0
+
+    async def run(self) -> list[Observation]:
+        """Everything that was seen, in no order; of each check one."""
+        self._until = self._clock.monotonic() + SETTLE
+        found = await asyncio.gather(*(self._point(i, point) for i, point in enumerate(self._plan.points)))
+        return [observation for each in found for observation in each]
+
+    async def _point(self, number: int, point: Point) -> list[Observation]:
+        async with self._room:
+            problem = await self._unreachable(point)
+            if problem:
+                found = [Observation(point=number, check=-1, happened=problem[1], problem=problem[0])]
+            else:
+                found = await self._checks(number, point)
+            self._done += 1
+            self._progress(self._done, len(self._plan.points))
+            return found
+
+    async def _unreachable(self, point: Point) -> tuple[str, str] | None:
+        """Why nothing can be asked there: nobody listens."""
+        try:
+            async with asyncio.timeout(SECONDS):
+                _, writer = await asyncio.open_connection(point.host, point.port)
+        except TimeoutError:
+            return "timeout", f"no connection within {SECONDS:.0f} s"
+        except OSError as error:
+            return "refused", error.strerror or "no connection"
+        writer.transport.abort()
+        return None
+
+    async def _checks(self, number: int, point: Point) -> list[Observation]:
+        by_caller: dict[str, list[int]] = {}
+        alone = []
+        for i, check in enumerate(point.checks):
+            if check.caller:
+                by_caller.setdefault(check.caller, []).append(i)
+            else:
+                alone.append(i)
+        found: list[Observation] = []
+        await self._settled(number, point, by_caller)
+        for caller, checks in by_caller.items():
+            found += await self._ask_as(number, point, caller, checks)
+        if any(each.decided and not each.enforced for each in found):
+            # What is let in without TLS goes on to the application, and there is nothing left to find out.
+            reports = [i for i in alone if point.checks[i].kind == "plaintext"]
+            found += [Observation(point=number, check=i, happened=NOT_ASKED) for i in reports]
+            alone = [i for i in alone if i not in reports]
+        single = (self._alone(number, i, point, point.checks[i]) for i in alone)
+        return [*found, *await asyncio.gather(*single)]
+
+    async def _settled(self, number: int, point: Point, by_caller: dict[str, list[int]]) -> None:
+        """Until the point knows any canary, and so all of them, or there is no more time.
+
+        Nobody tells a prober what a proxy has come to know; and one that never will is what it looks for.
+        """
+        wanted = {
+            caller: place
+            for caller, checks in by_caller.items()
+            for place in checks[:1]
+            if point.checks[place].expected != DecisionCode.UNKNOWN_CALLER
+        }
+        while wanted and self._clock.monotonic() < self._until:
+            for caller, place in wanted.items():
+                seen = await self._ask_as(number, point, caller, [place])
+                if any(each.problem or each.happened != DecisionCode.UNKNOWN_CALLER for each in seen):
+                    return
+            await self._clock.sleep(0.05)
+
+    async def _ask_as(self, number: int, point: Point, caller: str, checks: list[int]) -> list[Observation]:
+        found: list[Observation] = []
+        connection: _Connection | None = None
+        for at, i in enumerate(checks):
+            check = point.checks[i]
+            try:
+                connection = connection or await self._connect(point, self._credentials.canaries[caller])
+                answer = await connection.ask(check, point, self._reference())
+            except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError) as error:
+                problem, words = _failure(error)
+                _closed(connection)
+                connection = None
+                # Where a canary is not let in at all, nothing else will come of it.
+                rest = checks[at:] if problem in {"tls", "server-certificate"} else [i]
+                found += [Observation(point=number, check=each, happened=words, problem=problem) for each in rest]
+                if len(rest) > 1:
+                    break
+                continue
+            found.append(_observed(number, i, answer))
+            if not answer.whole:
+                _closed(connection)
+                connection = None
+        _closed(connection)
+        return found
+
+    async def _alone(self, number: int, place: int, point: Point, check: Check) -> Observation:
+        """A check that no canary makes: without a certificate, with a wrong one, or without TLS."""
+        connection = None
+        contexts = {
+            "no-certificate": self._credentials.nobody,
+            "foreign-root": self._credentials.foreign,
+            "wrong-trust-domain": self._credentials.elsewhere,
+            "expired": self._credentials.expiring,
+        }
+        if check.kind == "expired":
+            await self._clock.sleep(max(0.0, self._credentials.expired_at - self._clock.now().timestamp()))
+        try:
+            connection = await self._connect(point, contexts.get(check.kind))
+            if point.protocol == "tcp":
+                return await self._quiet(number, place, connection)
+            return _observed(number, place, await connection.ask(check, point, self._reference()))
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError) as error:
+            problem, words = _failure(error)
+            if check.kind != "plaintext" and problem in {"tls", "closed"}:
+                return Observation(point=number, check=place, happened=REFUSED_HANDSHAKE)
+            return Observation(point=number, check=place, happened=words, problem=problem)
+        finally:
+            _closed(connection)
+
+    async def _quiet(self, number: int, place: int, connection: _Connection) -> Observation:
+        """Whether a TLS connection of a TCP service stays: the client hears only afterwards that it was refused."""
+        try:
+            async with asyncio.timeout(1.0):
+                said = await connection.reader.read(1)
+        except TimeoutError:
+            said = b"?"  # it is still there
+        happened = "the connection came about" if said else REFUSED_HANDSHAKE
+        return Observation(point=number, check=place, happened=happened)
+
+    async def _connect(self, point: Point, context: ssl.SSLContext | None) -> _Connection:
+        async with asyncio.timeout(SECONDS):
+            name = self._plan.run + SNI_SUFFIX if context is not None else None
+            reader, writer = await asyncio.open_connection(
+                point.host, point.port, ssl=context, server_hostname=name, limit=MAX_HEAD
+            )
+        if context is not None:
+            shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            proved = certificate_id(shown) if shown else None
+            if str(proved) != point.spiffe_id:
+                writer.transport.abort()
+                raise WrongServer(f"it proves to be {proved or 'nobody'}, not {point.spiffe_id}")
+        return _Connection(reader, writer)
+
+    def _reference(self) -> str:
+        return f"{self._plan.run}-{next(self._numbers)}"
+
+
+class WrongServer(ConnectionError):
+    """Something answers that cannot prove to be the service's workload."""
+
+
+def _failure(error: BaseException) -> tuple[str, str]:
+    match error:
+        case ssl.SSLCertVerificationError():
+            return "server-certificate", f"its certificate does not verify: {error.verify_message}"
+        case WrongServer():
+            return "server-certificate", str(error)
+        case ssl.SSLError():
+            return "tls", f"TLS refused: {(error.reason or 'no reason').lower().replace('_', ' ')}"
+        case TimeoutError():
+            return "timeout", f"no answer within {SECONDS:.0f} s"
+        case asyncio.IncompleteReadError() | ConnectionResetError() | BrokenPipeError():
+            return "closed", "the connection was closed"
+        case _:
+            return "refused", str(error)[:200] or type(error).__name__
+
+
+def _closed(connection: _Connection | None) -> None:
+    if connection is not None:
+        connection.close()
+
+
+def _observed(number: int, place: int, answer: Answer) -> Observation:
+    enforced, shadow = (_action(answer.headers.get(name, "")) for name in (DECIDED_HEADER, SHADOW_HEADER))
+    action = enforced or shadow
+    if action is None:
+        code = answer.headers.get(CODE_HEADER, "")
+        return Observation(point=number, check=place, happened=code or f"HTTP {answer.status}", status=answer.status)
+    return Observation(
+        point=number,
+        check=place,
+        happened=action.code,
+        version=action.version,
+        enforced=enforced is not None,
+        decided=True,
+        status=answer.status,
+    )
+
+
+def _action(text: str) -> ActionName | None:
+    if text.startswith(_ENVOYS_WORDS):
+        text = text[len(_ENVOYS_WORDS) :].removesuffix("]")
+    return None if text in {"", NOTHING} else ActionName.parse(text)

@@ -1,0 +1,141 @@
+"""Plaintext callers of a real Envoy, named by the agent while they are connected."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from envoy.service.auth.v3 import external_auth_pb2
+from envoy_mesh import TD, Ca, Mesh, spiffe
+
+from eastwest.agent.peers import finder
+from eastwest.agent.xds import Principal
+from eastwest.policy.enforcement import DecisionCode, HttpMatch, Inbound, MtlsMode, OperationRules, Sidecar, TcpMatch
+from eastwest.testing.ports import free_port
+
+SHOP = spiffe("shop")
+CALL = """
+import socket, sys
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as c:
+    c.sendall(b"GET /orders HTTP/1.1\\r\\nhost: shop\\r\\nconnection: close\\r\\n\\r\\n")
+    c.recv(4096)
+"""
+
+
+@pytest.fixture
+async def shop(tmp_path, request):
+    """A service and its sidecar: (mesh, port)."""
+    protocol, mode = getattr(request, "param", ("http", MtlsMode.PERMISSIVE))
+    ca = Ca()
+    mesh = Mesh(tmp_path, {TD: ca.pem})
+    await mesh.app("shop")
+    match = TcpMatch() if protocol == "tcp" else HttpMatch(method="GET", path="/orders")
+    inbound = Inbound(
+        service="shop",
+        address="127.0.0.1",
+        port=free_port(),
+        protocol=protocol,
+        mode=mode,
+        upstream=f"unix:{tmp_path}/shop-app.sock",
+        operations=(OperationRules(name="shop:orders:list", match=match),),
+    )
+    await mesh.add(Sidecar(spiffe_id=SHOP, version="v1", known_callers=(SHOP,), inbound=(inbound,)), ca.identity(SHOP))
+    try:
+        await mesh.settled()
+        yield mesh, inbound.port
+    finally:
+        await mesh.close()
+
+
+async def called(place: Path, name: str, port: int) -> None:
+    """A process that runs ``name`` calls once, in plaintext."""
+    script = place / name
+    script.write_text(CALL)
+    process = await asyncio.create_subprocess_exec(sys.executable, str(script), str(port))
+    assert await process.wait() == 0
+
+
+async def test_two_callers_behind_one_address_are_two(shop, tmp_path):
+    mesh, port = shop
+    await called(tmp_path, "reports.py", port)
+    await called(tmp_path, "backup.py", port)
+    await mesh.until(lambda: len(mesh.decisions) == 2, lambda: str(mesh.decisions))
+    first, second = mesh.decisions
+    assert first.source == second.source == "127.0.0.1"
+    assert first.code is DecisionCode.MTLS_REQUIRED
+    assert not first.enforced
+    exe = os.path.realpath(sys.executable)
+    assert first.peer == f"uid:0 user:root exe:{exe} program:reports.py"
+    assert second.peer == f"uid:0 user:root exe:{exe} program:backup.py"
+
+
+@pytest.mark.parametrize("shop", [("tcp", MtlsMode.PERMISSIVE), ("http", MtlsMode.STRICT)], indirect=True)
+async def test_they_have_names_in_every_mode_and_protocol(shop, tmp_path):
+    mesh, port = shop
+    await called(tmp_path, "reports.py", port)
+    decision = await mesh.decision(lambda d: d.peer)
+    assert decision.peer.endswith("program:reports.py")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user's process is made by root alone")
+async def test_the_user_is_the_kernels_word(shop, tmp_path):
+    """Whatever it calls itself, and to whomever it lends its socket."""
+    mesh, port = shop
+    # It calls itself by another's words, in its arguments and in its name.
+    renamed = "open('/proc/self/comm', 'w').write('uid:0 unit:pay')"
+    program = f"import encodings.idna, os, socket, sys; {renamed}; os.setuid(65534); {CALL}"
+    words = ("-c", program, str(port), "uid:0", "unit:payments.service")
+    process = await asyncio.create_subprocess_exec(sys.executable, *words)
+    assert await process.wait() == 0
+    decision = await mesh.decision(lambda d: d.peer)
+    assert decision.peer.startswith("uid:65534 user:nobody exe:")
+    assert not {"uid:0", "unit:payments.service"} & set(decision.peer.split())
+
+
+async def test_a_caller_waits_for_no_agent(shop, monkeypatch):
+    """An agent that takes too long, or is away, costs a plaintext connection its name and nothing else."""
+    mesh, port = shop
+    held = asyncio.Event()
+
+    async def slow(*_: object) -> object:
+        await held.wait()
+        return finder.ALLOWED
+
+    monkeypatch.setattr(mesh.peers, "check", slow)
+    connection = await mesh.plain(port)
+    assert (await connection.ask("GET", "/orders")).status == 200
+    held.set()
+    await mesh.stop_agent()
+    connection = await mesh.plain(port)
+    assert (await connection.ask("GET", "/orders")).status == 200
+
+
+async def test_what_is_remembered_is_of_the_connection(shop):
+    """A port that was another's before has not its name, also when nobody looks who has it now."""
+    mesh, port = shop
+    connection = await mesh.plain(port)
+    assert (await connection.ask("GET", "/orders")).status == 200
+    address, number = connection.writer.get_extra_info("sockname")
+    sidecar = Principal((SHOP,))
+    assert mesh.peers.name(sidecar, address, number).startswith("uid:")
+    assert mesh.peers.name(Principal((SHOP,), pid=77), address, number) == ""
+    mesh.peers._asked.extend([mesh.peers._clock.monotonic()] * finder.MAX_A_SECOND)
+    request = external_auth_pb2.CheckRequest()
+    end = request.attributes.source.address.socket_address
+    end.address, end.port_value = address, number
+    assert mesh.peers.is_flooded(request)
+    assert mesh.peers.name(sidecar, address, number) == ""
+
+
+async def test_a_flood_is_answered_and_not_looked_at(shop):
+    """Who sends it gets no more of the agent than an answer; the next one is named again."""
+    mesh, port = shop
+    mesh.peers._asked.extend([mesh.peers._clock.monotonic()] * finder.MAX_A_SECOND)
+    connection = await mesh.plain(port)
+    assert (await connection.ask("GET", "/orders")).status == 200
+    assert (mesh.peers.counters.skipped, mesh.peers.counters.named) == (1, 0)
+    mesh.peers._asked.clear()
+    connection = await mesh.plain(port)
+    assert (await connection.ask("GET", "/orders")).status == 200
+    assert mesh.peers.counters.named == 1

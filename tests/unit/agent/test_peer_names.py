@@ -1,0 +1,155 @@
+"""What can be said of a process that holds a socket, and how much of it is its own word."""
+
+import os
+import socket
+
+import pytest
+
+from eastwest.agent.peers.processes import (
+    MAX_NAME,
+    Holder,
+    candidates,
+    holder_of,
+    name_of,
+    program_of,
+    unit_of,
+)
+from eastwest.agent.peers.sockets import Ends, owner_of
+from eastwest.errors import InvalidInput
+from eastwest.rpc.peer import started_at
+
+
+@pytest.fixture
+def pair():
+    """Both ends of a connection within this process."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()) as client,
+        listening.accept()[0] as served,
+    ):
+        yield client, served
+
+
+def test_the_kernel_names_the_socket_of_either_end(pair):
+    client, served = pair
+    ends = Ends(client.getsockname(), client.getpeername())
+    owner = owner_of(ends)
+    assert owner is not None
+    assert owner.uid == os.geteuid()
+    assert os.readlink(f"/proc/self/fd/{client.fileno()}") == f"socket:[{owner.inode}]"
+    other = owner_of(Ends(ends.remote, ends.local))
+    assert other is not None
+    assert os.readlink(f"/proc/self/fd/{served.fileno()}") == f"socket:[{other.inode}]"
+
+
+def test_a_socket_of_another_machine_is_not_found(pair):
+    _, served = pair
+    assert owner_of(Ends(("192.0.2.1", 4000), served.getsockname())) is None
+
+
+def test_what_listens_there_is_not_taken_for_what_is_connected(pair):
+    client, _ = pair
+    assert owner_of(Ends(client.getpeername(), ("127.0.0.1", 9))) is None
+
+
+def test_ipv6_has_its_own_table():
+    with (
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as listening,
+        socket.create_connection(listening.getsockname()[:2]) as client,
+    ):
+        owner = owner_of(Ends(client.getsockname()[:2], client.getpeername()[:2]))
+        assert owner is not None
+        assert os.readlink(f"/proc/self/fd/{client.fileno()}") == f"socket:[{owner.inode}]"
+
+
+@pytest.mark.parametrize("address", ["", "nowhere", "127.0.0.1\0", "::1"])
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(InvalidInput):
+        owner_of(Ends((address, 1), ("127.0.0.1", 2)))
+    with pytest.raises(InvalidInput):
+        owner_of(Ends(("127.0.0.1", 70_000), ("127.0.0.1", 2)))
+
+
+def test_the_process_is_found_among_all(pair):
+    client, _ = pair
+    owner = owner_of(Ends(client.getsockname(), client.getpeername()))
+    assert owner is not None
+    holder = holder_of(owner.inode, candidates(owner.uid), owner.uid)
+    assert holder == Holder(os.getpid(), started_at(os.getpid()))
+    client.close()
+    assert holder_of(owner.inode, candidates(owner.uid), owner.uid) is None
+
+
+def fake(proc, pid: int, uid: int, inode: int = 0, **files: bytes):
+    """A process as ``/proc`` shows it."""
+    place = proc / str(pid)
+    (place / "fd").mkdir(parents=True)
+    if inode:
+        (place / "fd" / "7").symlink_to(f"socket:[{inode}]")
+    for name, content in files.items():
+        (place / name).write_bytes(content)
+    os.chown(place, uid, uid)
+    return place
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="processes of several users need root")
+def test_a_child_of_another_user_is_not_taken_for_who_called(tmp_path):
+    """A set-uid program inherits its parent's sockets."""
+    fake(tmp_path, 50, 0, 4242)
+    fake(tmp_path, 60, 33, 4242)
+    fake(tmp_path, 70, 33, 4242)
+    found = holder_of(4242, candidates(33, tmp_path), 33, tmp_path)
+    assert found is not None
+    assert found.pid == 60
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        ("0::/system.slice/reports.service\n", "reports.service"),
+        ("0::/system.slice/system-getty.slice/getty@tty1.service\n", "getty@tty1.service"),
+        ("1:name=systemd:/system.slice/cron.service\n0::/\n", "cron.service"),
+        ("4:memory:/x.service\n0::/system.slice/docker-0f.scope\n", "docker-0f.scope"),
+        # What a user makes below its own manager is that manager's.
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/payments.service\n", "user@1000.service"),
+        ("0::/evil/payments.service\n", ""),
+        ("0::/\n", ""),
+        ("nonsense", ""),
+    ],
+)
+def test_the_unit_is_the_first_one_below_the_slices(text, unit):
+    assert unit_of(text) == unit
+
+
+@pytest.mark.parametrize(
+    ("line", "exe", "program"),
+    [
+        (b"php\0/srv/report.php\0--password\0geheim\0", "/usr/bin/php8.2", "report.php"),
+        (b"python3\0-m\0reports.cron\0", "/usr/bin/python3.11", "reports.cron"),
+        (b"python3\0-c\0import os; secret='x'\0", "/usr/bin/python3", ""),
+        (b"java\0-Xmx1g\0-jar\0/opt/pay.jar\0--key\0k\0", "/usr/bin/java", "pay.jar"),
+        (b"curl\0http://user:pw@shop/\0", "/usr/bin/curl", ""),
+        (b"", "/usr/bin/python3", ""),
+    ],
+)
+def test_of_a_command_line_only_the_program_is_told(line, exe, program):
+    assert program_of(line, exe) == program
+
+
+def test_a_name_is_plain_text_in_parts_that_cannot_pass_for_two(tmp_path):
+    place = fake(
+        tmp_path, 50, os.geteuid(), cgroup=b"0::/system.slice/a b.service\n", cmdline=b"python3\0x uid:0\xff\n\0"
+    )
+    (place / "exe").symlink_to("/usr/bin/python3")
+    name = name_of(os.geteuid(), Holder(50, 1), "spiffe://td/x", tmp_path)
+    assert name.isascii()
+    assert name.isprintable()
+    keys = [part.partition(":")[0] for part in name.split(" ")]
+    assert keys == ["uid", "user", "unit", "exe", "program", "id"]
+    assert "unit:a%20b.service" in name
+
+
+def test_a_name_is_bounded(tmp_path):
+    place = fake(tmp_path, 50, os.geteuid(), cmdline=b"python3\0" + b"x" * 5000 + b"\0")
+    (place / "exe").symlink_to("/" + "y" * 4000)
+    assert len(name_of(os.geteuid(), Holder(50, 1), "spiffe://td/" + "z" * 500, tmp_path)) <= MAX_NAME
