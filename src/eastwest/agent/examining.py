@@ -14,7 +14,7 @@ import structlog
 
 from eastwest.agent import held_config
 from eastwest.agent.knowledge import Knowledge
-from eastwest.agent.listening import Listening, holders, listening, program
+from eastwest.agent.listening import Listening, family, holders, listening, program
 from eastwest.agent.sidecars import Instance, Sidecars
 from eastwest.clock import Clock
 from eastwest.errors import Unavailable
@@ -26,6 +26,8 @@ SETTLE = 4.0
 """Seconds that an Envoy has to take what it was given before it counts as holding something else."""
 AT_ONCE = 4
 MAX_REMEMBERED = 8
+_INIT = 1
+"""Holds sockets for those that it starts (systemd.socket(5)); what else it holds is not one service's."""
 _log = structlog.get_logger()
 
 
@@ -88,7 +90,11 @@ def _ports(instance: Instance) -> tuple[list[str], list[str]]:
         unread.append(f"ports of the sidecar: {error.strerror}")
     for inbound in instance.sidecar.inbound:
         pids = [pid for pid in holders(inbound.upstream, instance.pid) if pid != instance.pid]
-        for pid in pids:
+        if pids != [_INIT]:
+            pids = [pid for pid in pids if pid != _INIT]
+        for pid in family(pids) if pids != [_INIT] else pids:
+            if pid == instance.pid:
+                continue
             try:
                 others = [socket for socket in listening(pid) if not _is_meant(socket, inbound)]
             except OSError as error:
@@ -101,9 +107,10 @@ def _ports(instance: Instance) -> tuple[list[str], list[str]]:
 
 
 def _is_meant(socket: Listening, inbound: Inbound) -> bool:
-    """Whether the socket is the one that the sidecar hands requests to, and open to this machine alone."""
+    """Whether the socket is the one that the sidecar hands requests to, and open no further than the estate says."""
     kind, _, where = inbound.upstream.partition(":")
-    return kind == "tcp" and socket.port == int(where.rpartition(":")[2]) and not socket.is_everywhere
+    host, _, port = where.rpartition(":")
+    return kind == "tcp" and socket.port == int(port) and (socket.is_local or socket.address == host.strip("[]"))
 
 
 class CanaryRows:

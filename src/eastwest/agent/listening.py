@@ -28,6 +28,11 @@ class Listening:
         """Whether it takes connections to any address of the machine."""
         return ipaddress.ip_address(self.address).is_unspecified
 
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can connect to it."""
+        return ipaddress.ip_address(self.address).is_loopback
+
     def __str__(self) -> str:
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
@@ -50,6 +55,20 @@ def holders(upstream: str, near: int, proc: Path = PROC) -> list[int]:
         port = int(where.rpartition(":")[2])
         wanted = {inode for inode, found in _tcp(near, proc) if found.port == port}
     return [pid for pid in _pids(proc) if wanted and not wanted.isdisjoint(_readable(pid, proc))]
+
+
+def family(pids: Collection[int], proc: Path = PROC) -> list[int]:
+    """The processes, and all that they or their children started and that still have them for parents."""
+    children: dict[int, list[int]] = {}
+    for pid in _pids(proc):
+        with suppress(OSError, ValueError, IndexError):
+            # The name may have spaces and brackets of its own; what follows it has none (proc(5)).
+            fields = (proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(pid)
+    found = list(dict.fromkeys(pids))
+    for pid in found:  # it grows meanwhile
+        found += [child for child in children.get(pid, ()) if child not in found]
+    return found
 
 
 def program(pid: int, proc: Path = PROC) -> str:
@@ -104,4 +123,6 @@ def _address(text: str) -> str:
     """An address as the kernel writes it: 32-bit words in the machine's order."""
     words = bytes.fromhex(text)
     raw = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
-    return str(ipaddress.ip_address(raw))
+    address = ipaddress.ip_address(raw)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)

@@ -78,6 +78,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     policy_version: str = ""
     agent: str = ""  # SPIFFE ID; "" where no agent is known to run it
     note: str = ""  # why less is proved here than elsewhere
+    settling: bool = False  # a sidecar there has not acknowledged yet what it was given
+    cut_off: bool = False  # none of its agents is there, so that nobody tells it of a run
     checks: tuple[Check, ...] = ()
 
 

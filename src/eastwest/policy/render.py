@@ -24,8 +24,8 @@ def summary_line(plan: Plan) -> str:
     return (
         f"{counts.workloads} workloads, {counts.services} services, {counts.operations} operations, "
         f"{counts.policies} policies{_in_report_mode(counts.report)}: of {counts.operations * counts.callers} pairs of "
-        f"caller and operation {counts.allowed} are allowed, {counts.by_tenant} for some tenants, {counts.with_token} only with a token or "
-        f"an approval, {counts.denied} denied"
+        f"caller and operation {counts.allowed} are allowed, {counts.by_tenant} for some tenants, "
+        f"{counts.with_token} only with a token or an approval, {counts.denied} denied"
     )
 
 

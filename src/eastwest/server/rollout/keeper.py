@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -191,8 +190,8 @@ class RolloutKeeper:
         finally:
             for task in waits:
                 task.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.gather(*waits, return_exceptions=True)
+            # Nothing is suppressed: what is cancelled here may be this task itself, just as it wakes up.
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def _catch_up(self) -> None:
         """Judge denials that were stored before this server started and that nobody may have judged."""

@@ -127,13 +127,30 @@ def diagnose(
     if found:
         return found
     answers = [each for each in seen if each.is_answer_to_canary]
+    if is_by_application(point, observations, instances):
+        return []  # canaries are unknown to it, as everybody is whom nobody registered
     found += _mode(point, seen, answers, stale, instances)
     undecided = [each for each in answers if not each.observation.decided and not _refused_before(each)]
     if undecided and not all(each.observation.happened in DecisionCode.__members__ for each in undecided):
         cause = "the filter that decides is off, or gone, in this Envoy"
         found.append(_finding(DISABLED, point, "a decision", "none was made", cause, instances, undecided))
         return found
-    return [*found, *_rules(point, answers, stale, instances, earlier, permissive=bool(found))]
+    found += _rules(point, answers, stale, instances, earlier, permissive=bool(found))
+    silent = [each for each in seen if each.check.kind != "plaintext" and each.observation.problem and not each.is_right]
+    if silent and not found:
+        cause = "it takes connections and gives no answers: what it would do is not proved"
+        found.append(_finding(UNREACHABLE, point, "answers", silent[0].observation.happened, cause, instances, silent))
+    return found
+
+
+def is_by_application(point: Point, observations: Sequence[Observation], instances: Sequence[Instance]) -> bool:
+    """Whether the application itself enforces there (``eastwest.sdk``): no sidecar is known, and no Envoy's words come.
+
+    It tells canaries nothing of what decided, and knows none.
+    """
+    told = [o for o in observations if o.check >= 0 and point.checks[o.check].caller]
+    unknown = all(o.happened == DecisionCode.UNKNOWN_CALLER and not o.decided for o in told)
+    return bool(told) and unknown and not instances
 
 
 def examined(instance: Instance, services: str, found: Collection[str], allow_ports: Collection[int]) -> list[Finding]:
@@ -169,7 +186,13 @@ def _trust(point: Point, seen: Sequence[_Seen], instances: Sequence[Instance]) -
     if shown:
         cause = "the certificate that it shows is not its workload's below the trust domain's roots"
         return [_finding(WRONG_ROOT, point, point.spiffe_id, shown[0].observation.happened, cause, instances, shown)]
-    intruders = [each for each in seen if each.check.expected == REFUSED_HANDSHAKE and not each.is_right]
+    intruders = [
+        each
+        for each in seen
+        if each.check.expected == REFUSED_HANDSHAKE
+        and not each.is_right
+        and not (each.observation.happened == DecisionCode.MTLS_REQUIRED and not instances)  # the SDK's way to refuse
+    ]
     answered = [each for each in intruders if not each.observation.problem]
     if answered:
         kinds = ", ".join(sorted({each.check.kind for each in answered}))
@@ -284,4 +307,4 @@ def _at(drift: str, instance: Instance, services: str, expected: str, happened: 
 def _number(port: str) -> int:
     """The number in ``address:port of ...``."""
     digits = port.partition(" ")[0].rpartition(":")[2]
-    return int(digits) if digits.isdigit() else 0
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 5 else 0

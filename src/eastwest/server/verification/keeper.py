@@ -33,7 +33,7 @@ from eastwest.server.estate import EstateKeeper
 from eastwest.server.journal import Journal
 from eastwest.server.telemetry import Metrics
 from eastwest.server.verification.credentials import Wallet, Wanted
-from eastwest.server.verification.diagnosis import DRIFTS, Finding, Instance, diagnose, examined
+from eastwest.server.verification.diagnosis import DRIFTS, Finding, Instance, diagnose, examined, is_by_application
 from eastwest.server.verification.points import instances, points
 from eastwest.server.verification.prober import Prober
 from eastwest.server.view import CANARIES, AgentView
@@ -206,7 +206,7 @@ class Verification:
             "canaries": len(plan.canaries),
             "findings": told,
             "findings_sha256": hashlib.sha256(msgspec.json.encode(summary)).hexdigest(),
-            "notes": _notes(plan, reached, running),
+            "notes": _notes(plan, observations, running),
         }
         await self._journal.record(
             "verify.finished",
@@ -383,13 +383,20 @@ def _check(plan: Plan, observations: Sequence[Observation]) -> None:
             raise InvalidInput(f"not all checks of {point.service} at {point.host}:{point.port} were made")
 
 
-def _notes(plan: Plan, reached: Collection[int], running: Sequence[Instance]) -> list[str]:
+def _notes(plan: Plan, observations: Sequence[Observation], running: Sequence[Instance]) -> list[str]:
     """What was not proved, and why."""
+    by_point: dict[int, list[Observation]] = {}
+    for o in observations:
+        by_point.setdefault(o.point, []).append(o)
+    reached = {o.point for o in observations if o.check >= 0}
     notes = {f"{point.service}: {point.note}" for point in plan.points if point.note}
     alive = {one.spiffe_id for one in running if one.connected}
     for number, point in enumerate(plan.points):
         if number not in reached and point.spiffe_id not in alive:
             notes.add(f"{point.service}: nothing runs at {_place(point)}, and no agent says that it should")
+        behind = [one for one in running if one.spiffe_id == point.spiffe_id]
+        if is_by_application(point, by_point.get(number, ()), behind):
+            notes.add(f"{point.service}: no sidecar at {_place(point)}; only that it refuses whom nobody knows is proved")
     asked = {point.spiffe_id for point in plan.points}
     for one in (each for each in running if each.spiffe_id in asked):
         for words in one.examination.unread if one.examination is not None else ():

@@ -85,6 +85,8 @@ def points(
                 policy_version=version,
                 agent=behind[0].agent if len({one.agent for one in behind}) == 1 else "",
                 note=note,
+                settling=any(one.agent_connected and one.stale for one in behind),
+                cut_off=bool(behind) and not any(one.agent_connected for one in behind),
                 checks=asked,
             )
 

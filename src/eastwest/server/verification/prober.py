@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,9 +27,15 @@ SECONDS = 3.0
 """For a connection, and for an answer."""
 SETTLE = 6.0
 """Seconds from the beginning of a run in which a point may still come to know its canaries."""
+PATIENCE = 30.0
+"""Seconds for all that canaries ask at one point; one that takes its time must not keep the others from being proved."""
 MAX_HEAD = 16 * 1024
+MAX_CODE = 64
+TOO_SLOW = "not asked: it is too slow, or silent"
 NOT_ASKED = "not asked: refusals are only reported here"
 _ENVOYS_WORDS = "rbac_access_denied_matched_policy["
+_STATUS = re.compile("[1-5][0-9]{2}")
+_LENGTH = re.compile("[0-9]{1,9}")
 Progress = Callable[[int, int], None]
 
 
@@ -56,11 +63,11 @@ class _Connection:
             first, *rest = head.decode("latin-1").split("\r\n")[:-2]
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
             version, _, status = first.partition(" ")
-            if not version.startswith("HTTP/1.") or not status[:3].isdigit():
+            if not version.startswith("HTTP/1.") or not _STATUS.fullmatch(status[:3]):
                 raise ConnectionError("the answer is not HTTP")
             length = headers.get("content-length", "")
             empty = status[:3] in {"204", "304"} or check.method == "HEAD"
-            if not empty and length.isdigit() and int(length) <= MAX_HEAD:
+            if not empty and _LENGTH.fullmatch(length) and int(length) <= MAX_HEAD:
                 await self.reader.readexactly(int(length))
                 empty = True
             return Answer(int(status[:3]), headers, empty and headers.get("connection") != "close")
@@ -82,6 +89,7 @@ class Prober:
         self._numbers: Iterator[int] = itertools.count()
         self._room = asyncio.Semaphore(POINTS_AT_ONCE)
         self._until = 0.0
+        self._patience: dict[int, float] = {}  # by point, until when
         self._done = 0
 
     async def run(self) -> list[Observation]:
@@ -122,9 +130,10 @@ class Prober:
             else:
                 alone.append(i)
         found: list[Observation] = []
-        await self._settled(number, point, by_caller)
+        self._patience[number] = self._clock.monotonic() + PATIENCE
         for caller, checks in by_caller.items():
             found += await self._ask_as(number, point, caller, checks)
+        found = await self._settled(number, point, found)
         if any(each.decided and not each.enforced for each in found):
             # What is let in without TLS goes on to the application, and there is nothing left to find out.
             reports = [i for i in alone if point.checks[i].kind == "plaintext"]
@@ -133,29 +142,34 @@ class Prober:
         single = (self._alone(number, i, point, point.checks[i]) for i in alone)
         return [*found, *await asyncio.gather(*single)]
 
-    async def _settled(self, number: int, point: Point, by_caller: dict[str, list[int]]) -> None:
-        """Until the point knows any canary, and so all of them, or there is no more time.
+    async def _settled(self, number: int, point: Point, found: list[Observation]) -> list[Observation]:
+        """Ask again, while there is time, what a point may yet come to answer as it should.
 
-        Nobody tells a prober what a proxy has come to know; and one that never will is what it looks for.
+        Nobody tells a prober what a proxy has come to know; and one that never will is what it looks for. A proxy's
+        threads learn of a run one after another, and may still forget the run before it.
         """
-        wanted = {
-            caller: place
-            for caller, checks in by_caller.items()
-            for place in checks[:1]
-            if point.checks[place].expected != DecisionCode.UNKNOWN_CALLER
-        }
-        while wanted and self._clock.monotonic() < self._until:
-            for caller, place in wanted.items():
-                seen = await self._ask_as(number, point, caller, [place])
-                if any(each.problem or each.happened != DecisionCode.UNKNOWN_CALLER for each in seen):
-                    return
+        while self._clock.monotonic() < self._until:
+            again: dict[str, list[int]] = {}
+            for each in found:
+                if _may_change(point, each):
+                    again.setdefault(point.checks[each.check].caller, []).append(each.check)
+            if not again:
+                break
             await self._clock.sleep(0.05)
+            places = {place for checks in again.values() for place in checks}
+            found = [each for each in found if each.check not in places]
+            for caller, checks in again.items():
+                found += await self._ask_as(number, point, caller, checks)
+        return found
 
     async def _ask_as(self, number: int, point: Point, caller: str, checks: list[int]) -> list[Observation]:
         found: list[Observation] = []
         connection: _Connection | None = None
         for at, i in enumerate(checks):
             check = point.checks[i]
+            if self._clock.monotonic() > self._patience[number]:
+                found += [Observation(point=number, check=i, happened=TOO_SLOW, problem="timeout") for i in checks[at:]]
+                break
             try:
                 connection = connection or await self._connect(point, self._credentials.canaries[caller])
                 answer = await connection.ask(check, point, self._reference())
@@ -163,8 +177,10 @@ class Prober:
                 problem, words = _failure(error)
                 _closed(connection)
                 connection = None
-                # Where a canary is not let in at all, nothing else will come of it.
-                rest = checks[at:] if problem in {"tls", "server-certificate"} else [i]
+                # Where a canary is not let in at all, or not answered, nothing else will come of it.
+                rest = checks[at:] if problem in {"tls", "server-certificate", "timeout"} else [i]
+                if problem == "timeout":
+                    self._patience[number] = 0.0
                 found += [Observation(point=number, check=each, happened=words, problem=problem) for each in rest]
                 if len(rest) > 1:
                     break
@@ -232,6 +248,16 @@ class WrongServer(ConnectionError):
     """Something answers that cannot prove to be the service's workload."""
 
 
+def _may_change(point: Point, seen: Observation) -> bool:
+    """Whether the answer may be another in a moment: it knows no canaries yet, or takes newer rules just now."""
+    if point.cut_off or not seen.decided:
+        return False
+    wrong = seen.happened != point.checks[seen.check].expected
+    if seen.happened == DecisionCode.UNKNOWN_CALLER and wrong:
+        return True
+    return point.settling and (wrong or seen.version != point.version)
+
+
 def _failure(error: BaseException) -> tuple[str, str]:
     match error:
         case ssl.SSLCertVerificationError():
@@ -258,7 +284,8 @@ def _observed(number: int, place: int, answer: Answer) -> Observation:
     action = enforced or shadow
     if action is None:
         code = answer.headers.get(CODE_HEADER, "")
-        return Observation(point=number, check=place, happened=code or f"HTTP {answer.status}", status=answer.status)
+        happened = code[:MAX_CODE] or f"HTTP {answer.status}"
+        return Observation(point=number, check=place, happened=happened, status=answer.status)
     return Observation(
         point=number,
         check=place,
