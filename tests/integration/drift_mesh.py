@@ -26,14 +26,18 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from envoy.config.core.v3 import extension_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
+from typer.testing import CliRunner
 
 from eastwest.agent import sidecars
 from eastwest.agent.envoy import envoy_binary
+from eastwest.api.eastwest.verification.v1 import verification_pb2 as pb
 from eastwest.cli.admin import AdminClient
+from eastwest.cli.main import app
 from eastwest.cli.verification_client import VerificationClient
 from eastwest.mesh import names
 from eastwest.mesh.matching import pack
 from eastwest.mesh.snapshot import Resource
+from eastwest.policy.canary import Plan
 from eastwest.policy.enforcement import HttpMatch, MtlsMode, Sidecar, decode_sidecar, encode_sidecar
 from eastwest.policy.load import load_estate
 from eastwest.policy.table import compile_estate
@@ -124,14 +128,33 @@ class DriftMesh:
             raise RuntimeError(f"eastwest {words[0]} {words[1]}: {done.stdout}{done.stderr}\n{self.logs()}")
         return done
 
-    def verify(self, *allow_ports: int) -> dict[str, Any]:
+    def ask(self, *words: object, ok: Sequence[int] = (0,)) -> str:
+        """As ``eastwest``, in this process, which has loaded everything already; what it printed."""
+        done = CliRunner().invoke(app, [*map(str, words), "--data", str(self.data)])
+        if done.exit_code not in ok:
+            raise RuntimeError(f"eastwest {words[0]} {words[1]}: {done.output}\n{self.logs()}")
+        return done.stdout
+
+    def verify(self, *allow_ports: int, services: Sequence[str] = ()) -> dict[str, Any]:
         """The report of one run."""
 
         async def work() -> dict[str, Any]:
             async with VerificationClient.connect(self.data, self.wallet) as client:
-                return await client.run((), allow_ports, lambda _done, _all: None)
+                return await client.run(services, allow_ports, lambda _done, _all: None)
 
         return asyncio.run(work())
+
+    def prepare(self) -> None:
+        """Get the certificates of ``verify``'s runs now: one of them must have ended before the first run is over."""
+
+        async def work() -> None:
+            async with VerificationClient.connect(self.data, self.wallet) as client:
+                begun = await client._call("BeginRun", pb.BeginRunRequest(), 60)
+                plan = msgspec.json.decode(begun.plan, type=Plan)
+                await self.wallet.credentials(plan, lambda asked: client._issue(begun.run, asked), time.time())
+                await client._call("FinishRun", pb.FinishRunRequest(run=begun.run, abandoned=True), 60)
+
+        asyncio.run(work())
 
     def apply(self, *, mtls: str = "strict", more: str = "") -> None:
         """Put the estate in force."""
@@ -206,8 +229,11 @@ class DriftMesh:
         self._until(lambda: asyncio.run(acknowledged()), "the sidecar")
 
     def plant(self, drift: str) -> None:
-        """Make the mesh drift in one of the eight ways."""
+        """Make the mesh drift in one of the eight ways; ``agent-gone`` is a stale point too, which is seen at once."""
         match drift:
+            case "agent-gone":
+                self.stop_agent()
+                self.apply(more=FORBID)
             case "stale-point":
                 assert self.agent is not None
                 self.agent.send_signal(signal.SIGSTOP)

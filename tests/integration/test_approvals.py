@@ -9,6 +9,7 @@ from server_process import eastwest
 from token_world import CONSOLE, TD, WEB, TokenWorld, read_claims
 
 from eastwest import errors
+from eastwest.cli.containment import Api
 from eastwest.policy.transaction import from_claims
 
 ROOT = f"unix:uid:{os.getuid()}"
@@ -273,3 +274,56 @@ async def test_the_commands(world) -> None:
     assert (shown["state"], shown["decided_by"], shown["decision_reason"]) == ("withdrawn", OWNER, "agreed")
     assert (shown["withdrawn_by"], shown["withdrawal_reason"]) == (ROOT, "changed my mind")
     assert json.loads(run("show", both, "--json").stdout) == shown
+
+
+async def contain(world, *names: str) -> str:
+    """Cut off; the containment's id."""
+
+    def ask() -> str:
+        with Api(world.server.data) as api:
+            return api.ask("StartContainment", spiffe_ids=list(names), selector=names[0], reason="a test")["id"]
+
+    return await asyncio.to_thread(ask)
+
+
+async def release(world, containment: str) -> None:
+    def ask() -> None:
+        with Api(world.server.data) as api:
+            api.ask("EndContainment", id=containment, reason="the test is over")
+
+    await asyncio.to_thread(ask)
+
+
+async def test_whoever_is_contained_gets_no_token_and_its_approvals_are_gone_for_good(world) -> None:
+    console, owner = await world.workload(CONSOLE), await world.workload(OWNER)
+    waiting = asked(console, ADJUST, tenant="acme")
+    mine = asked(console, CREDIT, tenant="acme")
+    with world.administering(owner) as channel:
+        await grant(world, mine, channel)
+    before = console.token("billing:reports:make")
+    containment = await contain(world, CONSOLE)
+    status, said = console.ask("billing:reports:make")
+    assert (status, said["error"], said["code"]) == (403, "access_denied", "IDENTITY_CONTAINED")
+    billing = await world.workload(f"{TD}/prod/shop/billing")
+    status, said = billing.ask("ledger:entries:write", tenant="acme", subject_token=before)
+    assert (status, said["code"]) == (403, "IDENTITY_CONTAINED"), "nor what others make of its token"
+    states = [(await world.approvals("GetApproval", id=one)).state for one in (waiting, mine)]
+    assert states == ["withdrawn"] * 2
+    await release(world, containment)
+    assert console.ask("billing:reports:make")[0] == 200
+    assert asked(console, CREDIT, tenant="acme") != mine
+
+
+async def test_what_somebody_contained_has_granted_is_gone_for_good_and_it_grants_nothing(world) -> None:
+    console, owner = await world.workload(CONSOLE), await world.workload(OWNER)
+    granted, waiting = asked(console, CREDIT, tenant="acme"), asked(console, CREDIT, tenant="globex")
+    with world.administering(owner) as channel:
+        await grant(world, granted, channel)
+    containment = await contain(world, OWNER)
+    assert console.ask(CREDIT, tenant="acme")[0] == 403
+    with world.administering(owner) as channel, pytest.raises(errors.Error):
+        await grant(world, waiting, channel)
+    assert (await world.approvals("GetApproval", id=granted)).state == "withdrawn"
+    assert (await world.approvals("GetApproval", id=waiting)).state == "pending"
+    await release(world, containment)
+    assert console.ask(CREDIT, tenant="acme")[0] == 403, "its word is not back"

@@ -1,8 +1,15 @@
 """Canaries at a real Envoy: each answer of the table proved, no request at the application, every drift seen."""
 
+import asyncio
+import contextlib
 import datetime as dt
+import json
 import os
 import socket
+import ssl
+import subprocess
+import sys
+import tempfile
 import time
 
 import msgspec
@@ -10,10 +17,11 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from envoy_mesh import TD, Ca, Mesh, spiffe
 
+from eastwest.agent import examining
 from eastwest.agent.held_config import compare, held_config
-from eastwest.agent.listening import holders, listening
+from eastwest.agent.listening import Listening, family, holders, listening
 from eastwest.clock import SystemClock
-from eastwest.errors import Unavailable
+from eastwest.errors import NotFound, Unavailable
 from eastwest.mesh import names
 from eastwest.mesh.action import inbound_version
 from eastwest.mesh.resources import config_resources, sidecar_secrets
@@ -33,8 +41,10 @@ from eastwest.policy.enforcement import (
     Verdict,
 )
 from eastwest.rpc.tls import client_context
+from eastwest.server.verification import prober
 from eastwest.server.verification.credentials import Credentials, forged
-from eastwest.server.verification.prober import Prober
+from eastwest.server.verification.diagnosis import diagnose
+from eastwest.server.verification.prober import TOO_SLOW, Prober
 from eastwest.testing.ports import free_port
 
 CLIENT, OTHER, BILLING = spiffe("client"), spiffe("other"), spiffe("billing")
@@ -160,6 +170,45 @@ async def test_a_reported_refusal_ends_here_too(world):
     assert app.seen == []
 
 
+@pytest.mark.parametrize(
+    ("answer", "happened"),
+    [
+        (b"HTTP/1.1 \xb2\xb2\xb2 x\r\n\r\n", "the answer is not HTTP"),
+        (b"HTTP/1.1 200 x\r\ncontent-length: \xb9\r\n\r\n", "HTTP 200"),
+        (b"HTTP/1.1 200 x\r\ncontent-length: " + b"9" * 5000 + b"\r\n\r\n", "HTTP 200"),
+        (b"", "no answer within 0 s"),
+    ],
+)
+async def test_whatever_listens_there_cannot_break_or_delay_a_run(world, monkeypatch, answer, happened):
+    ca, _mesh, billing, _app = world
+    monkeypatch.setattr(prober, "SECONDS", 0.3)
+    plan, credentials = run_of(ca, billing.sidecar)
+    mine = ca.identity(BILLING)
+    chain, key = mine.chain, mine.key
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(chain + key)
+        file.flush()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(file.name)
+
+    async def rogue(reader, writer):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(rogue, "127.0.0.1", 0, ssl=context) as server:
+        (point,) = plan.points
+        point = msgspec.structs.replace(point, port=server.sockets[0].getsockname()[1])
+        started = time.monotonic()
+        seen = await Prober(msgspec.structs.replace(plan, points=(point,)), credentials, SystemClock()).run()
+    assert time.monotonic() - started < 3
+    assert {o.happened for o in seen if point.checks[o.check].caller} <= {happened, TOO_SLOW}
+    assert happened in {o.happened for o in seen}
+    assert {each.drift for each in diagnose(point, seen, [], {})} <= {"wrong-root", "edited-config", "unreachable"}
+    assert diagnose(point, seen, [], {})
+
+
 async def test_outside_a_run_a_canary_is_nobody(world):
     ca, mesh, billing, app = world
     connection = await mesh.tls(billing.sidecar.inbound[0].port, ca.identity(canary_of(TD, CLIENT)))
@@ -204,6 +253,15 @@ async def test_what_an_envoy_holds_is_compared_with_what_it_was_given(world):
     with pytest.raises(Unavailable, match="cannot be read"):
         compare(b"[]", meant)
 
+    # It was started with another file: with a switch of its own, or without the socket that would tell.
+    told = json.loads(dump)
+    (layer,) = told["configs"][0]["bootstrap"]["layered_runtime"]["layers"]
+    layer["static_layer"]["envoy.reloadable_features.x"] = False
+    assert compare(json.dumps(told).encode(), given).foreign == ("runtime layer eastwest (of its own file)",)
+    billing.admin.unlink()
+    with pytest.raises(NotFound, match="admin socket"):
+        await held_config(process.pid, "")
+
 
 def secrets_of(mesh, workload):
     return sidecar_secrets(workload.sidecar, workload.identity, mesh.bundles).resources()
@@ -214,3 +272,22 @@ def test_ports_of_a_process_are_told():
         found = {(each.port, each.is_everywhere) for each in listening(os.getpid())}
         assert {(one.getsockname()[1], False), (two.getsockname()[1], True)} <= found
         assert os.getpid() in holders(f"tcp:127.0.0.1:{one.getsockname()[1]}", os.getpid())
+        assert os.getpid() not in holders(f"tcp:127.0.0.2:{one.getsockname()[1]}", os.getpid())
+
+
+def test_an_upstream_is_meant_at_its_own_address_and_a_child_belongs_to_its_parent():
+    inbound = Inbound(
+        service="s",
+        address="127.0.0.1",
+        port=1,
+        protocol="http",
+        mode=MtlsMode.STRICT,
+        upstream="tcp:127.0.0.1:80",
+        operations=(),
+    )
+    meant = {a: examining._is_meant(Listening(a, 80), inbound) for a in ("127.0.0.1", "::1", "10.0.0.5", "0.0.0.0")}
+    assert meant == {"127.0.0.1": True, "::1": True, "10.0.0.5": False, "0.0.0.0": False}
+    assert not examining._is_meant(Listening("127.0.0.1", 81), inbound)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert {os.getpid(), child.pid} <= set(family([os.getpid()]))
+        child.communicate()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import ssl
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from hashlib import sha256
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import pytest
 from agent_workload import first, ids, stream
-from containment_world import NEIGHBOUR, NOTIFY, ContainmentWorld
+from containment_world import DB, NEIGHBOUR, NOTIFY, OTHER, SIMULATED, ContainmentWorld
 from envoy_mesh import Http
 from grpclib.client import Channel
 from grpclib.const import Cardinality
 
 from eastwest.agent import netlink
 from eastwest.api.grpc.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from eastwest.cli.containment import Api
+from eastwest.errors import Error
 
 pytestmark = pytest.mark.skipif(bool(netlink.can_destroy()), reason="connections cannot be closed by this user")
 
@@ -75,10 +78,7 @@ class Open:
                 await each.send_message(HealthCheckRequest(service=""), end=True)
                 await each.recv_message()
             told.set()
-            await asyncio.wait(
-                [asyncio.ensure_future(each.recv_message()) for each in (one, other)],
-                return_when=asyncio.ALL_COMPLETED,
-            )
+            await asyncio.gather(*(each.recv_message() for each in (one, other)), return_exceptions=True)
 
     def _watch(self, name: str, connection: Http) -> None:
         async def until_the_end() -> None:
@@ -113,12 +113,16 @@ async def test_what_is_open_ends_what_is_new_is_refused_and_others_go_on(world: 
     await theirs.start()
     await others.start()
     await asyncio.sleep(1.5)  # a request that lasts says once a second whose it is
+    await selectors_mean(world)
     async with stream(world.agent_socket) as svids:
         assert len((await svids.next()).svids) == 2
         made = await world.contain()
         assert (made["exit"], made["behind"], made["enforced"], made["points"]) == (0, [], 3, 3)
         after = await svids.next()
         assert ids(after) == [NEIGHBOUR], "its identity is not given any more, the others of the process are"
+    assert theirs.keep_alive is not None
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(theirs.keep_alive.reader.read(1000), 7) == b"", "its idle connection ends too"
     await theirs.ended(7)  # a session that never said anything tells whose it is every five seconds
     assert others.alive == set(others.ends), "a neighbour lost a connection"
     assert others.keep_alive is not None
@@ -130,6 +134,7 @@ async def test_what_is_open_ends_what_is_new_is_refused_and_others_go_on(world: 
     evidence = json.loads(snapshot.read_text())
     assert evidence["identities"][0]["owner"] == "group:shop"
     assert [point["state"] for point in evidence["points"]] == ["enforced"] * 3, "of the list before"
+    await the_past_is_kept(world, made["id"])
     listed = json.loads((await world.eastwest("containment", "list", "--json")).stdout)
     assert listed["closed"] == {NOTIFY: listed["closed"][NOTIFY]}
     assert listed["closed"][NOTIFY] >= 6
@@ -172,3 +177,51 @@ async def nothing_is_issued(world: ContainmentWorld) -> None:
     assert done.returncode == 1, done.stdout
     assert "IDENTITY_CONTAINED" in done.stderr
     assert ids(await first(world.agent_socket)) == [NEIGHBOUR]
+
+
+async def the_past_is_kept(world: ContainmentWorld, containment: str) -> None:
+    """Whom it called and what certificates of it live: looked up once the deny was on its way, and in the log."""
+    file = world.data / "server" / "containment" / f"{containment}-past.json"
+
+    async def told() -> str:
+        done = await world.eastwest("log", "search", "--kind", "containment.evidence", "--json")
+        return sha256(file.read_bytes()).hexdigest() if file.exists() and containment in done.stdout else ""
+
+    await world.until(told)
+    done = await world.eastwest("log", "search", "--kind", "containment.evidence", "--json")
+    assert await told() in done.stdout
+    past = json.loads(file.read_text())
+    assert past["left_out"] == []
+    assert {edge["caller"] for edge in past["calls_last_24h"]} == {NOTIFY}
+    assert "web" in {edge["service"] for edge in past["calls_last_24h"]}
+    assert {one["subject"] for one in past["certificates_live"]} == {NOTIFY}
+
+
+async def selectors_mean(world: ContainmentWorld) -> None:
+    """Who is registered there: of a node all that it may have had."""
+
+    def resolve(selector: str) -> set[str]:
+        with Api(world.data) as api:
+            return {one["spiffe_id"] for one in api.ask("ResolveContainment", selector=selector)["identities"]}
+
+    def refusal(selector: str) -> str:
+        with pytest.raises(Error) as caught:
+            resolve(selector)
+        return str(caught.value)
+
+    def look(node: str) -> None:
+        everybody = {NOTIFY, NEIGHBOUR, OTHER, DB, SIMULATED}
+        assert resolve(NOTIFY) == {NOTIFY}
+        assert resolve(f"unix:path:{Path(sys.executable).resolve()}") == {NOTIFY, NEIGHBOUR}
+        assert resolve("service:web") == {DB}
+        for all_of in ("domain:shop", "environment:prod", f"node:{node}"):
+            assert resolve(all_of) == everybody, all_of
+        assert "means nobody" in refusal("unix:uid:4711")
+        assert "means nobody" in refusal("domain:nowhere")
+        assert "is no selector" in refusal("notify")
+        assert "own identity" in refusal(node)
+        assert "no node" in refusal(f"node:{node}x")
+
+    listed = json.loads((await world.eastwest("node", "list", "--json")).stdout)
+    [node] = [one["id"] for one in listed["nodes"]]
+    await asyncio.to_thread(look, node)

@@ -94,6 +94,13 @@ async def test_the_break_list_is_who_fails_after_the_flip(world):
     after = await world.all_call()
     assert {name for name, passed in after.items() if not passed} == set(rows)
 
+    # What is done is not asked again, nor judged.
+    again = mtls(world, "strict", "orders")
+    assert (again.returncode, again.stdout) == (0, "orders is strict already: nothing to change\n")
+    shown = mtls(world, "who-breaks", "orders")
+    assert shown.returncode == 0, "nothing is left to be ready for"
+    assert "verdict: strict already; these are refused" in shown.stdout
+
     # Back, until a day.
     assert mtls(world, "permissive", "orders", "--until", "2001-01-01", "--yes").returncode == 1
     back = mtls(world, "permissive", "orders", "--until", "2099-02-01", "--yes")

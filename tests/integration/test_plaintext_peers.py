@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,21 @@ async def test_two_callers_behind_one_address_are_two(shop, tmp_path):
     exe = os.path.realpath(sys.executable)
     assert first.peer == f"uid:0 user:root exe:{exe} program:reports.py"
     assert second.peer == f"uid:0 user:root exe:{exe} program:backup.py"
+
+
+async def test_short_lived_callers_that_come_all_at_once_are_all_named(shop):
+    """One program, many processes that end with their answer, and more of them than walks through all processes."""
+    mesh, port = shop
+    call = (
+        f"exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET /orders HTTP/1.1\\r\\nhost: s\\r\\n\\r\\n' >&3; read -r _ <&3"
+    )
+    some = [
+        await asyncio.create_subprocess_exec("/bin/bash", "-c", f"read -r _; {call}", stdin=PIPE) for _ in range(40)
+    ]
+    await asyncio.gather(*(each.communicate(b"now\n") for each in some))
+    await mesh.until(lambda: len(mesh.decisions) == 40, lambda: str(len(mesh.decisions)))
+    exe = os.path.realpath("/bin/bash")
+    assert {one.peer for one in mesh.decisions} == {f"uid:0 user:root exe:{exe}"}
 
 
 @pytest.mark.parametrize("shop", [("tcp", MtlsMode.PERMISSIVE), ("http", MtlsMode.STRICT)], indirect=True)

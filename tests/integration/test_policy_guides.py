@@ -1,6 +1,7 @@
 """The pages about policy keep their promises: their commands run here as they stand and print what the pages show."""
 
 import datetime as dt
+import os
 import re
 import shutil
 import subprocess
@@ -117,6 +118,24 @@ def test_every_mistake_of_writing_policy_is_told_as_the_page_shows(place):
 )
 def test_what_counts_as_the_same(shown, printed, same):
     assert (guide_pages.complaint(shown, printed) == "") is same
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="the page acts as another user, by setpriv and as root"
+)
+def test_a_change_is_approved_as_the_page_says(place):
+    blocks = [block for block in guide_pages.blocks("approve-a-change.md") if block.language == "sh"]
+    assert len(blocks) == 7
+    # The other user has to find this interpreter, which may lie in somebody's home.
+    (place / "bin").mkdir()
+    look = "--inh-caps=+dac_read_search --ambient-caps=+dac_read_search"
+    (place / "bin" / "setpriv").write_text(f'#!/bin/sh\nexec {shutil.which("setpriv")} {look} "$@"\n')
+    (place / "bin" / "setpriv").chmod(0o755)
+    scripts = [block.text.replace("/tmp/words", str(place / "w")) for block in blocks]
+    printed = guide_pages.run_in_one_shell(place, scripts, timeout=SECONDS)
+    wrong = differences(blocks, printed)
+    assert not wrong, "\n".join(wrong)
+    assert not (place / "w").exists()
 
 
 def test_a_change_rolls_out_and_back_as_the_page_says(place):

@@ -484,10 +484,9 @@ async def test_an_application_asks_through_its_sidecar_or_with_its_own_svid() ->
         place = Path(short)
         world = TokenWorld(place / "data")
         try:
-            await world.start()
             console = ESTATE["workloads/all.yaml"].splitlines()[2].replace("unix:uid:1002", f"unix:uid:{os.getuid()}")
             others = [line for line in ESTATE["workloads/all.yaml"].splitlines() if "/console," not in line]
-            await world.apply(**{"workloads/all.yaml": "\n".join([*others, console]) + "\n"})
+            await world.start({"workloads/all.yaml": "\n".join([*others, console]) + "\n"})
             (place / "bundle.pem").write_text(eastwest("bundle", "show", "--data", world.server.data).stdout)
             (place / "token").write_text(
                 eastwest("token", "create", "--data", world.server.data, "--group", "nodes").stdout

@@ -10,6 +10,7 @@ import json
 import os
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import msgspec
 
@@ -39,8 +40,10 @@ STRICT = ("open", "read", "restricted-read", "mutate", "control")
 HEAD = '@id("{}") @owner("group:x") @reason("r"){}\n'
 CERTIFICATE = "0" * 64
 NODES = ["join_token:group:nodes"]
+WORDS = ["acme", "globex", "other", "all", "every", "bills", "x"]
 OWN_TENANTS = "principal has tenants && context has tenant && principal.tenants.contains(context.tenant) };"
-JOBS = f'Workload::"spiffe://{TD}/prod/blue/jobs"'
+DOES = 'action in [Action::"desk:move:do", Action::"desk:close:do"]'
+JOBS = f"spiffe://{TD}/prod/blue/jobs"
 
 
 def workload(name, domain, environment="prod", **attributes):
@@ -130,7 +133,7 @@ def base():
             "seats": (' @tenants("any")', 'permit (principal, action in Action::"read", resource == Service::"desk");'),
             "jobs": (
                 ' @tenants("any")',
-                f'permit (principal == {JOBS}, action in [Action::"desk:move:do", Action::"desk:close:do"], resource);',
+                f'permit (principal == Workload::"{JOBS}", {DOES}, resource);',
             ),
             "no-idle": ("", f'forbid (principal == Workload::"spiffe://{TD}/prod/blue/idle", action, resource);'),
         },
@@ -330,6 +333,19 @@ class Edited:
     parts: dict
     files: dict
 
+    @cached_property
+    def estate(self):
+        return load_estate(self.files)
+
+    @cached_property
+    def tables(self):
+        compiled = compile_estate(self.estate)
+        return {i.service: s for s in compiled.sidecars.values() for i in s.inbound}
+
+    @cached_property
+    def classes(self):
+        return {o["name"]: o["sensitivity"] for one in _services(self.parts) for o in one["operations"]}
+
 
 def edited(random):
     """One edit, or two at once, of the base."""
@@ -346,19 +362,27 @@ def edited(random):
         return Edited("+".join(edit.__name__ for edit in chosen), parts, files)
 
 
-def needs_second(before: Edited, after: Edited) -> str:
-    """Why a second person is needed, or ""."""
-    return _by_calls(before, after) or _by_facts(before.parts, after.parts)
+def needs_second(before: Edited, after: Edited, past=()) -> str:
+    """Why a second person is needed, or "". ``past`` are versions that were in force before."""
+    return _by_calls(before, after, past) or _by_facts(before.parts, after.parts)
 
 
 def _classes(parts):
     return {o["name"]: o["sensitivity"] for one in _services(parts) for o in one["operations"]}
 
 
-def _by_calls(before, after):
-    estates = [load_estate(one.files) for one in (before, after)]
-    tables = [{i.service: s for s in compile_estate(estate).sidecars.values() for i in s.inbound} for estate in estates]
-    classes = [_classes(one.parts) for one in (before, after)]
+def _by_calls(before, after, past):
+    estates = before.estate, after.estate
+    tables, classes = (before.tables, after.tables), (before.classes, after.classes)
+
+    def former(name, *asked):
+        """The strictest class that somebody's version had for what has none before."""
+        told = [] if classes[0].get(name) else [one.classes.get(name) for one in past]
+        was = lookup(tables[0][asked[1]], *asked)[3] if asked[1] in tables[0] else ""
+        if not classes[0].get(was):
+            told += [one.classes.get(lookup(one.tables[asked[1]], *asked)[3]) for one in past if asked[1] in one.tables]
+        return max((one for one in told if one), key=STRICT.index, default=None)
+
     callers = {caller.spiffe_id for estate in estates for caller in estate.callers}
     for one in estates[1].services:
         known = [s for estate in estates for s in estate.services if s.service == one.service]
@@ -368,13 +392,21 @@ def _by_calls(before, after):
         headers = [[], [("x-tenant", "acme")], [("x-tenant", "globex")], [("x-tenant", "other")]]
         if not any(s.tenant is not None and s.tenant.header for s in known):
             headers = headers[:1]
+        kept = {}
+        for method, path in sorted(routes):
+            asked = JOBS, one.service, method, path, [], NoToken.MISSING, CERTIFICATE
+            names = [lookup(table[one.service], *asked)[3] if one.service in table else "" for table in tables]
+            now, kept[method, path] = classes[1].get(names[1]), former(names[1], *asked) if names[1] else None
+            was = max((c for c in (classes[0].get(names[0]), kept[method, path]) if c), key=STRICT.index, default="")
+            if was in RISKY and now and STRICT.index(now) < STRICT.index(was):
+                return f"{method} {path} is {now}, and was {was}"
         for (method, path), header, token, caller in itertools.product(routes, headers, tokens, sorted(callers)):
             asked = caller, one.service, method, path, header, _token(token, caller, one.service), CERTIFICATE
             now = lookup(tables[1][one.service], *asked)
             if now[0] is not Verdict.ALLOW:
                 continue
             was = lookup(tables[0][one.service], *asked) if one.service in tables[0] else (Verdict.DENY, "", "", "")
-            told = [classes[0].get(now[3]), classes[0].get(was[3]), classes[1].get(now[3])]
+            told = [classes[0].get(now[3]), classes[0].get(was[3]), classes[1].get(now[3]), kept[method, path]]
             worst = max((c for c in told if c), key=STRICT.index)
             renamed = now[3] not in classes[0] and one.service in tables[0]
             if (was[0] is not Verdict.ALLOW or renamed) and worst in RISKY:
@@ -384,9 +416,7 @@ def _by_calls(before, after):
 
 def _routes(operation):
     method, template = wire_form(matcher(operation))
-    words = [
-        [text] if not name else ["acme", "globex", "other", "all", "bills", "x"] for text, name in template.segments
-    ]
+    words = [[text] if not name else WORDS for text, name in template.segments]
     return [(method, "/" + "/".join(chosen)) for chosen in itertools.product(*words)]
 
 
@@ -460,6 +490,9 @@ def _identity(before, after, classes):
         others = not set(was["selectors"]) <= set(one["selectors"]) or was["node"] != one["node"]
         if others or longer or (was["node"] == "group:nodes" and not group[0] <= group[1]):
             loose.add(one["spiffe_id"])
+    for one in _services(after):
+        if one["workload"] in loose and any(classes[1].get(o["name"]) in RISKY for o in one["operations"]):
+            return True
     compiled = compile_estate(load_estate(rendered(after)))
     for sidecar in compiled.sidecars.values():
         for operation in (o for inbound in sidecar.inbound for o in inbound.operations):
@@ -477,15 +510,17 @@ def _plain(value):
 class World:
     """A server in this process with the base in force; the author calls over the admin socket."""
 
-    def __init__(self, data) -> None:
+    def __init__(self, data, clock=None) -> None:
         self.data = data
+        self.clock = clock or SystemClock()
         self.stack = AsyncExitStack()
 
     async def __aenter__(self):
         file = ServerFile(trust_domain=TD, agent_port=0, health_port=0)
-        await init_server(self.data, file, SystemClock(), SystemEntropy())
+        if not self.data.exists():
+            await init_server(self.data, file, self.clock, SystemEntropy())
         config = ServerConfig(ServerPaths(self.data), TrustDomain(TD), file)
-        self.server = Server(config, SystemClock(), SystemEntropy())
+        self.server = Server(config, self.clock, SystemEntropy())
         await self.server.start(self.stack)
         self.server.changes.impact = None  # a replay for each request takes a process of its own
         self.admin = AdminClient.connect(self.data)
@@ -497,7 +532,7 @@ class World:
 
     def administrator(self, name):
         server = self.server
-        found = standing(name, server.administrators, server.registry, SystemClock().now())
+        found = standing(name, server.administrators, server.registry, self.clock.now())
         assert found is not None, name
         return found
 
@@ -506,7 +541,7 @@ class World:
         for who in (*OWNERS.values(), WHOLE):
             found = await self.server.changes.get(change)
             if found.state == "pending" and standing(
-                who, self.server.administrators, self.server.registry, SystemClock().now()
+                who, self.server.administrators, self.server.registry, self.clock.now()
             ):
                 with suppress(NotAllowed):
                     await self.server.changes.approve(change, self.administrator(who), "agreed")

@@ -7,6 +7,7 @@ was given.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from eastwest.agent.knowledge import Knowledge
 from eastwest.agent.listening import Listening, family, holders, listening, program
 from eastwest.agent.sidecars import Instance, Sidecars
 from eastwest.clock import Clock
-from eastwest.errors import Unavailable
+from eastwest.errors import NotFound, Unavailable
 from eastwest.ledger.record import Decision
 from eastwest.policy.canary import SNI_SUFFIX, Examination, is_canary
 from eastwest.policy.enforcement import Inbound
@@ -61,7 +62,8 @@ class Examiner:
             self._sidecars.examined(instance.node_id, instance.pid, run, msgspec.json.encode(found))
 
     async def _found(self, instance: Instance) -> Examination:
-        ports, unread = await asyncio.to_thread(_ports, instance)
+        sidecars = {one.pid for one in self._sidecars.instances()}
+        ports, unread = await asyncio.to_thread(_ports, instance, sidecars)
         found = Examination()
         until = self._clock.monotonic() + SETTLE
         while True:
@@ -69,6 +71,8 @@ class Examiner:
                 dump = await held_config.held_config(instance.pid, instance.egress)
                 newest = next((one for one in self._sidecars.instances() if one.pid == instance.pid), instance)
                 found = await asyncio.to_thread(held_config.compare, dump, newest.given)
+            except NotFound as error:  # it was started in another way than ours
+                return Examination(listening=tuple(ports), missing=(error.message,), unread=tuple(unread))
             except Unavailable as error:
                 unread = [*unread, f"config: {error.message}"]
                 break
@@ -78,7 +82,7 @@ class Examiner:
         return msgspec.structs.replace(found, listening=tuple(ports), unread=tuple(unread))
 
 
-def _ports(instance: Instance) -> tuple[list[str], list[str]]:
+def _ports(instance: Instance, sidecars: Collection[int]) -> tuple[list[str], list[str]]:
     """Listening ports beyond the intended, and what could not be looked at."""
     guarded = {(inbound.address, inbound.port) for inbound in instance.sidecar.inbound}
     found: list[str] = []
@@ -91,10 +95,8 @@ def _ports(instance: Instance) -> tuple[list[str], list[str]]:
     for inbound in instance.sidecar.inbound:
         pids = [pid for pid in holders(inbound.upstream, instance.pid) if pid != instance.pid]
         if pids != [_INIT]:
-            pids = [pid for pid in pids if pid != _INIT]
-        for pid in family(pids) if pids != [_INIT] else pids:
-            if pid == instance.pid:
-                continue
+            pids = [pid for pid in family([pid for pid in pids if pid != _INIT]) if pid not in sidecars]
+        for pid in pids:
             try:
                 others = [socket for socket in listening(pid) if not _is_meant(socket, inbound)]
             except OSError as error:

@@ -22,10 +22,11 @@ from envoy.config.route.v3 import route_pb2
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf import json_format
 
-from eastwest.errors import Unavailable
+from eastwest.errors import NotFound, Unavailable
 from eastwest.mesh import names
+from eastwest.mesh.bootstrap import RUNTIME
 from eastwest.mesh.snapshot import Snapshot
-from eastwest.policy.canary import Examination
+from eastwest.policy.canary import OWN_FILE, Examination
 
 MAX_DUMP = 32 * 1024 * 1024
 """Bytes of a config that are read; a larger one is not compared."""
@@ -56,7 +57,11 @@ Held = dict[tuple[str, str], dict[str, Any]]
 
 
 async def held_config(pid: int, egress: str, proc: Path = PROC) -> bytes:
-    """The config dump of the Envoy ``pid`` whose way out is ``egress``. Raises ``Unavailable`` with the reason."""
+    """The config dump of the Envoy ``pid`` whose way out is ``egress``.
+
+    Raises ``Unavailable`` with the reason, ``NotFound`` where an Envoy of this machine's files has no admin socket:
+    those that ``eastwest sidecar run`` starts have one.
+    """
     path = await asyncio.to_thread(_admin_socket, pid, egress, proc)
     try:
         async with asyncio.timeout(SECONDS):
@@ -67,6 +72,8 @@ async def held_config(pid: int, egress: str, proc: Path = PROC) -> bytes:
             finally:
                 writer.transport.abort()
     except (OSError, TimeoutError) as error:
+        if isinstance(error, FileNotFoundError | ConnectionRefusedError) and _has_our_files(pid, proc):
+            raise NotFound(f"admin socket {path}") from None
         raise Unavailable(f"the admin socket {path} does not answer: {str(error) or 'it is silent'}") from None
     head, _, body = answer.partition(b"\r\n\r\n")
     if b" 200 " not in head.split(b"\r\n")[0]:
@@ -128,6 +135,13 @@ def _admin_socket(pid: int, egress: str, proc: Path) -> str:
     raise Unavailable("where the Envoy's admin socket is cannot be found out")
 
 
+def _has_our_files(pid: int, proc: Path) -> bool:
+    """Whether the process is there and sees the files that this one sees: one in a container has others."""
+    with suppress(OSError):
+        return (proc / str(pid) / "ns" / "mnt").samefile(proc / "self" / "ns" / "mnt")
+    return False
+
+
 def _held(dump: Mapping[str, Any]) -> Held:
     found: Held = {}
     for config in dump.get("configs", ()):
@@ -138,7 +152,10 @@ def _held(dump: Mapping[str, Any]) -> Held:
         boot = config.get("bootstrap", {}).get("static_resources", {}) if "bootstrap" in config else {}
         for listener in boot.get("listeners", ()):
             name = str(listener.get("name") or _address(listener))
-            found[names.LISTENER, f"{name} (of its own file)"] = {}
+            found[names.LISTENER, f"{name} {OWN_FILE}"] = {}
+        for layer in config.get("bootstrap", {}).get("layered_runtime", {}).get("layers", ()):
+            if layer.get("static_layer") != RUNTIME:
+                found[names.LISTENER, f"runtime layer {layer.get('name', '?')} {OWN_FILE}"] = {}
     return found
 
 

@@ -52,8 +52,8 @@ def holders(upstream: str, near: int, proc: Path = PROC) -> list[int]:
     if kind == "unix":
         wanted = {inode for inode, path in _unix(near, proc) if path == where}
     else:
-        port = int(where.rpartition(":")[2])
-        wanted = {inode for inode, found in _tcp(near, proc) if found.port == port}
+        host, _, port = where.rpartition(":")
+        wanted = {inode for inode, found in _tcp(near, proc) if found.port == int(port) and _answers(found, host)}
     return [pid for pid in _pids(proc) if wanted and not wanted.isdisjoint(_readable(pid, proc))]
 
 
@@ -76,6 +76,14 @@ def program(pid: int, proc: Path = PROC) -> str:
     with suppress(OSError):
         return (proc / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
     return "?"
+
+
+def _answers(found: Listening, host: str) -> bool:
+    """Whether connections to ``host`` come to it; of a host that is no address, as far as can be said."""
+    try:
+        return found.is_everywhere or ipaddress.ip_address(host.strip("[]")) == ipaddress.ip_address(found.address)
+    except ValueError:
+        return found.is_local
 
 
 def _pids(proc: Path) -> list[int]:

@@ -31,6 +31,7 @@ from eastwest.agent.taint import Standing
 from eastwest.agent.xds import Principal, SidecarStatus
 from eastwest.api.eastwest.control.v1 import control_pb2 as control
 from eastwest.clock import Clock
+from eastwest.mesh import names
 from eastwest.mesh.action import InForce, inbound_version
 from eastwest.mesh.resources import (
     config_resources,
@@ -60,6 +61,7 @@ MAX_ERROR = 512
 """Bytes of them in a report, of which a server keeps as many characters."""
 T = TypeVar("T")
 _MadeOf = tuple[Sidecar, Held | None, Mapping[TrustDomain, Bundle], bytes, Contained, bool]
+_Snapshots = OrderedDict[tuple[str, str], tuple[_MadeOf, Snapshot]]
 _Config = tuple[Sidecar, bytes, Contained, bool, list[Resource]]
 _log = structlog.get_logger()
 
@@ -102,7 +104,8 @@ class Sidecars:
         self._clock = clock
         self._recording = recording or Recording(knowledge)
         self._config: OrderedDict[tuple[str, str], _Config] = OrderedDict()
-        self._snapshots: OrderedDict[tuple[str, str], tuple[_MadeOf, Snapshot]] = OrderedDict()
+        self._snapshots: _Snapshots = OrderedDict()
+        self._undemanding: _Snapshots = OrderedDict()  # the last that any Envoy can take
         self._noted: dict[SpiffeId, tuple[Sidecar, str]] = {}
         self._pem: dict[str, tuple[Held, Identity]] = {}
         self._roots: dict[str, tuple[Bundle, bytes]] = {}
@@ -340,12 +343,12 @@ class Sidecars:
             contained = state.contained
             # Who is contained itself gets rules that close everything, and neither certificate nor key.
             held = None if sidecar.spiffe_id in contained else self._identities.held(entry)
+            key = (sidecar.spiffe_id, settings.egress_socket)
             if held is None and sidecar.spiffe_id not in contained:
-                return None
+                return self._denying(key, settings, contained)
             token_keys = state.token_keys if any(map(uses_tokens, sidecar.inbound)) else b""
             canaries = state.canaries.count_at(self._clock.now())
             made_of = (sidecar, held, state.bundles, token_keys, contained, canaries)
-            key = (sidecar.spiffe_id, settings.egress_socket)
             kept = self._snapshots.get(key)
             if kept is not None and _is_same(made_of, kept[0]):
                 return kept[1]
@@ -358,18 +361,44 @@ class Sidecars:
                 resources = [*rules, *secrets.resources()]
                 given = Given(state.bundle.sequence, (held.svid.chain,) if held is not None else ())
                 snapshot = Snapshot.of(sidecar.version, resources, given, contained.generation)
-                snapshot = replace(snapshot, requires=required_extensions(sidecar))
                 if held is not None:
                     snapshot.check()
+                requires = required_extensions(sidecar)
+                if requires:
+                    self._denying(key, settings, contained, self._undemanding)
+                    undemanding = self._undemanding.get(key)
+                    instead = undemanding[1] if undemanding is not None else None
+                    snapshot = replace(snapshot, requires=requires, instead=instead)
             except errors.Error as error:
                 # The Envoy keeps the last good config, and the server hears why.
                 self._note(sidecar, str(error))
-                return None
+                return self._denying(key, settings, contained)
             self._note(sidecar, f"no bundle verifies the servers of {', '.join(lost)}" if lost else "")
-            self._snapshots[key] = (made_of, snapshot)
-            _bound(self._snapshots)
+            for known in (self._snapshots,) if requires else (self._snapshots, self._undemanding):
+                known[key] = (made_of, snapshot)
+                _bound(known)
             return snapshot
         return Snapshot.of("", (), Given(state.bundle.sequence), state.contained.generation)
+
+    def _denying(
+        self, key: tuple[str, str], settings: Settings, contained: Contained, among: _Snapshots | None = None
+    ) -> Snapshot | None:
+        """The last good config of ``among`` with the newest containments: a deny does not wait until new rules fit.
+
+        None where there is none, or it has them.
+        """
+        among = self._snapshots if among is None else among
+        kept = among.get(key)
+        if kept is None or kept[1].contained == contained.generation:
+            return None
+        (sidecar, held, bundles, token_keys, _, canaries), last = kept
+        usable, _ = verifiable(sidecar, self._bundles(), self._post_quantum())
+        rules = config_resources(usable, settings, token_keys, contained, canaries=canaries)
+        secrets = [one for one in last.of_type(names.SECRET).values() if one.name not in contained]
+        made = Snapshot.of(last.version, [*rules, *secrets], last.marker, contained.generation)
+        snapshot = replace(made, requires=last.requires)
+        among[key] = ((sidecar, held, bundles, token_keys, contained, canaries), snapshot)
+        return snapshot
 
     def _note(self, sidecar: Sidecar, problem: str) -> None:
         """Remember what keeps a sidecar from all that it should have ("": nothing), and tell of a change."""

@@ -139,7 +139,7 @@ def why_no_identity(
 )
 def receipt(
     data: DataDir,
-    spiffe_id: Annotated[str, typer.Argument(metavar="[SPIFFE-ID]", help="Only of this identity.")] = "",
+    spiffe_id: Annotated[str, typer.Argument(metavar="SPIFFE-ID", help="Only of this identity.")] = "",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write each entry and its proof as files into this directory.")
     ] = None,

@@ -32,7 +32,7 @@ EXAMPLES = {
 def blast(
     context: typer.Context,
     principal: Annotated[
-        str, typer.Argument(metavar="[ID]", help="The SPIFFE ID; leave it out with --selector.", show_default=False)
+        str, typer.Argument(metavar="ID", help="The SPIFFE ID; leave it out with --selector.", show_default=False)
     ] = "",
     directory: MaybeDirectory = None,
     data: AppliedData = None,

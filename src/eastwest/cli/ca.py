@@ -36,7 +36,7 @@ OfTrustDomain = Annotated[
 @app.command(epilog=examples("eastwest ca show --data data", "eastwest ca show 2142a57c --data data > root.pem"))
 def show(
     data: DataDir,
-    authority: Annotated[str, typer.Argument(metavar="[ID]", help="One authority: its certificate, as PEM.")] = "",
+    authority: Annotated[str, typer.Argument(metavar="ID", help="One authority: its certificate, as PEM.")] = "",
     *,
     as_json: AsJson = False,
 ) -> None:

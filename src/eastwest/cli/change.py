@@ -45,9 +45,12 @@ def request(directory: Directory, data: DataDir, reason: Reason, *, as_json: AsJ
 def list_(
     data: DataDir,
     state: Annotated[
-        str, typer.Option(help="Only pending, approved, refused, withdrawn, expired, applied or void ones.")
+        str,
+        typer.Option(
+            metavar="STATE", help="Only pending, approved, refused, withdrawn, expired, applied or void ones."
+        ),
     ] = "",
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many, the newest.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="At most so many, the newest.")] = 100,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -55,6 +58,9 @@ def list_(
     rows = [_timed(row) for row in run(lambda: _call(data, "ListChanges", state=state, limit=limit))]
     if as_json:
         print_json({"changes": rows})
+        return
+    if not rows:
+        print(f"there is no {state} change" if state else "nobody has requested a change")
         return
     from eastwest.cli.table import print_table
 

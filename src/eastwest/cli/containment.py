@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, counted, examples, print_json, utc
+from eastwest.cli.options import NOBODY_TO_ASK, AsJson, DataDir, Yes, counted, examples, print_json, utc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +32,11 @@ EXAMPLES = {
     ),
 }
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is recorded in the log.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")]
 Timeout = Annotated[
-    float, typer.Option("--timeout", min=0, max=600, help="Seconds to wait for all points; then it says who is behind.")
+    float,
+    typer.Option(
+        "--timeout", min=0, max=600, metavar="SECONDS", help="To wait for all points; then it says who is behind."
+    ),
 ]
 
 
@@ -59,7 +61,7 @@ def contain(
     Holds until it is released. Exits with 1 where an enforcement point has not acknowledged it.
     """
     if not (yes or dry_run or sys.stdin.isatty()):
-        _usage("nobody is there to be asked: give --yes, or --dry-run to see who is meant")
+        _usage(f"{NOBODY_TO_ASK}, or --dry-run to see who is meant")
     began = time.monotonic()
     with Api(data) as api:
         meant = api.ask("ResolveContainment", selector=selector)
@@ -74,6 +76,7 @@ def contain(
         if dry_run:
             return
         if not (yes or typer.confirm("Cut them off now?", err=True)):
+            print("nothing was done", file=sys.stderr)
             raise typer.Exit(1)
         if not yes:
             began = time.monotonic()
@@ -96,7 +99,7 @@ def release(
 ) -> None:
     """Let in again all that one containment holds. Approvals and connections do not come back by themselves."""
     if not (yes or sys.stdin.isatty()):
-        _usage("nobody is there to be asked: give --yes")
+        _usage(NOBODY_TO_ASK)
     by_id = {"spiffe_id": containment} if containment.startswith("spiffe://") else {"id": containment}
     with Api(data) as api:
         if not as_json:
@@ -104,6 +107,7 @@ def release(
             for name in held:
                 print(name)
         if not (yes or typer.confirm("Let them in again?", err=True)):
+            print("nothing was done", file=sys.stderr)
             raise typer.Exit(1)
         began = time.monotonic()
         made = api.ask("EndContainment", reason=reason, **by_id)
@@ -142,8 +146,11 @@ def list_(
             ]
             for one in report["containments"]
         ]
-        print_table(heads, rows)
-        if report["generation"]:
+        if rows:
+            print_table(heads, rows)
+        else:
+            print("nobody is contained" + ("" if ended else " (--ended shows who was)"))
+        if any(one["active"] for one in report["containments"]):
             _show_reach(report)
     if report["behind"] and any(one["active"] for one in report["containments"]):
         raise typer.Exit(1)
@@ -344,4 +351,4 @@ def _find(known: list[dict[str, Any]], wanted: str) -> list[str]:
 
 
 def _usage(message: str) -> None:
-    raise typer.BadParameter(message)
+    raise typer.BadParameter(message, param_hint="--yes")

@@ -131,8 +131,16 @@ def apply(
         _show(made, directory, effect, as_json=False)
         if version:
             print(f"applied: version {version}")
+            if _goes_by_rings(made) and not break_glass:
+                print("new rules go ring by ring: eastwest policy status says how far")
     if not made.ok:
         raise typer.Exit(EXIT_ERRORS)
+
+
+def _goes_by_rings(made: Plan) -> bool:
+    """Whether enforcement changes, and the estate says that it does so ring by ring."""
+    changes = made.difference is not None and not made.difference.is_empty
+    return changes and made.estate is not None and made.estate.settings.rollout is not None
 
 
 def read_directory(directory: Path) -> dict[str, bytes]:

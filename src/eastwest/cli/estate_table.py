@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from eastwest.cli.table import print_table
 from eastwest.policy.diff import Access
 from eastwest.policy.plan import Plan
 from eastwest.policy.render import (
@@ -37,15 +38,12 @@ def _print_table(title: str, colour: str, rows: tuple[Access, ...]) -> None:
     if not rows:
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=title, title_style=colour, title_justify="left")
-    for column in ("caller", "operation", "tenant", "brings", "code", "policy"):
-        table.add_column(column, overflow="fold")
-    for row in rows[:MAX_ROWS]:
-        table.add_row(
-            row.caller, row.operation, tenant_text(row.tenant), row.brings or "-", row.code.value, row.policy or "-"
-        )
+    Console().print(f"{title}:", style=colour)
+    cells = [
+        (row.caller, row.operation, tenant_text(row.tenant), row.brings, row.code.value, row.policy)
+        for row in rows[:MAX_ROWS]
+    ]
+    print_table(("caller", "operation", "tenant", "brings", "code", "policy"), cells)
     if len(rows) > MAX_ROWS:
-        table.caption = f"and {len(rows) - MAX_ROWS} more; --json has all"
-    Console().print(table)
+        print(f"and {len(rows) - MAX_ROWS} more; --json has all")

@@ -30,7 +30,7 @@ def explain(
     reference: Annotated[
         str | None,
         typer.Argument(
-            metavar="[REFERENCE | DIR]", help="The reference that a refused caller was given; or an estate's directory."
+            metavar="REFERENCE|DIR", help="The reference that a refused caller was given; or an estate's directory."
         ),
     ] = None,
     caller: Annotated[str, typer.Option(metavar="ID", help="Who calls; without it somebody who proves nothing.")] = "",
@@ -64,6 +64,7 @@ def explain(
     thought_of = bool(operation or service)
     given = context.get_parameter_source("data")
     if thought_of:
+        _check(caller, operation, service, method, path)
         asked = Asked(
             caller=caller,
             service=service,
@@ -79,6 +80,8 @@ def explain(
             report = _of_directory(Path(reference), asked)
         elif data is not None and reference is None:
             report = _of_server(data, "", asked)
+        elif reference is not None:
+            raise typer.BadParameter("it is either a directory or --data of a server, not both", param_hint="DIR")
         else:
             raise typer.BadParameter("say which estate: a directory, or --data of a server", param_hint="DIR")
     elif reference is None or data is None:
@@ -94,6 +97,20 @@ def explain(
             print(line)
     if report["explanation"]["verdict"] != "allow":
         raise typer.Exit(EXIT_REFUSED)
+
+
+def _check(caller: str, operation: str, service: str, method: str, path: str) -> None:
+    """Raise wrong usage where what is asked can be no call."""
+    from eastwest.errors import InvalidInput
+    from eastwest.spiffe.id import SpiffeId
+
+    if not operation and not (service and method and path):
+        raise typer.BadParameter("a request is --service with --method and --path", param_hint="--service")
+    try:
+        if caller:
+            SpiffeId.parse(caller)
+    except InvalidInput as error:
+        raise typer.BadParameter(error.message, param_hint="--caller") from None
 
 
 def _of_directory(directory: Path, asked: Asked) -> dict[str, Any]:

@@ -71,7 +71,12 @@ def impact(
     end: To = "",
     service: OneService = "",
     fail_on: Annotated[
-        list[str] | None, typer.Option("--fail-on", metavar="KIND", help="widened, denied or unsure; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--fail-on",
+            metavar="KIND",
+            help="Exit with 1 where there is any: widened, denied or unsure; may be repeated.",
+        ),
     ] = None,
     *,
     json: AsJson = False,
@@ -106,14 +111,13 @@ def ask(
 ) -> Any:
     """The report of a job, from a server or from segments, with progress on standard error."""
     from eastwest.cli.impact_client import Shown, ask_files, ask_server
-    from eastwest.errors import InvalidInput
 
     with Shown() as shown:
         if ledger is not None:
             return run(lambda: ask_files(ledger, task, files, before, query, shown.tell))
         if data is not None:
             return run(lambda: ask_server(data, task, files, query, shown.tell))
-    raise InvalidInput("it is not said which ledger", fix="give --data DIR of a server, or --ledger DIR of files")
+    raise typer.BadParameter("say which ledger: --data DIR of a server, or --ledger DIR of files", param_hint="--data")
 
 
 def question(window: str, start: str, end: str, service: str) -> DecisionQuery:
@@ -195,7 +199,8 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     if report["lost"]:
         found.append(f"{counted(report['lost'], 'decision')} of this window were lost, and nobody can replay them")
     if not report["calls"]:
-        found.append("there are no recorded calls in this window")
+        of = f" of a service {report['window']['service']!r}" if report["window"]["service"] else ""
+        found.append(f"there are no recorded calls{of} in this window")
     if not report["complete"]:
         found.append(f"{counted(report['left_out'], 'call')} differ and are in no row: there would be too many rows")
     if report["deviating"]:

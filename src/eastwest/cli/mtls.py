@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, examples, moment_of, print_json, run
+from eastwest.cli.options import NOBODY_TO_ASK, AsJson, DataDir, Yes, examples, moment_of, print_json, run
 from eastwest.clock import SystemClock
 
 app = typer.Typer(
@@ -21,7 +21,6 @@ app = typer.Typer(
     help="mTLS modes: who would break if a service turned strict, whether the record is enough, and the switch.",
 )
 NOT_READY = 1
-REFUSED_USAGE = 2
 
 ServiceName = Annotated[str, typer.Argument(metavar="SERVICE", help="A service of the estate in force.")]
 Window = Annotated[
@@ -32,8 +31,17 @@ Window = Annotated[
         help="How far back to look: 31d, or a date. By default since recording began, at most 62 days.",
     ),
 ]
-Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="The service's port, to be sure which is meant.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Port = Annotated[
+    int,
+    typer.Option(
+        "--port",
+        min=0,
+        max=65535,
+        metavar="PORT",
+        show_default=False,
+        help="The service's port, to be sure which is meant.",
+    ),
+]
 Write = Annotated[
     Path | None,
     typer.Option(
@@ -64,22 +72,26 @@ def status(data: DataDir, window: Window = "", *, as_json: AsJson = False) -> No
 def who_breaks(
     data: DataDir,
     service: Annotated[
-        str, typer.Argument(metavar="[SERVICE]", help="A service of the estate in force; all without.")
+        str, typer.Argument(metavar="SERVICE", help="A service of the estate in force; all without.")
     ] = "",
     window: Window = "",
     *,
     as_json: AsJson = False,
 ) -> None:
-    """List every caller that strict mode would refuse, and say whether the record is enough; exit 1 when NOT READY."""
+    """List every caller that strict mode would refuse, and say whether the record is enough.
+
+    Exit code 1 while a service that is permissive is NOT READY.
+    """
     reports = _reports(data, service, window)
+    ready = all(one["ready"] or one["mode"] == "strict" for one in reports)
     if as_json:
-        print_json({"reports": reports, "ready": all(one["ready"] for one in reports)})
+        print_json({"reports": reports, "ready": ready})
     else:
         from eastwest.cli.mtls_table import print_report
 
         for one in reports:
             print_report(one)
-    if not all(one["ready"] for one in reports):
+    if not ready:
         raise typer.Exit(NOT_READY)
 
 
@@ -103,7 +115,10 @@ def strict(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn a service strict; refused while anybody would break or the record is not enough to say so."""
+    """Turn a service strict; refused while anybody would break or the record is not enough to say so.
+
+    Shows who would be refused and the line that changes, then asks. Exit code 1 where it is refused.
+    """
     wanted: dict[str, Any] = {
         "service": service,
         "port": port,
@@ -126,7 +141,10 @@ def permissive(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let a service take plaintext again until a day; decisions are only reported meanwhile."""
+    """Let a service take plaintext again until a day; decisions are only reported meanwhile.
+
+    Shows the line that changes, then asks.
+    """
     try:
         date.fromisoformat(until)
     except ValueError:
@@ -162,6 +180,9 @@ def _switch(data: Path, wanted: dict[str, Any], window: str, write: Path | None,
             return await mtls.switch(start, **wanted, **more)
 
     outcome = run(lambda: work(dry_run=True))
+    if outcome["before"] == outcome["after"]:
+        _nothing_to_do(outcome, as_json=as_json)
+        return
     if not as_json:
         print_switch(outcome, override=wanted.get("override", ""))
     if outcome["refused"] and not wanted.get("override"):
@@ -172,9 +193,10 @@ def _switch(data: Path, wanted: dict[str, Any], window: str, write: Path | None,
         _check_writable(write, outcome)
     if not yes:
         if not sys.stdin.isatty() or as_json:
-            print("error: nobody is there to be asked (give --yes)", file=sys.stderr)
-            raise typer.Exit(REFUSED_USAGE)
-        typer.confirm("Go on?", abort=True)
+            raise typer.BadParameter(NOBODY_TO_ASK, param_hint="--yes")
+        if not typer.confirm("Go on?", err=True):
+            print("nothing was done")
+            raise typer.Exit(NOT_READY)
     outcome = run(lambda: work(expected_version=outcome["in_force"]))
     if outcome["refused"] and not outcome["version"]:  # somebody called between the two looks
         if as_json:
@@ -195,6 +217,15 @@ def _switch(data: Path, wanted: dict[str, Any], window: str, write: Path | None,
         print(
             f"your own files still say otherwise: change {outcome['file']}, line {outcome['line']}, or give --write DIR"
         )
+
+
+def _nothing_to_do(outcome: dict[str, Any], *, as_json: bool) -> None:
+    """The service is in that mode, until that day, already: nothing to judge and nothing to ask."""
+    if as_json:
+        print_json(outcome | {"done": False, "written": ""})
+        return
+    until = f" until {outcome['until']}" if outcome["until"] else ""
+    print(f"{outcome['service']} is {outcome['mode']}{until} already: nothing to change")
 
 
 def _edited(write: Path, outcome: dict[str, Any]) -> tuple[Path, str]:

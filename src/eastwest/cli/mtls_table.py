@@ -33,16 +33,19 @@ def print_report(one: dict[str, Any]) -> None:
                 print(f"  is {printable(each['caller'])}")
             print(f"  → {printable(each['fix'])}")
     else:
-        print("nobody on record would be refused")
+        print("nobody on record would be refused" if one["mode"] != "strict" else "nobody on record is refused")
     print()
     for each in one["recovered"]:
         print(f"mended since: {printable(_name(each))}, {each['cause']}, last {_time(each['last'])}")
     print(f"window: {_time(one['start'])} to {_time(one['end'])}; sensors were there {one['uptime']:.2%} of it")
     if one["waived"]:
         print(f"never seen, and waived: {', '.join(one['waived'])}")
-    print(f"verdict: {'READY' if one['ready'] else 'NOT READY'}")
-    for reason in one["reasons"]:
-        print(f"  {reason['kind']}: {printable(reason['text'])}")
+    if one["mode"] == "strict":
+        print(f"verdict: strict already{'; these are refused' if breaks else ''}")
+    else:
+        print(f"verdict: {'READY' if one['ready'] else 'NOT READY'}")
+        for reason in one["reasons"]:
+            print(f"  {reason['kind']}: {printable(reason['text'])}")
     print()
 
 

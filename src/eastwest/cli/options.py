@@ -29,6 +29,9 @@ DataDir = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")]
+NOBODY_TO_ASK = "nobody is there to be asked: give --yes"
+"""The wrong usage of a command that would ask, where standard input is no terminal."""
 
 _AGO = re.compile(r"(\d{1,6})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -61,17 +64,18 @@ def utc(seconds: int) -> str | None:
 
 
 def moment_of(text: str, now: datetime, option: str = "") -> datetime:
-    """A time as people write it: RFC 3339, a date (its beginning, UTC), or how long ago (``90m``, ``24h``, ``7d``)."""
-    from eastwest.errors import InvalidInput
+    """A time as people write it: RFC 3339, a date (its beginning, UTC), or how long ago (``90m``, ``24h``, ``7d``).
 
+    Anything else is wrong usage of ``option``.
+    """
     try:
         if ago := _AGO.fullmatch(text):
             return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        raise InvalidInput(
-            f"{option}{' ' if option else ''}{text[:64]!r} is no time",
-            fix="such as 2026-11-22, 2026-11-22T10:00:00Z, or 24h for that long ago",
+        raise typer.BadParameter(
+            f"{text[:64]!r} is no time such as 2026-11-22, 2026-11-22T10:00:00Z, or 24h for that long ago",
+            param_hint=option or None,
         ) from None
     return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from eastwest.policy.exports.model import Exported
     from eastwest.policy.table import CompiledPolicy
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="The compiled policy, for review and for others.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Policies: try, judge, test and suggest them; what is in force where, and back.",
+)
 
 
 @app.callback()

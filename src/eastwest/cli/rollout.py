@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eastwest.cli.options import AsJson, DataDir, examples, print_json, run
+from eastwest.cli.options import NOBODY_TO_ASK, AsJson, DataDir, Yes, examples, print_json, run, utc
 
 ROLLOUT_EXAMPLES = {
     "status": examples("eastwest policy status --data data", "eastwest policy status --data data --json"),
@@ -23,7 +23,6 @@ ROLLOUT_EXAMPLES = {
         "eastwest policy rollback 6e2f0c1d --data data --yes",
     ),
 }
-Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
 
 
 def status(data: DataDir, *, as_json: AsJson = False) -> None:
@@ -37,7 +36,7 @@ def status(data: DataDir, *, as_json: AsJson = False) -> None:
 
     told = run(work)
     if as_json:
-        print_json(told)
+        print_json(told | {"rollout": timed(told["rollout"])})
     else:
         print_status(told)
     if not told["in_step"]:
@@ -60,7 +59,7 @@ def versions(
 
     told = run(work)
     if as_json:
-        print_json({"versions": told})
+        print_json({"versions": [one | {"rollout": timed(one["rollout"])} for one in told]})
     else:
         print_versions(told)
 
@@ -83,9 +82,12 @@ def resume(data: DataDir, *, as_json: AsJson = False) -> None:
 def rollback(
     data: DataDir,
     version: Annotated[
-        str, typer.Argument(metavar="[VERSION]", help="Of policy versions, or its beginning; none: the one before.")
+        str,
+        typer.Argument(
+            metavar="VERSION", help="As eastwest policy versions shows it, or its beginning; the one before without."
+        ),
     ] = "",
-    change: Annotated[str, typer.Option(metavar="ID", help="The approved change that this carries out.")] = "",
+    change: Annotated[str, typer.Option(metavar="ID", help="The approved change that this is.")] = "",
     *,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -106,7 +108,7 @@ def rollback(
     if not yes:
         if as_json:
             print_json(preview | {"done": False})
-        _ask("go back to this version?")
+        _ask("Go back to this version?")
     done = run(lambda: work(preview["from"]))
     if as_json:
         print_json(preview | done | {"done": True})
@@ -114,10 +116,17 @@ def rollback(
         print(f"in force: version {done['version']}")
 
 
+def timed(rollout: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A rollout as JSON has it: its moments as every command's, not as the server counts them."""
+    if rollout is None:
+        return None
+    return rollout | {name: utc(int(rollout[name] or 0)) for name in ("started", "since", "due")}
+
+
 def _ask(question: str) -> None:
     if not sys.stdin.isatty():
-        raise typer.BadParameter("nothing was done: say --yes where nobody can be asked", param_hint="--yes")
-    if not typer.confirm(question):
+        raise typer.BadParameter(NOBODY_TO_ASK, param_hint="--yes")
+    if not typer.confirm(question, err=True):
         print("nothing was done")
         raise typer.Exit(1)
 
@@ -132,6 +141,6 @@ def _step(data: DataDir, verb: str, *, as_json: bool) -> None:
 
     told = run(work)
     if as_json:
-        print_json(told)
+        print_json(timed(told))
     else:
         print_rollout(told)

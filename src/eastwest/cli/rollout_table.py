@@ -69,7 +69,7 @@ def print_versions(versions: Sequence[Said]) -> None:
             one["at"][:19] + "Z",
             one["by"],
             one["cause"] if one["cause"] != "apply" else "",
-            ", ".join(one["approvers"]) + (" (approvals were missing)" if one["approvals_missing"] else ""),
+            ", ".join(one["approvers"]) or ("(approvals were missing)" if one["approvals_missing"] else ""),
             one["change"] or one["break_glass"],
             one["evidence"][:SHORT],
             one["state"],
@@ -100,6 +100,8 @@ def _point(point: Said) -> tuple[str, ...]:
         state = "refused"
     elif point["cannot"]:
         state = f"cannot: {', '.join(point['cannot'])}"
+    elif point["sidecar"] == "-":
+        state = "no sidecar" if point["acknowledged"] == point["intended"] else "no sidecar, behind"
     elif not point["connected"]:
         state = "away"
     else:

@@ -43,7 +43,10 @@ def suggest(
     *,
     json: AsJson = False,
 ) -> None:
-    """Policies that allow what was called and allowed in the window, and nothing else, as a diff to review."""
+    """Write policies that allow what was called and allowed in the window, and nothing else, as a diff to review.
+
+    Exit code 1 where they would newly refuse or newly allow a recorded call.
+    """
     from eastwest.errors import InvalidInput
 
     if (directory is None) == (ledger is not None):
@@ -72,12 +75,14 @@ def suggest(
 def _files(directory: Path | None, data: Path | None) -> dict[str, bytes]:
     from eastwest.cli.admin import AdminClient
     from eastwest.cli.estate import read_directory
-    from eastwest.errors import InvalidInput, NotFound
+    from eastwest.errors import NotFound
 
     if directory is not None:
         return dict(read_directory(directory))
     if data is None:
-        raise InvalidInput("it is not said which ledger", fix="give --data DIR of a server, or DIR and --ledger DIR")
+        raise typer.BadParameter(
+            "say which ledger: --data DIR of a server, or DIR and --ledger DIR", param_hint="--data"
+        )
 
     async def applied() -> dict[str, bytes] | None:
         async with AdminClient.connect(data) as admin:
@@ -127,7 +132,8 @@ def _show(report: Mapping[str, Any]) -> None:
         print(f"not suggested: {why}")
     replaced, totals = counted(len(report["replaced"]), "permit"), report["totals"]
     print(
-        f"{counted(len(made), 'permit')} for {replaced}; replayed on {counted(report['calls'], 'recorded call')}: "
+        f"{counted(len(made), 'permit')} in place of {replaced}; "
+        f"replayed on {counted(report['calls'], 'recorded call')}: "
         f"{totals['newly_denied']} newly denied, {totals['newly_allowed']} newly allowed, "
         f"{totals['unsure']} cannot be told; report {report['hash'][:16]}"
     )

@@ -1,4 +1,7 @@
-"""Tables that lose nothing: on a terminal long names are folded, elsewhere they are plain aligned lines."""
+"""Tables that lose nothing: on a terminal long names are folded, elsewhere they are plain aligned lines.
+
+Where a terminal is too narrow even for that, each row is a block of named values.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ WORD = 28
 """Characters of a cell that is never folded: a time has 27, the longest code 24."""
 GAP = 3
 """Columns between two cells, at most."""
+INDENT = "  "
 EMPTY = "-"
 """What stands in an empty cell, so that columns can be counted."""
 
@@ -17,17 +21,42 @@ EMPTY = "-"
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print ``rows`` under ``columns``; no cell is ever cut short, and no word folded."""
     shown = [[printable(cell) or EMPTY for cell in row] for row in rows]
-    if sys.stdout.isatty() and _fits(columns, shown):
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    if room and _needs(columns, shown, WORD) <= room:
         _on_terminal(columns, shown)
-        return
-    for line in plain_lines([columns, *shown]):
-        print(line)
+    elif room and _needs(columns, shown) > room:
+        for line in blocks(columns, shown, room):
+            print(line)
+    else:
+        for line in plain_lines([columns, *shown]):
+            print(line)
 
 
-def _fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether a terminal has room for all columns with long cells folded; else its own wrapping reads better."""
+def _needs(columns: Sequence[str], rows: Sequence[Sequence[str]], longest: int = sys.maxsize) -> int:
+    """Columns of a terminal that a table takes whose cells are folded after ``longest`` characters."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    return sum(min(width, WORD) + GAP for width in widths) <= shutil.get_terminal_size().columns
+    return sum(min(width, longest) + GAP for width in widths)
+
+
+def blocks(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[str]:
+    """Each row as lines of named values: the first cell heads it, the others fill lines of ``room`` columns.
+
+    A value that is longer than a line has one of its own, whole, and empty cells are left out: each has a name here.
+    """
+    lines: list[str] = []
+    for row in rows:
+        lines.append(f"{columns[0]}: {row[0]}")
+        line = ""
+        for name, cell in zip(columns[1:], row[1:], strict=True):
+            if cell == EMPTY:
+                continue
+            told = f"{INDENT}{name}: {cell}"
+            if line and len(line) + len(told) > room:
+                lines.append(line)
+                line = ""
+            line += told
+        lines += [line] if line else []
+    return lines
 
 
 def plain_lines(rows: Sequence[Sequence[str]]) -> list[str]:

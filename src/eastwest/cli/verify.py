@@ -91,7 +91,7 @@ def _progress(done: int, of: int) -> None:
 
 def _show(report: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print_json(report)
+        print_json(report | {"at": report["at"].replace("+00:00", "Z")})
         return
     from eastwest.cli.table import print_table, printable
 

@@ -97,9 +97,10 @@ class Target:
 
 
 class Targets:
-    """Every operation of the policy in force, by name."""
+    """Every operation of the policy in force, by name; ``beside``: what some enforcement points have instead."""
 
-    def __init__(self, sidecars: Iterable[Sidecar]) -> None:
+    def __init__(self, sidecars: Iterable[Sidecar], beside: Targets | None = None) -> None:
+        self.beside = beside
         self._targets: dict[str, Target] = {}
         self._workloads: dict[str, str] = {}
         self._callers: frozenset[str] = frozenset()

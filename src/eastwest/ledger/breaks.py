@@ -8,7 +8,7 @@ with a confidence: proven (its certificate verified), process (the kernel's word
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from typing import Protocol
@@ -31,7 +31,7 @@ PLAINTEXT = "plaintext"
 SEVERITY = {one.value: rank for rank, one in enumerate(Sensitivity)}
 """Sensitivities from the least (0) to the most."""
 _DOOR = frozenset({DecisionCode.MTLS_REQUIRED, DecisionCode.CERTIFICATE_REFUSED, DecisionCode.SERVER_REFUSED})
-_Key = tuple[str, str, str]
+_Key = tuple[str, str, str, str]  # as whose word, who, why, and where that tells callers apart
 _ON_PURPOSE = frozenset({"CALLER_CONTAINED", "IDENTITY_CONTAINED", "TOKEN_CONTAINED"})
 
 
@@ -155,7 +155,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """What is on record about the service within [``start``, ``end``).
 
     ``lost``: decisions confessed lost, None where some were and nobody knows how many; ``complete``: whether ``seen``
-    is all that there is.
+    is all that there is; ``habits``: those of more than the window, where it is not all that is on record.
     """
 
     start: datetime
@@ -165,6 +165,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     lost: int = 0
     lost_unknown: bool = False
     complete: bool = True
+    habits: Mapping[str, Collection[date]] = {}
 
 
 def report(subject: Subject, evidence: Evidence, rules: Rules) -> Report:
@@ -181,7 +182,7 @@ def report(subject: Subject, evidence: Evidence, rules: Rules) -> Report:
     for key, rows in _folded(groups).items():
         judged = [one for one in rows if one.code in _DOOR or rules.passes(one) is not True]
         made = _break(subject, evidence, key, judged or rows, rules)
-        over = not judged or _is_over(made, rows, proven)
+        over = not judged or _is_over(made, rows, proven, subject)
         (recovered if over else found).append(made)
     order = sorted(found, key=lambda one: (-SEVERITY.get(one.risk, -1), -one.calls, one.caller, one.cause))
     unseen = [c for c in subject.callers.values() if c.expected and c.spiffe_id not in proven]
@@ -217,19 +218,30 @@ def period_of(declared: timedelta | None, days: Iterable[date], end: datetime) -
     seen = sorted(set(days))
     if not seen:
         return DEFAULT_PERIOD
-    pauses = [(later - earlier).days for earlier, later in pairwise(seen)]
-    longest = max(pauses) if pauses else (end.astimezone(UTC).date() - seen[0]).days
-    return max(DEFAULT_PERIOD, timedelta(days=longest))
+    longest = _longest_pause(seen) if len(seen) > 1 else end.astimezone(UTC).date() - seen[0]
+    return max(DEFAULT_PERIOD, longest)
+
+
+def habits(rows: Iterable[Seen]) -> dict[str, set[date]]:
+    """On which days each caller called: by SPIFFE ID where it proved one, else by what is known of it."""
+    found: dict[str, set[date]] = defaultdict(set)
+    for one in rows:
+        if not one.claimed:
+            found[_key(one)[1]].update(one.days)
+    return found
 
 
 def _key(one: Seen) -> _Key:
-    """Who, in one word with the kind of word that it is, and why."""
+    """Who, in one word with the kind of word that it is, and why.
+
+    One program at two addresses may be two callers; a registration is one, wherever it calls from.
+    """
     cause = cause_of(one)
     if one.caller:
-        return ("claimed" if one.claimed else "proven", one.caller, cause)
+        return ("claimed" if one.claimed else "proven", one.caller, cause, "")
     if one.peer:
-        return ("process", one.peer, cause)
-    return ("address", one.source, cause)
+        return ("process", one.peer, cause, "" if _likely(one.peer) else one.source)
+    return ("address", one.source, cause, "")
 
 
 def _folded(groups: Mapping[_Key, list[Seen]]) -> dict[_Key, list[Seen]]:
@@ -273,7 +285,7 @@ def cause_of(one: Seen) -> str:
 
 
 def _break(subject: Subject, evidence: Evidence, key: _Key, rows: Sequence[Seen], rules: Rules) -> Break:
-    confidence, name, cause = key
+    confidence, name, cause, _ = key
     likely = _likely(name) if confidence == "process" else ""
     who = subject.callers.get(likely or name)
     calls = sum(one.count for one in rows)
@@ -304,14 +316,24 @@ def _likely(peer: str) -> str:
     return next((part.removeprefix("id:") for part in peer.split(" ") if part.startswith("id:")), "")
 
 
-def _is_over(made: Break, rows: Sequence[Seen], proven: Mapping[str, Sequence[Seen]]) -> bool:
+def _is_over(made: Break, rows: Sequence[Seen], proven: Mapping[str, Sequence[Seen]], subject: Subject) -> bool:
     """Whether the caller has mended itself: it has called well since, and its failures would have come again by now."""
-    since = [one.last for one in proven.get(made.likely or made.caller, ()) if one.verdict is Verdict.ALLOW]
+    name = made.likely or made.caller
+    since = [one.last for one in proven.get(name, ()) if one.verdict is Verdict.ALLOW]
     if made.confidence == "proven" or not since:
         return False
     last = max(since)
     pause = (made.last - made.first) / max(sum(one.count for one in rows) - 1, 1)
-    return last > made.last and last - made.last > max(RECENT, 3 * pause)
+    silence = max(RECENT, 3 * pause)
+    if made.passes_today:  # a job of the same name may go on as before, and nobody notices until it is refused
+        known = subject.callers.get(name)
+        declared = known.period if known is not None and known.period is not None else DEFAULT_PERIOD
+        silence = max(silence, 2 * max(declared, _longest_pause(day for one in rows for day in one.days)))
+    return last > made.last and last - made.last > silence
+
+
+def _longest_pause(days: Iterable[date]) -> timedelta:
+    return max((later - earlier for earlier, later in pairwise(sorted(set(days)))), default=timedelta())
 
 
 def _reasons(
@@ -354,10 +376,12 @@ def _window(subject: Subject, evidence: Evidence, proven: Mapping[str, Sequence[
         c.spiffe_id: c for c in subject.callers.values() if c.spiffe_id in proven or (c.expected and not c.waived)
     }
     needs = []
-    for spiffe_id in {*callers, *proven}:
-        declared = callers[spiffe_id].period if spiffe_id in callers else None
-        days = (day for one in proven.get(spiffe_id, ()) for day in one.days)
-        needs.append((period_of(declared, days, evidence.end), spiffe_id))
+    known = evidence.habits or habits(evidence.seen)
+    for spiffe_id in {*callers, *proven, *(name for name in known if name in subject.callers)}:
+        declared = subject.callers[spiffe_id].period if spiffe_id in subject.callers else None
+        needs.append((period_of(declared, known.get(spiffe_id, ()), evidence.end), spiffe_id))
+    # Of those without a name a single day tells no period; a pause between two does.
+    needs += [(_longest_pause(days), name) for name, days in known.items() if name not in subject.callers]
     longest, who = max(needs, default=(DEFAULT_PERIOD, ""))
     if window >= 2 * longest:
         return

@@ -28,6 +28,12 @@ def fix_of(found: Break, trust_domain: str) -> str:
         return advice(_CLASSES[found.cause], "CERTIFICATE_REFUSED", found.cause).fix
     if found.cause == "unknown_caller":
         return f"workloads/*.yaml: - spiffe_id: {found.caller}"
+    if found.cause == "tenant_missing":
+        return f"it names no tenant: let it do so as {found.service} says (services/*.yaml, tenant)"
+    if found.cause in {"step_up_required", "approval_required"} or found.cause.startswith("token_"):
+        return f"what it asks of {found.service} needs a transaction token: let it bring one (services/*.yaml, demands)"
+    if found.cause == "forbidden_by_policy":
+        return f"a forbid of policies/*.cedar says no at {found.service}: eastwest explain names it; or leave it so"
     if found.cause == "unlisted_operation":
         return f"services/*.yaml: add what it asks for to the operations of {found.service}"
     if found.caller.startswith("spiffe://"):

@@ -47,6 +47,8 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def gaps(spans: Iterable[Span], start: datetime, end: datetime, tolerance: timedelta = TOLERANCE) -> list[Gap]:
     """Absences longer than ``tolerance`` of any point, and times without any, clipped to the window, by their start.
 
+    Shorter ones count where they are not over at the end of the window.
+
     ``spans``: those of one service's points, and of their agents.
     """
     points: dict[tuple[str, str], list[Span]] = defaultdict(list)
@@ -68,7 +70,9 @@ def gaps(spans: Iterable[Span], start: datetime, end: datetime, tolerance: timed
         for gap in found
         if gap.start < end and gap.end > start
     )
-    return sorted((gap for gap in clipped if gap.length > tolerance), key=lambda gap: (gap.start, gap.agent, gap.node))
+    # One that goes on at the end may become any length.
+    told = (gap for gap in clipped if gap.length > tolerance or (gap.end == end and gap.length))
+    return sorted(told, key=lambda gap: (gap.start, gap.agent, gap.node))
 
 
 def recording_since(spans: Iterable[Span]) -> datetime | None:

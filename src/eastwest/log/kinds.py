@@ -115,7 +115,7 @@ _CONTAINMENT = {
     "selector": _text("By which they were found, as it was given."),
     "reason": _text("The reason given at this step."),
     "generation": _number("Which list of contained identities enforcement points have from then on."),
-    "evidence": _hex("The SHA-256 of the snapshot that was taken before it began."),
+    "evidence": _hex("The SHA-256 of the file of evidence: the snapshot of before it began, or of the past."),
 }
 _COUNTED = {
     "count": _number("How many times, from first to last."),
@@ -413,6 +413,12 @@ _ALL = (
     Kind(
         "containment.started",
         "Identities were cut off: nothing is issued to them, and every enforcement point refuses them.",
+        "The first of the identities.",
+        _CONTAINMENT,
+    ),
+    Kind(
+        "containment.evidence",
+        "What they did before they were cut off was looked up and kept; nothing changed by it.",
         "The first of the identities.",
         _CONTAINMENT,
     ),

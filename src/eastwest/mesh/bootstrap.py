@@ -12,6 +12,8 @@ _PROTOCOLS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 # An agent that restarted is found again within two seconds; Envoy's own bound is thirty.
 STATS_SECONDS = 5
 """How often a sidecar tells its agent its counters."""
+RUNTIME = {"re2.max_program_size.error_level": 1_000_000}
+"""Alternations of tenants make larger expressions than Envoy's default bound of 100 steps."""
 _RETRY = {"retry_back_off": {"base_interval": "0.1s", "max_interval": "2s"}}
 
 
@@ -76,8 +78,7 @@ def bootstrap(
         },
         "layered_runtime": {
             "layers": [
-                # Alternations of tenants make larger expressions than Envoy's default bound of 100 steps.
-                {"name": "eastwest", "static_layer": {"re2.max_program_size.error_level": 1_000_000}},
+                {"name": "eastwest", "static_layer": RUNTIME},
             ]
         },
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import msgspec
 from envoy.config.rbac.v3 import rbac_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac
 
@@ -17,7 +16,7 @@ from eastwest.mesh import matching, names, rbac
 from eastwest.mesh.action import inbound_version, outcome
 from eastwest.mesh.matching import URI_SAN, Matcher, OnMatch, Predicate, any_of, first_of, header, nested, one_of
 from eastwest.mesh.tokens import claim_header
-from eastwest.policy.enforcement import DecisionCode, Inbound, Rule, Sidecar, Verdict, uses_tokens
+from eastwest.policy.enforcement import DecisionCode, Inbound, Rule, Verdict, uses_tokens
 from eastwest.registry.containment import Contained
 
 _TOLD_BY = ("caller", "origin", "approver")
@@ -55,16 +54,6 @@ def contained_filters(inbound: Inbound, filters: Mapping[str, Any], contained: C
     # Where the enforced place holds what rules in report mode say, it goes on being read as that.
     made[name] = _enforced(before, enforced, whole, getattr(before, "rules_stat_prefix", "") or rbac.OPERATIONS)
     return made
-
-
-def without_contained(sidecar: Sidecar, contained: Contained) -> Sidecar:
-    """What the workload may still reach: nobody who is contained, and nobody at all when it is so itself."""
-    if not contained:
-        return sidecar
-    if sidecar.spiffe_id in contained:
-        return msgspec.structs.replace(sidecar, outbound=())
-    kept = tuple(one for one in sidecar.outbound if one.spiffe_id not in contained)
-    return sidecar if len(kept) == len(sidecar.outbound) else msgspec.structs.replace(sidecar, outbound=kept)
 
 
 def _enforced(before: Any, enforced: Matcher, whole: Matcher, prefix: str) -> Any:

@@ -1,7 +1,8 @@
 """The application's way out: services by name over one unix socket, mTLS by the sidecar.
 
 A request's host chooses the service (``billing`` or ``billing.saas.example``, any port); an unknown one is
-answered 404 with ``UNKNOWN_SERVICE``. TCP services have a socket each.
+answered 404 with ``UNKNOWN_SERVICE``. TCP services have a socket each. While the caller or a service is contained,
+calls are refused here already (``CALLER_CONTAINED``, ``IDENTITY_CONTAINED``).
 """
 
 from __future__ import annotations
@@ -18,14 +19,20 @@ from eastwest.mesh.matching import pack
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.snapshot import Resource
 from eastwest.policy.enforcement import Outbound
+from eastwest.registry.containment import NOBODY, Contained
 from eastwest.spiffe.id import SpiffeId
 
 _SOCKET_MODE = 0o600
 
 
-def egress_resources(outbound: Sequence[Outbound], spiffe_id: str, settings: Settings) -> list[Resource]:
-    """Listeners, the one route table, and a cluster per service."""
+def egress_resources(
+    outbound: Sequence[Outbound], spiffe_id: str, settings: Settings, contained: Contained = NOBODY
+) -> list[Resource]:
+    """Listeners, the one route table, and a cluster per service that may be reached: none who is ``contained``."""
     found: list[Resource] = []
+    closed = spiffe_id in contained
+    refused = [service for service in outbound if service.spiffe_id in contained and not closed]
+    outbound = [service for service in outbound if service.spiffe_id not in contained and not closed]
     for service in outbound:
         bundle = SpiffeId.parse(service.spiffe_id).trust_domain.uri
         cluster = clusters.remote(service, spiffe_id, settings)
@@ -34,7 +41,7 @@ def egress_resources(outbound: Sequence[Outbound], spiffe_id: str, settings: Set
         if service.protocol == "tcp" and settings.tcp_egress_directory:
             found.append(_tcp_listener(service.service, settings))
     web = [service for service in outbound if service.protocol == "http"]
-    routes = _routes(web)
+    routes = _routes(web, [service for service in refused if service.protocol == "http"], closed=closed)
     needs = [(names.CLUSTER, names.remote_cluster(service.service)) for service in web]
     found.append(Resource.of(names.EGRESS, names.ROUTES, routes, needs))
     found.append(Resource.of(names.EGRESS, names.LISTENER, _listener(settings), [(names.ROUTES, names.EGRESS)]))
@@ -79,26 +86,34 @@ def _tcp_listener(service: str, settings: Settings) -> Resource:
     return Resource.of(name, names.LISTENER, listener, [(names.CLUSTER, names.remote_cluster(service))])
 
 
-def _routes(outbound: Sequence[Outbound]) -> Any:
+def _routes(outbound: Sequence[Outbound], refused: Sequence[Outbound], *, closed: bool) -> Any:
     hosts = [_host(service) for service in outbound]
-    unknown = route_components_pb2.VirtualHost(
-        name="unknown",
-        domains=["*"],
-        routes=[{"match": {"prefix": "/"}, "direct_response": {"status": 404}}],
-    )
+    hosts += [_answering(one.service, _domains(one), 403, replies.SERVICE_ROUTE) for one in refused]
+    last = ("closed", ["*"], 403, replies.CALLER_ROUTE) if closed else ("unknown", ["*"], 404, "")
+    hosts.append(_answering(*last))
     return route_pb2.RouteConfiguration(
         name=names.EGRESS,
-        virtual_hosts=[*hosts, unknown],
+        virtual_hosts=hosts,
         ignore_port_in_host_matching=True,
         validate_clusters={"value": False},
     )
 
 
-def _host(outbound: Outbound) -> Any:
+def _answering(name: str, domains: Sequence[str], status: int, route: str) -> Any:
+    """Calls that go nowhere. ``route`` is the name by which a reply is told from others."""
+    answer = {"match": {"prefix": "/"}, "direct_response": {"status": status}, **({"name": route} if route else {})}
+    return route_components_pb2.VirtualHost(name=name, domains=domains, routes=[answer])
+
+
+def _domains(outbound: Outbound) -> list[str]:
     trust_domain = SpiffeId.parse(outbound.spiffe_id).trust_domain.name
+    return [outbound.service, f"{outbound.service}.{trust_domain}"]
+
+
+def _host(outbound: Outbound) -> Any:
     return route_components_pb2.VirtualHost(
         name=outbound.service,
-        domains=[outbound.service, f"{outbound.service}.{trust_domain}"],
+        domains=_domains(outbound),
         routes=[
             {
                 "match": {"prefix": "/"},

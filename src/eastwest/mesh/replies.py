@@ -21,6 +21,8 @@ CODE_HEADER = "x-eastwest-code"
 UNKNOWN_SERVICE = "UNKNOWN_SERVICE"
 REQUEST_REFUSED = "REQUEST_REFUSED"
 UPSTREAM_UNAVAILABLE = "UPSTREAM_UNAVAILABLE"
+CALLER_ROUTE, SERVICE_ROUTE = "contained-caller", "contained-service"
+"""Routes of a way out that refuse: because of whose way out it is, and because of who serves there."""
 
 _MESSAGES = {
     DecisionCode.MTLS_REQUIRED: "this service takes calls only over mutual TLS",
@@ -69,6 +71,8 @@ def inbound_replies(first: Any = None) -> Any:
 def egress_replies() -> Any:
     """For the application's way out; it may see why a connection failed, as the failure is its own side's."""
     mappers = [
+        _mapper(_route(CALLER_ROUTE), DecisionCode.CALLER_CONTAINED, _MESSAGES[DecisionCode.CALLER_CONTAINED]),
+        _mapper(_route(SERVICE_ROUTE), DecisionCode.IDENTITY_CONTAINED, "the service's own identity is cut off"),
         _mapper(_status(404), UNKNOWN_SERVICE, "no service of this name can be reached from here"),
         _mapper(_status(501), REQUEST_REFUSED, _MALFORMED),
         _mapper(
@@ -114,9 +118,17 @@ def _refused_with(code: str) -> Any:
 
 
 def _details(condition: str) -> Any:
-    by_details = cel_pb2.ExpressionFilter(expression=f"response.code == 403 && response.code_details{condition}")
+    return _where(f"response.code == 403 && response.code_details{condition}")
+
+
+def _route(name: str) -> Any:
+    return _where(f"response.code == 403 && xds.route_name == '{name}'")
+
+
+def _where(expression: str) -> Any:
+    filter_ = cel_pb2.ExpressionFilter(expression=expression)
     return accesslog_pb2.AccessLogFilter(
-        extension_filter={"name": "envoy.access_loggers.extension_filters.cel", "typed_config": pack(by_details)}
+        extension_filter={"name": "envoy.access_loggers.extension_filters.cel", "typed_config": pack(filter_)}
     )
 
 

@@ -10,7 +10,7 @@ from envoy.config.core.v3 import extension_pb2
 
 from eastwest.mesh import names, rbac
 from eastwest.mesh.action import InForce, inbound_version
-from eastwest.mesh.contained import contained_filters, without_contained
+from eastwest.mesh.contained import contained_filters
 from eastwest.mesh.egress import egress_resources
 from eastwest.mesh.inbound import inbound_resources
 from eastwest.mesh.matching import pack
@@ -76,7 +76,7 @@ def config_resources(
     are refused by every service, and reached by none. ``canaries``: those of a verify run count now.
     """
     own = SpiffeId.parse(sidecar.spiffe_id).trust_domain
-    found = egress_resources(without_contained(sidecar, contained).outbound, sidecar.spiffe_id, settings)
+    found = egress_resources(sidecar.outbound, sidecar.spiffe_id, settings, contained)
     for inbound in sidecar.inbound:
         found += inbound_resources(inbound, sidecar.spiffe_id, settings)
         filters = rbac.filters(inbound, sidecar.known_callers, own.uri, token_keys, canaries=canaries)

@@ -53,6 +53,8 @@ class Snapshot:
     """The generation of containments that its config enforces."""
     requires: frozenset[str] = frozenset()
     """Extensions that an Envoy must know to take this as it is meant, by the names it tells of itself."""
+    instead: Snapshot | None = None
+    """For an Envoy that knows them not: the last config that required none, with the containments of now."""
 
     @classmethod
     def of(cls, version: str, resources: Iterable[Resource], marker: object = None, contained: int = 0) -> Snapshot:

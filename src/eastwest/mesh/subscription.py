@@ -75,6 +75,9 @@ class Resources(Protocol):
     @property
     def requires(self) -> frozenset[str]: ...
 
+    @property
+    def instead(self) -> Resources | None: ...
+
     def of_type(self, type_url: str) -> Named: ...
 
 
@@ -100,6 +103,10 @@ class _Held:
     @property
     def requires(self) -> frozenset[str]:
         return self.config.requires
+
+    @property
+    def instead(self) -> Resources | None:
+        return None
 
     def of_type(self, type_url: str) -> Named:
         return (self.newest if type_url == names.SECRET else self.config).of_type(type_url)
@@ -152,7 +159,8 @@ class DeltaSession:
     def on_snapshot(self, resources: Resources) -> list[Any]:
         """Take the newest snapshot; the responses that bring the sidecar to it, in make-before-break order.
 
-        An Envoy without an extension that the snapshot requires keeps its config, and gets new secrets only.
+        An Envoy without an extension that the snapshot requires keeps its config, and gets new secrets and
+        containments only.
         """
         self._current = self._fitting(resources, self._current)
         ordered = [self._types[url] for url in names.PUSH_ORDER if url in self._types]
@@ -188,6 +196,8 @@ class DeltaSession:
         message = f"this Envoy lacks {', '.join(missing)}, without which it cannot do report mode: it was given nothing"
         self._lacking = Refusal(names.EXTENSION, tuple(missing), message)
         config = last.config if isinstance(last, _Held) else last
+        if newest.instead is not None and (config is None or config.contained != newest.contained):
+            config = newest.instead
         return None if config is None else _Held(config, newest)
 
     def _open(self, request: Any) -> _Subscription:

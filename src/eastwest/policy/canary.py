@@ -35,6 +35,8 @@ MAX_CHECKS = 8
 FILLER = "eastwest-canary"
 """The value of path parameters that decide nothing, and a tenant that no policy names."""
 SNI_SUFFIX = ".canary.eastwest.invalid"
+OWN_FILE = "(of its own file)"
+"""Ends the name of what an Envoy has from the file that it was started with, where nothing such is meant to be."""
 REFUSED_HANDSHAKE = "HANDSHAKE_REFUSED"
 """What is expected where no TLS connection may come about."""
 MAX_LEASE = 600

@@ -144,7 +144,10 @@ def _gained(
 ) -> Iterator[Gain]:
     before, after = region.before, region.after
     claimed = before is not None and before.tenant is not None and before.tenant.claim
-    foreign = before is not None and before.name != after.name  # then a token for this operation was none for that one
+    # Then a token for this operation, or for this tenant, was none for that one.
+    foreign = before is not None and (
+        before.name != after.name or (before.tenant is None) is not (after.tenant is None)
+    )
     claims = after.tenant is not None and after.tenant.claim
     for tenant, others in tenants.pairs(then, now):
         rule = _rule(now, tenant)

@@ -14,6 +14,7 @@ from eastwest.policy import cedar
 from eastwest.policy.case_files import FOLDER as CASES
 from eastwest.policy.case_files import CasesFile
 from eastwest.policy.check import check_references
+from eastwest.policy.check_changes import check_changes
 from eastwest.policy.check_federation import check_federation
 from eastwest.policy.check_rollout import check_rollout
 from eastwest.policy.check_slos import check_slos
@@ -80,6 +81,13 @@ def load_estate(files: Mapping[str, bytes]) -> Estate:
     if settings is None:
         raise AssertionError("a missing estate.yaml is an error")
     return _assemble(settings, read, findings)
+
+
+def load_services(files: Mapping[str, bytes]) -> tuple[Service, ...]:
+    """The services alone, of files that were an estate once; what this version cannot read is left out."""
+    names = [name for name in sorted(files) if name.startswith("services/") and name.endswith(".yaml")]
+    found = [_files.read(name, files[name]) for name in names]
+    return tuple(thing.value for one in found for thing in one.things if isinstance(thing.value, Service))
 
 
 def is_estate_file(name: str) -> bool:
@@ -283,6 +291,7 @@ def _assemble(settings: Settings, read: _Read, findings: Findings) -> Estate:
     check_federation(settings, read.settings_places, read.workloads, read.services.named.keys(), read.bundles, findings)
     check_slos(settings, read.settings_places, read.workloads, read.services, findings)
     check_rollout(settings, read.settings_places, findings)
+    check_changes(settings, read.settings_places, read.services.items.values(), findings)
     profiles, workloads = _sorted(read.profiles), _sorted(read.workloads)
     services, waivers = _sorted(read.services), _sorted(read.waivers)
     policies = _unique(read.policies, findings)

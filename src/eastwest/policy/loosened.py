@@ -113,6 +113,8 @@ def loosened_service(was: Service, now: Service) -> Iterator[tuple[str, str]]:
         yield "mode", "strict → permissive: whoever reaches the port may do everything, without a certificate"
     elif was.listen.mtls == now.listen.mtls == MtlsMode.PERMISSIVE and _later(was.listen.until, now.listen.until):
         yield "mode", f"permissive until {now.listen.until or 'further notice'}, not {was.listen.until}"
+    elif now.listen.mtls == MtlsMode.PERMISSIVE and was.listen.address != now.listen.address:
+        yield "mode", f"permissive, and listens on {now.listen.address}, not on {was.listen.address}"
     if (was.recording, now.recording) == (Recording.REQUIRED, Recording.BEST_EFFORT):
         yield "recording", "recording is no longer required: calls go on that nobody can record"
     if (was.owner, was.domain) != (now.owner, now.domain):

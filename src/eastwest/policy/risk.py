@@ -7,14 +7,15 @@ being touched. What narrows is no widening; where a thing can be read both ways 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from eastwest.policy.enforcement import Inbound, MtlsMode
-from eastwest.policy.estate import Estate, Sensitivity, Service
+from eastwest.policy.enforcement import Inbound, MtlsMode, OperationRules
+from eastwest.policy.estate import Estate, Operation, Sensitivity, Service
 from eastwest.policy.gains import Gain, gains, holders
 from eastwest.policy.loosened import loosened_identities, loosened_service, loosened_settings
+from eastwest.policy.past import Past
 from eastwest.policy.regions import Region, regions
 from eastwest.policy.table import CompiledPolicy
 
@@ -52,12 +53,19 @@ class Requirement(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 
 def widenings(
-    before: CompiledPolicy | None, after: CompiledPolicy, estate_before: Estate | None, estate_after: Estate
+    before: CompiledPolicy | None,
+    after: CompiledPolicy,
+    estate_before: Estate | None,
+    estate_after: Estate,
+    past: Past | None = None,
 ) -> tuple[Widening, ...]:
-    """All that ``after`` allows and ``before`` did not, sorted. Of the first estate there is nothing to tell."""
+    """All that ``after`` allows and ``before`` did not, sorted. Of the first estate there is nothing to tell.
+
+    ``past``: how what was not in ``before``, or had no class there, was classed in versions before that.
+    """
     if before is None or estate_before is None:
         return ()
-    return tuple(sorted(_Comparison(before, after, estate_before, estate_after).all()))
+    return tuple(sorted(_Comparison(before, after, estate_before, estate_after, past or Past()).all()))
 
 
 def required(found: Iterable[Widening]) -> tuple[Requirement, ...]:
@@ -90,10 +98,11 @@ class _Side:
 
 class _Comparison:
     def __init__(
-        self, before: CompiledPolicy, after: CompiledPolicy, estate_before: Estate, estate_after: Estate
+        self, before: CompiledPolicy, after: CompiledPolicy, estate_before: Estate, estate_after: Estate, past: Past
     ) -> None:
         self._before = _Side(before, estate_before)
         self._after = _Side(after, estate_after)
+        self._past = past
 
     def all(self) -> Iterator[Widening]:
         for name in self._after.services:
@@ -105,21 +114,33 @@ class _Comparison:
     def _service(self, name: str) -> Iterator[Widening]:
         was, now = self._before.services.get(name), self._after.services[name]
         old, new = self._before.inbound.get(name), self._after.inbound[name]
-        same = was == now and old == new
-        yield from () if same else self._access(was, now, old, new)
-        if was is not None and not same:
-            yield from self._loosened(was, now, old, new)
-        elif was is None and now.listen.mtls is MtlsMode.PERMISSIVE:
-            yield from self._of_service(now, now, "mode", "permissive: whoever reaches the port may do everything")
+        if was == now and old == new:
+            return
+        operations = old.operations if old is not None else ()
+        walked = list(regions(operations, new.operations))
+        risk = self._risks(was, now, new, walked)
+        yield from self._access(was, now, operations, walked, risk)
+        yield from self._lowered(was, now, walked, risk)
+        if was is not None:
+            yield from self._loosened(was, now, old, new, risk)
+        elif now.listen.mtls is MtlsMode.PERMISSIVE:
+            why = "permissive: whoever reaches the port may do everything"
+            for domain, owner in self._owners(was, now):
+                yield self._of_service((domain, owner), (), now, "mode", why, risk)
 
-    def _access(self, was: Service | None, now: Service, old: Inbound | None, new: Inbound) -> Iterator[Widening]:
+    def _access(
+        self,
+        was: Service | None,
+        now: Service,
+        operations: Sequence[OperationRules],
+        walked: Sequence[Region],
+        risk: Mapping[str, str],
+    ) -> Iterator[Widening]:
         """What the table newly allows, by operation."""
         found: dict[tuple[str, str, str, str], set[Gain]] = defaultdict(set)
         owners = self._owners(was, now)
-        risk = self._risks(was, now, new)
-        operations = old.operations if old is not None else ()
         known = {one.name for one in operations}
-        for region in regions(operations, new.operations):
+        for region in walked:
             told = gains(region)
             if region.before is not None and region.after.name not in known:
                 told = (*told, *gains(Region(None, region.after)))  # what nobody had by this name is new
@@ -156,49 +177,83 @@ class _Comparison:
             if one.service != now.service and (one.workload, one.upstream) == (now.workload, now.upstream)
         ]
 
-    def _risks(self, was: Service | None, now: Service, new: Inbound) -> Mapping[str, str]:
-        """For each operation the strictest class that its requests had behind the same application."""
+    def _risks(self, was: Service | None, now: Service, new: Inbound, walked: Sequence[Region]) -> Mapping[str, str]:
+        """For each operation the strictest class that its requests had behind the same application, now or earlier.
+
+        Earlier versions are asked about what has no class now: so nothing is had for less by taking it away first.
+        """
         found: dict[str, str] = {}
         retargeted = was is None or (was.workload, was.upstream) != (now.workload, now.upstream)
         for other in self._same_application(now) if retargeted else ():
             for region in regions(self._before.inbound[other.service].operations, new.operations):
                 classes = [self._before.classes.get(region.before.name) if region.before else None]
                 found[region.after.name] = _strictest(found.get(region.after.name), *classes)
+        for region in walked:
+            name = region.after.name
+            by_name = None if self._before.classes.get(name) else self._past.of_name(name)
+            known = self._earlier(region) and not retargeted
+            by_requests = None if known else self._past.of_requests(now, region.after.match)
+            found[name] = _strictest(found.get(name), by_name, by_requests)
         return found
+
+    def _earlier(self, region: Region) -> Sensitivity | None:
+        """The class that the region's requests have before."""
+        return None if region.before is None else self._before.classes.get(region.before.name)
 
     def _said(self, region: Region, risk: Mapping[str, str]) -> str:
         name = region.after.name
         before = self._before.classes
-        earlier = None if region.before is None else before.get(region.before.name)
-        return _strictest(self._after.classes.get(name), before.get(name), earlier, risk.get(name))
+        return _strictest(self._after.classes.get(name), before.get(name), self._earlier(region), risk.get(name))
 
-    def _loosened(self, was: Service, now: Service, old: Inbound | None, new: Inbound) -> Iterator[Widening]:
+    def _lowered(
+        self, was: Service | None, now: Service, walked: Sequence[Region], risk: Mapping[str, str]
+    ) -> Iterator[Widening]:
+        """Operations, and requests that were another's, that count for less from now on."""
+        requests: dict[str, str] = {}
+        for region in walked:
+            requests[region.after.name] = _strictest(requests.get(region.after.name), self._earlier(region))
+        for operation in now.operations:
+            name, after = operation.name, operation.sensitivity
+            told = (
+                (self._before.classes.get(name) or "", ""),
+                (requests.get(name, ""), "its requests were "),
+                (risk.get(name, ""), "in an earlier version or in front of the same application "),
+            )
+            worst, what = max(told, key=lambda one: _STRICTNESS[Sensitivity(one[0])] if one[0] else -1)
+            if after is None or worst not in RISKY or _STRICTNESS[after] >= _STRICTNESS[Sensitivity(worst)]:
+                continue
+            for owned in self._owners(was, now):
+                yield self._of_operation(owned, name, "sensitivity", f"{what}{worst} → {after}", worst)
+
+    def _loosened(
+        self, was: Service, now: Service, old: Inbound | None, new: Inbound, risk: Mapping[str, str]
+    ) -> Iterator[Widening]:
+        owned = was.domain, was.owner
         for kind, why in loosened_service(was, now):
-            yield from self._of_service(was, now, kind, why)
+            yield self._of_service(owned, was.operations, now, kind, why, risk)
         if old is not None and old.post_quantum and not new.post_quantum:
-            yield from self._of_service(was, now, "post-quantum", "classical certificates are accepted again")
+            why = "classical certificates are accepted again"
+            yield self._of_service(owned, was.operations, now, "post-quantum", why, risk)
         if (was.workload, was.upstream) != (now.workload, now.upstream):
             for other in self._same_application(now):
                 why = f"{was.service} leads to the application of {other.service}"
-                yield from self._of_service(other, now, "answered-by", why)
-        yield from self._operations(was, now, old, new)
+                yield self._of_service((other.domain, other.owner), other.operations, now, "answered-by", why, risk)
+        yield from self._demands(owned, old, new)
 
-    def _operations(self, was: Service, now: Service, old: Inbound | None, new: Inbound) -> Iterator[Widening]:
+    def _demands(self, owned: tuple[str, str], old: Inbound | None, new: Inbound) -> Iterator[Widening]:
         rules = {one.name: one for one in old.operations} if old is not None else {}
-        for operation in now.operations:
-            before, after = self._before.classes.get(operation.name), operation.sensitivity
-            if before in RISKY and after is not None and _STRICTNESS[after] < _STRICTNESS[before]:
-                yield self._of_operation(was, operation.name, "sensitivity", f"{before} → {after}", before)
         for now_rules in new.operations:
             was_rules = rules.get(now_rules.name)
             if was_rules is not None and was_rules.single_use and not now_rules.single_use:
                 worst = _strictest(self._before.classes.get(now_rules.name), self._after.classes.get(now_rules.name))
-                yield self._of_operation(was, now_rules.name, "demand", "a token counts more than once", worst)
+                yield self._of_operation(owned, now_rules.name, "demand", "a token counts more than once", worst)
 
     def _identities(self) -> Iterator[Widening]:
         loosened = dict(loosened_identities(self._before.estate, self._after.estate))
+        yield from self._administrators(loosened)
         if not loosened:
             return
+        yield from self._servers(loosened)
         reach: dict[str, dict[tuple[str, str], list[str]]] = defaultdict(lambda: defaultdict(list))
         seen: dict[int, list[str]] = {}
         for name, inbound in self._after.inbound.items():
@@ -223,29 +278,57 @@ class _Comparison:
                     gains=(Gain(caller=caller),),
                 )
 
-    def _of_service(self, owned: Service, now: Service, kind: str, why: str) -> Iterator[Widening]:
-        names = {o.name for o in (*owned.operations, *now.operations)}
-        worst = _strictest(*(side.classes.get(name) for name in names for side in (self._before, self._after)))
+    def _administrators(self, loosened: Mapping[str, str]) -> Iterator[Widening]:
+        """Who gets the identity of an administrator gets its rights, and its word."""
+        settings = self._before.estate.settings
+        names = {row.who for row in settings.administrators}.union(*(group.members for group in settings.groups))
+        registered = {caller.spiffe_id for caller in self._before.estate.callers}
+        new = {**{caller.spiffe_id: "it is registered" for caller in self._after.estate.callers}, **loosened}
+        for name in sorted(names & new.keys()):
+            if name in loosened or name not in registered:
+                why = f"{new[name]}; it is an administrator"
+                yield Widening(kind="identity", subject=name, why=why, needs=True, gains=(Gain(caller=name),))
+
+    def _servers(self, loosened: Mapping[str, str]) -> Iterator[Widening]:
+        """Who gets the identity of a service's workload answers in its name."""
+        for name, was in self._before.services.items():
+            now = self._after.services.get(name)
+            if now is not None and now.workload in loosened:
+                why = f"{loosened[now.workload]}; it answers in the name of {name}"
+                yield self._of_service((was.domain, was.owner), was.operations, now, "answered-by", why, {})
+
+    def _of_service(
+        self,
+        owned: tuple[str, str],
+        operations: Sequence[Operation],
+        now: Service,
+        kind: str,
+        why: str,
+        risk: Mapping[str, str],
+    ) -> Widening:
+        names = {o.name for o in (*operations, *now.operations)}
+        classes = [side.classes.get(name) for name in names for side in (self._before, self._after)]
+        worst = _strictest(*classes, *risk.values())
         anybody = (Gain(caller=ANYBODY),) if kind == "mode" else ()
-        yield Widening(
+        return Widening(
             kind=kind,
             subject=now.service,
             why=why,
-            domain=owned.domain,
-            owner=owned.owner,
+            domain=owned[0],
+            owner=owned[1],
             sensitivity=worst,
             needs=worst in RISKY,
             gains=anybody,
         )
 
     @staticmethod
-    def _of_operation(was: Service, name: str, kind: str, why: str, sensitivity: str) -> Widening:
+    def _of_operation(owned: tuple[str, str], name: str, kind: str, why: str, sensitivity: str) -> Widening:
         return Widening(
             kind=kind,
             subject=name,
             why=why,
-            domain=was.domain,
-            owner=was.owner,
+            domain=owned[0],
+            owner=owned[1],
             sensitivity=sensitivity,
             needs=sensitivity in RISKY,
         )

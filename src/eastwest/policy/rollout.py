@@ -142,6 +142,17 @@ def ring_of(plan: Rollout, agent: str, spiffe_id: str, domain: str) -> int:
     return next((number for number, ring in enumerate(plan.rings) if _has(ring, share, domain)), len(plan.rings))
 
 
+def rings_of(plan: Rollout, domain: str) -> frozenset[int]:
+    """The rings in which points of a domain can be, whatever their agents."""
+    found: set[int] = set()
+    for number, ring in enumerate(plan.rings):
+        if ring.share is not None:
+            found.add(number)
+        elif domain in ring.domains:
+            return frozenset({*found, number})
+    return frozenset({*found, len(plan.rings)})
+
+
 def share_of(agent: str, spiffe_id: str) -> int:
     """0 to 99, of the names alone: a point does not change its share when others come or go."""
     digest = hashlib.sha256(f"{agent}\0{spiffe_id}".encode()).digest()

@@ -71,6 +71,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     decided_by: str = ""  # who refused or withdrew it
     decided_at: int = 0
     decision_reason: str = ""
+    base_since: float = 0.0  # when the version that it was compared with came into force
 
     def state_at(self, now: datetime, base: str) -> ChangeState:
         """Where it stands while ``base`` is the version that changes are compared with."""
@@ -167,6 +168,11 @@ def withdraw(change: Change, who: str, reason: str, now: datetime, base: str) ->
     if who not in {change.requested_by, *change.approvers}:
         raise NotAllowed(f"{who} may not withdraw change {change.id}", fix=f"{change.requested_by} may; or refuse it")
     return _ended(change, ChangeState.WITHDRAWN, who, reason, now)
+
+
+def void(change: Change, actor: str, reason: str, now: datetime) -> Change:
+    """Ended because somebody who stands behind it is not believed any more."""
+    return _ended(change, ChangeState.WITHDRAWN, actor, reason, now)
 
 
 def _ended(change: Change, state: ChangeState, who: str, reason: str, now: datetime) -> Change:

@@ -295,9 +295,11 @@ class Server:
             self.ledger,
             self.log,
             self.tokens.approvals if self.tokens is not None else None,
+            self.changes,
             self.metrics,
             self._clock,
         )
+        stack.push_async_callback(self.containments.stop)
         self.registry.subscribe(self._registry_changed)
         self.registry.subscribe(self.estate.registry_changed)
         self.estate.on_change = self.hub.wake
@@ -385,6 +387,11 @@ class Server:
 
         self.estate.on_activation = activated
         return meter
+
+    def _rollout_service(self, gate: Gate) -> Servable:
+        rollout = RolloutService(self.estate, self.estates, self.rollouts, self.hub, self.view, gate)
+        rollout.verified = self.verification.last
+        return rollout.service()
 
     def _measure_rollouts(self) -> None:
         """Have gauges follow the rollout, and what watches it told of each step."""
@@ -504,12 +511,14 @@ class Server:
             TrustDomainService(self.federation, self.poller, gate).service(),
             federation_service(self.federation, gate),
             ImpactService(self.impacts, self.estate, gate).service(),
-            Explanations(self.estate, self._files_of, self.ledger.search, gate).service(),
+            Explanations(
+                self.estate, self._files_of, self.ledger.search, gate, lambda: self.containments.contained
+            ).service(),
             ChangeService(self.changes, gate).service(),
             verification_service(self.verification, gate),
             self.receipts.service(gate),
             MtlsService(self.mtls, self.estate, self.journal, self._clock, gate).service(),
-            RolloutService(self.estate, self.estates, self.rollouts, self.hub, self.view, gate).service(),
+            self._rollout_service(gate),
             self.containment_api.service(gate),
             HealthService(self.problems).service(),
             *(self.tokens.services(gate) if self.tokens is not None else ()),

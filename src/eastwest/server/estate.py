@@ -200,6 +200,9 @@ class EstateKeeper:
         table = Table(estate, compiled, self._memory)
         at_once = wish.break_glass is not None or bool(wish.cause)
         earlier, begun, ended, evidence = await self._rings(table, files, administrator, wish, at_once=at_once)
+        if evidence:
+            # A replay takes its time, in which a word may have been taken back.
+            standing = await self.authorize(plan, estate, administrator, wish.change, wish.break_glass)
         if evidence and not standing.evidence:
             standing = msgspec.structs.replace(standing, evidence=evidence)
         warnings = [*self._warnings(estate), *await self.warn(self.intended, estate)]

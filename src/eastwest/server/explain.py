@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from typing import Any
 
 import msgspec
@@ -51,12 +51,20 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Explanations:
     """Answers administrators."""
 
-    def __init__(self, estate: EstateKeeper, files_of: FilesOf, search: Search, gate: Gate) -> None:
-        """``files_of``: an applied version's files; ``search`` asks the ledger."""
+    def __init__(
+        self,
+        estate: EstateKeeper,
+        files_of: FilesOf,
+        search: Search,
+        gate: Gate,
+        contained: Callable[[], Container[str]],
+    ) -> None:
+        """``files_of``: an applied version's files; ``search`` asks the ledger; ``contained``: SPIFFE IDs cut off."""
         self._estate = estate
         self._files_of = files_of
         self._search = search
         self._gate = gate
+        self._contained = contained
         self._turn = asyncio.Semaphore(1)
         self._waiting = 0
         self._read: OrderedDict[str, Explainer] = OrderedDict()
@@ -91,7 +99,9 @@ class Explanations:
         owned = {o.name: s.service for s in estate.services for o in s.operations}
         within(scope, owned.get(asked.operation, service))
         explainer = await self._in_force()
-        return Report(explanation=await asyncio.to_thread(explainer.explain, asked))
+        # Whatever the table says: containment comes before it, at every enforcement point.
+        told = DecisionCode.CALLER_CONTAINED if asked.caller in self._contained() else None
+        return Report(explanation=await asyncio.to_thread(explainer.explain, asked, told))
 
     async def _recorded(self, reference: str, scope: Scope | None) -> Report:
         query = DecisionQuery(reference=reference, kind="decision", newest_first=True, limit=100, scope=scope)

@@ -18,7 +18,7 @@ from eastwest.policy.enforcement import Outbound, Sidecar
 from eastwest.policy.estate import Estate, ForeignWorkload
 from eastwest.policy.naming import Naming
 from eastwest.policy.problems import Severity
-from eastwest.policy.rollout import Progress, ring_of
+from eastwest.policy.rollout import Progress, ring_of, rings_of
 from eastwest.policy.table import CompiledPolicy, compile_estate
 from eastwest.registry.entry import Entry
 from eastwest.server.registration.known_callers import is_candidate, known_callers
@@ -134,6 +134,20 @@ class Tables:
             if before is not None:
                 return Given(before, earlier.version)
         return Given(newest, self.newest.version) if newest is not None else None
+
+    def holding(self) -> tuple[Mapping[str, Sidecar], Mapping[str, Sidecar]]:
+        """Each workload's rules by SPIFFE ID, as its points have them; beside them the rules before, where the rollout
+        may have reached some of its points and not others.
+        """
+        holding, beside = dict(self.enforced), dict[str, Sidecar]()
+        if self.earlier is None or self.progress is None:
+            return holding, beside
+        for name, sidecar in self.earlier.whole.sidecars.items():
+            domain = next((found for table in self.all if (found := table.domain_of(SpiffeId.parse(name)))), "")
+            reached = {self.progress.has_reached(ring) for ring in rings_of(self.progress.plan, domain)}
+            if name in holding and False in reached:
+                (beside if True in reached else holding)[name] = sidecar
+        return holding, beside
 
     async def replace(
         self, newest: Table, earlier: Table | None, progress: Progress | None, entries: Iterable[Entry]

@@ -196,6 +196,13 @@ class SqliteLedger:
         """How many decisions were ever confessed lost."""
         return int(await self._database.read(lambda c: _meta(c, "lost")))
 
+    async def kept_since(self) -> datetime | None:
+        """Since when all rows are still there: older ones were pruned, or lost with their file. None: all ever are.
+
+        A segment that is there says nothing of rows of its time that came earlier, so only what is after it is told.
+        """
+        return await self._database.read(lambda c: _kept_since(c, self._clock.now()))
+
     async def waiting(self) -> int:
         """How many rows are not sealed yet."""
         return await self._database.read(_waiting)
@@ -496,6 +503,20 @@ def _forget_spools(connection: sqlite3.Connection, agent: str, now: int) -> None
         "(SELECT spool FROM spools WHERE agent = ?1 ORDER BY seen DESC LIMIT -1 OFFSET ?2)",
         (agent, MAX_SPOOLS - 1),
     )
+
+
+def _kept_since(connection: sqlite3.Connection, now: datetime) -> datetime | None:
+    given = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'decisions'").fetchone()
+    if given is None or not given[0]:
+        return None
+    sealed = connection.execute(
+        "SELECT first, last_time FROM segments WHERE state = 'sealed' ORDER BY first LIMIT 1"
+    ).fetchone()
+    waiting = connection.execute("SELECT id, time FROM decisions ORDER BY id LIMIT 1").fetchone()
+    first = min((one for one in (sealed, waiting) if one is not None), default=None)
+    if first is None:
+        return now
+    return None if first[0] <= 1 else datetime.fromisoformat(moment(first[1]))
 
 
 def _waiting(connection: sqlite3.Connection) -> int:

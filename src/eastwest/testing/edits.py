@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Any
 
-from eastwest.policy.estate import Estate
+from eastwest.policy.estate import Estate, Operation, Service
+from eastwest.policy.gains import ANY_OTHER, Gain
 from eastwest.policy.operations import matcher, wire_form
 from eastwest.policy.oracle import Headers
 from eastwest.policy.transaction import NoToken, Presented, Token
 from eastwest.testing.estates import APPROVERS, HEADER, RandomEstate, random_estate
 
 CERTIFICATE = "0" * 64
+OTHER_HEADER = "x-org"
+"""Another header that an edit may have tenants named in."""
 OTHER = "unheard-of"
 """A tenant, and a text of a path, that nothing names."""
 Files = dict[str, bytes]
@@ -63,6 +66,32 @@ def every_call(before: Estate, after: Estate, random: Random, most: int = 4000) 
             yield caller, service_name, method, path, header, token, CERTIFICATE
 
 
+def calls_of(before: Estate, after: Estate, gain: Gain, service: Service, operation: Operation) -> Iterator[Asked]:
+    """Every call by which a gain at an operation could show itself: all routes that it takes, wherever and whichever
+    tenant is named, and every token that brings what the gain says.
+    """
+    words = {text for one in (before, after) for s in one.services for o in s.operations for text in _literals(o)}
+    texts = sorted({*words, *_texts(before), *_texts(after), OTHER})
+    named = texts if gain.tenant in {"", ANY_OTHER} else [gain.tenant]
+    callers = sorted({caller.spiffe_id for estate in (before, after) for caller in estate.callers})
+    form = wire_form(matcher(operation))
+    segments = () if form is None else form[1].segments
+    paths = ["/" + "/".join(one) for one in itertools.product(*(texts if name else [text] for text, name in segments))]
+    headers: list[Headers] = [(), *(((name, text),) for name in (HEADER, OTHER_HEADER) for text in named)]
+    tokens: list[Presented] = [NoToken.MISSING]
+    if gain.brings:
+        approvers = [*APPROVERS, "unix:uid:77"] if gain.brings == "approval" else [""]
+        said = itertools.product(["", *named], approvers, [*callers, "spiffe://t.example/elsewhere"])
+        tokens = [_made(gain.caller, service.service, operation.name, *one) for one in said]
+    for path, header, token in itertools.product(paths if form else [""], headers, tokens):
+        yield gain.caller, service.service, form[0] if form else "", path, header, token, CERTIFICATE
+
+
+def _literals(operation: Operation) -> list[str]:
+    form = wire_form(matcher(operation))
+    return [] if form is None else [text for text, _ in form[1].segments if text]
+
+
 def _headers(texts: list[str]) -> list[Headers]:
     return [(), *(((HEADER, text),) for text in texts)]
 
@@ -91,6 +120,11 @@ def _paths(operation: Any, texts: list[str]) -> Iterator[tuple[str, str]]:
 
 def _token(random: Random, caller: str, service: str, operation: str, tenant: str, callers: list[str]) -> Token:
     approver = random.choice(["", *APPROVERS, "unix:uid:77"])
+    origin = random.choice([*callers, "spiffe://t.example/elsewhere"])
+    return _made(caller, service, operation, tenant, approver, origin)
+
+
+def _made(caller: str, service: str, operation: str, tenant: str, approver: str, origin: str) -> Token:
     return Token(
         id="j",
         transaction="t",
@@ -98,7 +132,7 @@ def _token(random: Random, caller: str, service: str, operation: str, tenant: st
         certificate=CERTIFICATE,
         action=operation,
         resource=service,
-        origin=random.choice([*callers, "spiffe://t.example/elsewhere"]),
+        origin=origin,
         expires=1,
         tenant=tenant,
         approver=approver,
@@ -186,7 +220,9 @@ def _tenant_source(random: Random, parts: Parts, _policies: list[str], _estate: 
     service = _service(random, parts)
     if service["listen"]["protocol"] == "http":
         service.pop("tenant", None)
-        chosen = random.choice([None, {"path": "tenant"}, {"header": HEADER}, {"header": "x-org"}, {"claim": True}])
+        chosen = random.choice(
+            [None, {"path": "tenant"}, {"header": HEADER}, {"header": OTHER_HEADER}, {"claim": True}]
+        )
         if chosen is not None:
             service["tenant"] = chosen
 

@@ -312,11 +312,11 @@ async def test_check_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, 0), (0o640, 0), (0o644, 1)])
 def test_a_token_that_everybody_can_read_is_warned_of(tmp_path: Path, mode: int, warned: int) -> None:
     token = tmp_path / "token"
-    token.write_text("t-1\n")
+    token.write_text("s3cret\n")
     token.chmod(mode)
     settings = check(AgentConfig(server="127.0.0.1:1", join_token_file=str(token)), tmp_path)
-    assert (settings.join_token, len(settings.warnings)) == ("t-1", warned)
-    assert all("t-1" not in warning and str(token) in warning for warning in settings.warnings)
+    assert (settings.join_token, len(settings.warnings)) == ("s3cret", warned)
+    assert all("s3cret" not in warning and str(token) in warning for warning in settings.warnings)
 
 
 def test_a_token_that_everybody_can_write_is_refused(tmp_path: Path) -> None:

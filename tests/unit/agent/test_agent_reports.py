@@ -26,7 +26,7 @@ from eastwest.clock import Clock, SystemClock
 from eastwest.entropy import SystemEntropy
 from eastwest.ledger.record import Decision, Lost, LostReason
 from eastwest.mesh.action import inbound_version
-from eastwest.mesh.names import CLUSTER, EXTENSION, SECRET, tokens_filter
+from eastwest.mesh.names import CLUSTER, EXTENSION, SECRET, operations_filter, tokens_filter
 from eastwest.mesh.settings import Settings
 from eastwest.mesh.subscription import Refusal, SessionStatus
 from eastwest.policy.enforcement import (
@@ -43,6 +43,7 @@ from eastwest.policy.enforcement import (
     TenantSource,
     Verdict,
 )
+from eastwest.registry.containment import Contained
 from eastwest.spiffe.selector import Selector
 from eastwest.testing.ca import TestCA
 from eastwest.testing.clock import FakeClock
@@ -337,6 +338,63 @@ async def test_a_config_that_cannot_be_built_is_told_and_the_last_one_stays() ->
         local.apply(sidecars=(msgspec.structs.replace(SHOP, version="v3"),))
         assert (await waiting).version == "v3"
         assert local.sidecars.statuses()[0].error == ""
+
+
+def contain(local: Node, generation: int, *names: str) -> None:
+    local.knowledge.set(replace(local.knowledge.state, contained=Contained(generation, names)))
+
+
+async def test_a_deny_does_not_wait_until_new_rules_can_be_built() -> None:
+    async with node() as local:
+        local.apply(entries=(entry("shop"),), sidecars=(SHOP,))
+        snapshots = local.sidecars.snapshots(CALLER)
+        first = await anext(snapshots)
+        nowhere = Outbound(service="far", spiffe_id="spiffe://saas.example/far", endpoints=("h",), protocol="http")
+        local.apply(sidecars=(msgspec.structs.replace(SHOP, version="v2", outbound=(nowhere,)),))
+        contain(local, 1, "spiffe://saas.example/notify")
+        denied = await anext(snapshots)
+        assert (denied.version, denied.contained) == ("v1", 1)
+        assert denied.changed_from(first) == {EXTENSION: (operations_filter("shop"),)}
+        assert b"CALLER_CONTAINED" in denied.of_type(EXTENSION)[operations_filter("shop")].body
+        contain(local, 2, SHOP.spiffe_id)
+        own = await anext(snapshots)
+        assert b"IDENTITY_CONTAINED" in own.of_type(EXTENSION)[operations_filter("shop")].body
+        assert SHOP.spiffe_id not in own.of_type(SECRET), "nor does its key"
+        contain(local, 3)
+        local.apply(sidecars=(msgspec.structs.replace(SHOP, version="v3"),))
+        assert (await anext(snapshots)).changed_from(first) == {}
+
+
+async def test_an_identity_that_has_run_out_does_not_keep_a_deny_away() -> None:
+    async with node() as local:
+        local.apply(entries=(entry("shop"),), sidecars=(SHOP,))
+        snapshots = local.sidecars.snapshots(CALLER)
+        await anext(snapshots)
+        local.identities._held.clear()
+        contain(local, 1, "spiffe://saas.example/notify")
+        denied = await anext(snapshots)
+        assert b"CALLER_CONTAINED" in denied.of_type(EXTENSION)[operations_filter("shop")].body
+
+
+async def test_an_envoy_that_cannot_do_report_mode_is_denied_by_what_it_has() -> None:
+    may = Cell(callers=CALLER.spiffe_ids, rule=Rule(verdict=Verdict.ALLOW, code=DecisionCode.ALLOWED))
+    tried = OperationRules(name="shop:x:do", match=HttpMatch(method="GET", path="/x"), cells=(may,))
+    reporting = msgspec.structs.replace(
+        SHOP, version="v2", inbound=(msgspec.structs.replace(INBOUND, report=(tried,)),)
+    )
+    async with node() as local:
+        local.apply(entries=(entry("shop"),), sidecars=(SHOP,))
+        snapshots = local.sidecars.snapshots(CALLER)
+        first = await anext(snapshots)
+        local.apply(sidecars=(reporting,))
+        beyond = await anext(snapshots)
+        assert beyond.requires
+        assert beyond.instead == first
+        contain(local, 1, "spiffe://saas.example/notify")
+        denied = await anext(snapshots)
+        assert denied.instead is not None
+        assert (denied.version, denied.instead.version, denied.instead.contained) == ("v2", "v1", 1)
+        assert denied.instead.changed_from(first) == {EXTENSION: (operations_filter("shop"),)}
 
 
 async def test_a_foreign_service_waits_for_its_bundle_and_nothing_waits_for_it() -> None:

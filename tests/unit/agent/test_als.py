@@ -129,6 +129,29 @@ def test_the_last_filter_speaks_when_all_allow():
     )
 
 
+@pytest.mark.parametrize(
+    ("emergency", "code", "marked"),
+    [
+        ({CALLER: ()}, DecisionCode.ALLOWED, True),
+        ({CALLER: ("acme",)}, DecisionCode.ALLOWED, True),
+        ({CALLER: ("globex",)}, DecisionCode.ALLOWED, False),
+        ({FOREIGN: ()}, DecisionCode.ALLOWED, False),
+        ({CALLER: ()}, DecisionCode.TENANT_NOT_PERMITTED, False),
+    ],
+)
+def test_what_an_emergency_alone_allows_is_marked(emergency, code, marked):
+    operations = (msgspec.structs.replace(INBOUND.operations[0], emergency=emergency),)
+    rules = replace(NOW, inbound=msgspec.structs.replace(INBOUND, operations=operations))
+    made = entry(
+        CALLER,
+        callers_enforced_effective_policy_id=KNOWN,
+        operations_enforced_effective_policy_id=name(code),
+    )
+    row = decided(made, rules, {rules.version: rules}.get, "n")
+    assert row is not None
+    assert (row.code, row.break_glass) == (code, marked)
+
+
 def test_the_first_refusal_speaks_in_shadow_too():
     row = decided(
         entry(

@@ -9,7 +9,7 @@ from eastwest.agent.peers.processes import (
     MAX_NAME,
     Holder,
     candidates,
-    holder_of,
+    holders_of,
     name_of,
     program_of,
     unit_of,
@@ -74,10 +74,10 @@ def test_the_process_is_found_among_all(pair):
     client, _ = pair
     owner = owner_of(Ends(client.getsockname(), client.getpeername()))
     assert owner is not None
-    holder = holder_of(owner.inode, candidates(owner.uid), owner.uid)
-    assert holder == Holder(os.getpid(), started_at(os.getpid()))
+    sockets = {owner.inode: owner.uid}
+    assert holders_of(sockets, candidates({owner.uid})) == {owner.inode: Holder(os.getpid(), started_at(os.getpid()))}
     client.close()
-    assert holder_of(owner.inode, candidates(owner.uid), owner.uid) is None
+    assert holders_of(sockets, candidates({owner.uid})) == {}
 
 
 def fake(proc, pid: int, uid: int, inode: int = 0, **files: bytes):
@@ -98,9 +98,9 @@ def test_a_child_of_another_user_is_not_taken_for_who_called(tmp_path):
     fake(tmp_path, 50, 0, 4242)
     fake(tmp_path, 60, 33, 4242)
     fake(tmp_path, 70, 33, 4242)
-    found = holder_of(4242, candidates(33, tmp_path), 33, tmp_path)
-    assert found is not None
-    assert found.pid == 60
+    fake(tmp_path, 40, 34, 4343)
+    found = holders_of({4242: 33, 4343: 33}, candidates({33}, tmp_path), tmp_path)
+    assert {inode: holder.pid for inode, holder in found.items()} == {4242: 60, 4343: 40}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import typer
 
 from eastwest.cli.decisions.filters import moment_of
 from eastwest.cli.decisions.show import print_csv, print_rows, print_totals, write_pieces
@@ -87,5 +88,5 @@ def test_times_are_written_as_people_do():
     assert moment_of("2026-11-22", NOW) == datetime(2026, 11, 22, tzinfo=UTC)
     assert moment_of("2026-11-22T10:00:00+02:00", NOW) == datetime(2026, 11, 22, 8, tzinfo=UTC)
     for text in ("yesterday", "", "9999999d", "999999d", "2026-13-01"):
-        with pytest.raises(InvalidInput, match="is no time"):
+        with pytest.raises(typer.BadParameter, match="is no time"):
             moment_of(text, NOW)

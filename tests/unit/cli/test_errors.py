@@ -1,12 +1,16 @@
 """How a command fails: a line for people, one JSON object for machines, and the same exit code."""
 
+import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from eastwest.cli import transaction
 from eastwest.cli.main import EXIT_REFUSED, EXIT_UNREACHABLE, main
+
+EXIT_USAGE = 2
 
 
 def fail(monkeypatch, capsys, *words):
@@ -112,3 +116,30 @@ def test_a_check_that_finds_something_keeps_its_exit_code(monkeypatch, capsys, t
         main()
     assert ended.value.code == EXIT_REFUSED
     assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+ESTATE = Path(__file__).parents[3] / "examples" / "estate"
+CONSOLE = "spiffe://saas.example/prod/platform/console"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("policy", "impact", ESTATE), "say which ledger"),
+        (("policy", "impact", ESTATE, "--data", "none", "--window", "banana"), "'banana' is no time"),
+        (("policy", "suggest"), "say which ledger"),
+        (("decisions", "search"), "say which ledger"),
+        (("explain", "--caller", "console", "--operation", "billing:invoices:list", ESTATE), "'console' is not a"),
+        (("explain", "--caller", CONSOLE, "--service", "billing", "--method", "GET", ESTATE), "--method and --path"),
+        (("explain", "--caller", CONSOLE, "--operation", "x", ESTATE, "--data", "none"), "not both"),
+        (("contain", CONSOLE, "--data", "none", "--reason", "x"), "nobody is there to be asked"),
+        (("mtls", "permissive", "billing", "--data", "none", "--until", "soon"), "'soon' is no date"),
+    ],
+)
+def test_what_cannot_be_meant_is_wrong_usage_and_no_finding(monkeypatch, capsys, words, told):
+    monkeypatch.delenv("EASTWEST_DATA", raising=False)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    code, error = fail(monkeypatch, capsys, *words, "--json")
+    assert code == EXIT_USAGE
+    assert json.loads(error)["error"]["code"] == "USAGE"
+    assert told in json.loads(error)["error"]["message"]

@@ -92,8 +92,7 @@ def test_a_search_that_cannot_be_meant_is_refused(data):
     assert call("search", "--serial", "00", "--data", data).startswith("0 of 300")
     with pytest.raises(InvalidInput, match="ends before it begins"):
         call("search", "--from", "2026-11-23", "--to", "2026-11-22", "--data", data)
-    with pytest.raises(InvalidInput, match="--from 'yesterday' is no time"):
-        call("search", "--from", "yesterday", "--data", data)
+    assert "'yesterday' is no time" in call("search", "--from", "yesterday", "--data", data, code=2)
 
 
 def test_times_may_be_how_long_ago_and_an_unknown_kind_is_told(data):

@@ -24,9 +24,23 @@ def test_nothing_is_cut_where_there_is_no_terminal(capsys):
     assert second.split() == ["-", "MTLS_REQUIRED"]
 
 
-def test_nothing_is_cut_on_a_narrow_terminal(capsys, monkeypatch):
+def test_a_terminal_that_is_too_narrow_for_columns_gets_named_values(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "40")
+    columns = ("caller", "code", "owner", "tenant", "last seen", "policy")
+    print_table(columns, [(LONG, "ALLOWED", "group:a", "", "2026-11-22T17:48:16Z", LONG), ("x", "", "", "", "", "")])
+    assert capsys.readouterr().out.splitlines() == [
+        f"caller: {LONG}",
+        "  code: ALLOWED  owner: group:a",
+        "  last seen: 2026-11-22T17:48:16Z",
+        f"  policy: {LONG}",
+        "caller: x",
+    ]
+
+
+def test_nothing_is_cut_on_a_terminal_that_needs_folding(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("TERM", "dumb")
     print_table(("caller", "policy"), [(LONG, "[bold]no markup[/bold]")])
     left, right = zip(*(line.split("  ", 1) for line in folded(capsys.readouterr().out)), strict=True)

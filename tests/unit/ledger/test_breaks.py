@@ -4,7 +4,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from eastwest.ledger.breaks import Caller, Evidence, Report, Seen, Subject, period_of, report
+from eastwest.ledger.breaks import Caller, Evidence, Report, Seen, Subject, habits, period_of, report
 from eastwest.ledger.sensors import AGENT, Span
 from eastwest.policy.enforcement import Verdict
 
@@ -106,6 +106,38 @@ def test_a_process_that_was_named_less_well_at_times_is_one():
     other = plain(peer="uid:33 exe:/usr/bin/perl", source="10.0.3.7")
     assert len(judge(fine(A), *rows, other).breaks) == 3
     assert len(judge(fine(A), plain(peer=full, source="10.0.3.7"), plain(peer="uid:33", source="10.0.3.8")).breaks) == 2
+
+
+def test_one_program_at_two_addresses_is_two_callers_unless_it_is_registered():
+    curl = [plain(peer="uid:0 exe:/usr/bin/curl", source=f"127.0.2.{n}") for n in range(12)]
+    assert {one.sources for one in judge(fine(A), *curl).breaks} == {(f"127.0.2.{n}",) for n in range(12)}
+    known = [plain(peer=f"uid:7 id:{A}", source=f"127.0.2.{n}") for n in range(2)]
+    [one] = judge(fine(A), *known).breaks
+    assert one.sources == ("127.0.2.0", "127.0.2.1")
+
+
+def test_a_job_that_still_calls_in_plaintext_is_not_mended_by_others_of_its_name():
+    """Its identity calls well all the time; the job of the same registration comes once a week."""
+    weekly = tuple((END - days * DAY).date() for days in (24, 17, 10, 3))
+    job = plain(peer=f"uid:33 id:{A}", source="10.0.3.7", days=weekly, last=END - 3 * DAY, count=4)
+    assert [one.likely for one in judge(fine(A), job).breaks] == [A]
+    once = plain(peer=f"uid:33 id:{A}", source="10.0.3.7", first=END - DAY, last=END - DAY, count=1, days=weekly[-1:])
+    assert len(judge(fine(A), once).breaks) == 1
+    gone = plain(peer=f"uid:33 id:{A}", source="10.0.3.7", days=weekly[:1], last=END - 24 * DAY, count=4)
+    assert judge(fine(A), gone).breaks == ()
+    # Unless it says that it comes less often.
+    monthly = (Caller(spiffe_id=A, expected=True, period=31 * DAY),)
+    assert len(judge(fine(A), gone, callers=monthly).breaks) == 1
+
+
+def test_a_narrow_window_makes_no_rare_caller_frequent():
+    weekly = [(END - days * DAY).date() for days in (24, 17, 10, 3)]
+    facts = {"start": END - 3 * DAY}
+    assert judge(fine(A), habits={A: [END.date()]}, **facts).ready
+    assert kinds(judge(fine(A), habits={A: weekly}, **facts)) == ["window"]
+    [reason] = judge(fine(A), habits={A: [END.date()], "uid:33 exe:/usr/bin/php": weekly}, **facts).reasons
+    assert "uid:33 exe:/usr/bin/php calls every 7 days: 14 days are needed" in reason.text
+    assert habits([fine(A, days=tuple(weekly)), plain(source="10.0.0.1")]).keys() == {A, "10.0.0.1"}
 
 
 def test_a_caller_on_another_node_is_its_address():

@@ -54,6 +54,8 @@ def test_an_agent_that_is_still_away_is_a_gap_up_to_now():
 def test_a_moment_is_none_and_what_lies_outside_of_the_window_is_left_out():
     moment = 0.5 / 60
     assert found(span("s1", 0, 5, STREAM), span("s1", 5 + moment)) == []
+    assert found(span("s1", 0, 24 - moment, STREAM)) == [("", 24 - moment, 24), ("s1", 24 - moment, 24)]
+    assert found(span("s1", 0), span("s2", 0, 24 - moment, PROCESS)) == []
     assert gaps((span("s1", 0, 2, STREAM), span("s1", 3)), T + 4 * H, END) == []
     assert gaps((span("s1", 0, 2, STREAM), span("s1", 8)), T + 4 * H, END) == [
         Gap(start=T + 4 * H, end=T + 8 * H),

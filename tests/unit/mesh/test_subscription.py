@@ -71,6 +71,21 @@ def test_an_envoy_that_lacks_what_report_mode_needs_keeps_its_config_and_gets_it
     assert session.status().refusals == ()
 
 
+def test_an_envoy_that_lacks_it_gets_containments_all_the_same():
+    session = DeltaSession()
+    session.on_request(request(names.CLUSTER, node={"id": "n"}))
+    for response in session.on_snapshot(snapshot("v1", ONE)):
+        session.on_request(ack(response))
+    denied = replace(snapshot("v1", resource(names.CLUSTER, "one", "denied")), contained=7)
+    beyond = replace(snapshot("v2", TWO), requires=frozenset({REPORTING}), instead=denied, contained=7)
+    (response,) = session.on_snapshot(beyond)
+    assert sent([response]) == {"one": "denied"}
+    assert session.status().contained_acked == 0
+    session.on_request(ack(response))
+    assert (session.status().version_acked, session.status().contained_acked) == ("v1", 7)
+    assert session.on_snapshot(beyond) == []
+
+
 def test_an_envoy_that_lacks_it_from_the_start_gets_nothing():
     session = DeltaSession()
     assert session.on_snapshot(replace(snapshot("v1", ONE), requires=frozenset({REPORTING}))) == []

@@ -25,6 +25,7 @@ from eastwest.policy.enforcement import (
     Verdict,
 )
 from eastwest.policy.transaction import Token
+from eastwest.registry.containment import Contained
 from eastwest.sdk.decide import decide, use_once
 from eastwest.sdk.peers import Peer
 from eastwest.sdk.source import Rules
@@ -241,3 +242,23 @@ def test_a_call_that_must_be_recorded_is_refused_where_it_cannot_be(recording, r
     assert (found.code, found.operation, found.passes) == (code, "svc:open:read", code == "ALLOWED")
     refused = decide(rules(recording=recording), "svc", peer(), "GET", "/none", given, NOW, records=records)
     assert refused.code == "UNLISTED_OPERATION"
+
+
+@pytest.mark.parametrize("mode", list(MtlsMode))
+def test_who_is_contained_is_refused_in_every_mode_and_by_every_name(mode):
+    def asked(contained, *headers, who=WEB, path="/open"):
+        cut_off = replace(rules(mode), contained=Contained(1, (contained,)))
+        method = "GET" if path == "/open" else "POST"
+        found = decide(cut_off, "svc", peer(who), method, path, [("host", "svc"), *headers], NOW)
+        return found.code, found.passes
+
+    assert asked(WEB) == ("CALLER_CONTAINED", False)
+    assert asked("spiffe://td.test/svc") == ("IDENTITY_CONTAINED", False)
+    assert asked(STRANGER) == ("ALLOWED", True)
+    for named in (token(origin=STRANGER), token(approver=STRANGER, approval="a"), token(caller=STRANGER)):
+        brought = ("txn-token", MINT.mint(named))
+        assert asked(STRANGER, brought, path="/pay") == ("TOKEN_CONTAINED", False)
+        assert asked(STRANGER, brought) == ("TOKEN_CONTAINED", False), "even where nobody looks at tokens"
+    mine = ("txn-token", MINT.mint(token()))
+    assert asked(STRANGER, mine, path="/pay") == ("ALLOWED", True)
+    assert asked(WEB, mine, who=STRANGER, path="/pay") == ("TOKEN_CONTAINED", False)

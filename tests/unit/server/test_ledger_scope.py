@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from eastwest.api.eastwest.admin.v1 import admin_pb2 as pb
-from eastwest.errors import InvalidInput
+from eastwest.api.eastwest.mtls.v1 import mtls_pb2
+from eastwest.errors import InvalidInput, PermissionDenied
 from eastwest.ledger.query import DecisionQuery, Scope
 from eastwest.policy.estate import Right
 from eastwest.policy.load import load_estate
@@ -13,6 +14,7 @@ from eastwest.server.config import LedgerSettings
 from eastwest.server.journal import Journal
 from eastwest.server.ledger.keeper import Ledger
 from eastwest.server.ledger.service import DecisionQueries, scope_of
+from eastwest.server.mtls.service import MtlsService
 from eastwest.testing import FakeClock
 from eastwest.testing.ledgers import decision
 from eastwest.testing.log import MemoryLog
@@ -168,3 +170,34 @@ async def test_a_malformed_query_is_refused(ledger, raw):
     handlers = DecisionQueries(ledger, lambda: ESTATE, GateFor(full("unix:uid:0"))).handlers()
     with pytest.raises(InvalidInput):
         await handlers["ListDecisions"](pb.ListDecisionsRequest(query=raw), None)
+
+
+async def test_who_would_break_is_refused_where_it_may_not_be_seen():
+    """No answer would read as nobody: `eastwest mtls who-breaks` would exit with 0."""
+
+    class Only:
+        """The parts that are asked: the estate in force, who asks, and reports that are never made here."""
+
+        intended = ESTATE
+        version = "v"
+
+        async def administrator(self, _call):
+            return administrator(limited(domains=frozenset({"shop"})))
+
+        def enter(self, _call):
+            raise AssertionError
+
+        def service(self, name):
+            return next(one for one in ESTATE.services if one.service == name)
+
+        async def of(self, services, *_window):
+            assert [one.service for one in services] == ["orders"]
+            services.clear()
+            return []
+
+    only = Only()
+    mtls = MtlsService(only, only, None, FakeClock(), only)
+    with pytest.raises(PermissionDenied, match="billing"):
+        await mtls._get_reports(mtls_pb2.GetReportsRequest(service="billing"), None)
+    seen = await mtls._get_reports(mtls_pb2.GetReportsRequest(service="orders"), None)
+    assert seen.reports == b"[]"

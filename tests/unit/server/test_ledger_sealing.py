@@ -270,16 +270,19 @@ async def test_a_log_that_contradicts_itself_about_segments_is_told(sealed):
 async def test_segments_are_pruned_by_age_and_by_size_each_with_its_entry(tmp_path):
     world = World(tmp_path / "ledger", keep_days=2)
     ledger = await world.open()
+    assert await ledger.kept_since() is None
     for turn in range(1, 5):
         await ledger.add("a", "s", turn, [decision(turn)])
         await ledger.sealer.seal(10)
         world.clock.advance(DAY)
+    assert await ledger.kept_since() is None, "all that ever came is there"
     pruned = await ledger.sealer.prune()
     assert [(record.segment, record.reason) for record in pruned] == [
         (entry[2]["segment"], "keep_days") for entry in world.entries()[:2]
     ]
     assert [kind for _, kind, _ in world.entries()] == [SEALED] * 4 + [PRUNED] * 2
     assert [row["row"] for row in await rows(ledger)] == [3, 4]
+    assert await ledger.kept_since() == decision(3).time, "who asks what was before is told that nobody knows"
     assert await ledger.sealer.prune() == []
     assert (world.report().sealed, world.report().pruned, world.problems()) == (2, 2, [])
     assert not (world.directory / pruned[0].segment).parent.parent.exists()
@@ -309,6 +312,7 @@ async def test_a_kill_while_pruning_is_made_good(tmp_path):
     ledger = await world.open()
     await ledger.sealer.prune()
     assert (world.files(), await rows(ledger)) == ({}, [])
+    assert await ledger.kept_since() == world.clock.now(), "nothing is there of what came"
     assert (world.report().pruned, world.problems()) == (len(steps), [])
     await world.close()
 

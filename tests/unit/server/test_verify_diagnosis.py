@@ -1,10 +1,13 @@
 """What observations mean: each kind of evidence leads to one name, and one cause is told once."""
 
+import dataclasses
+
+import msgspec
 import pytest
 
 from eastwest.mesh import names
-from eastwest.policy.canary import REFUSED_HANDSHAKE, Check, Examination, Observation, Point
-from eastwest.server.verification.diagnosis import Instance, diagnose, examined
+from eastwest.policy.canary import OWN_FILE, REFUSED_HANDSHAKE, Check, Examination, Observation, Point
+from eastwest.server.verification.diagnosis import Instance, diagnose, examined, is_by_application
 
 READ = Check(
     kind="operation", expected="ALLOWED", caller="c", method="GET", path="/x", operation="s:x:read", reads=True
@@ -56,6 +59,7 @@ def drifts(observations, instance=FINE, earlier=None):
 
 UNKNOWN = {"happened": "UNKNOWN_CALLER"}
 OLD = {"version": "old"}
+SILENT = {"problem": "timeout", "happened": "no answer", "status": 0, "decided": False}
 NOT_TOLD = {"decided": False, "enforced": False, "version": "", "happened": "HTTP 200", "status": 200}
 
 
@@ -77,6 +81,9 @@ NOT_TOLD = {"decided": False, "enforced": False, "version": "", "happened": "HTT
             ["wrong-root"],
         ),
         ({"read": {"problem": "server-certificate", "happened": "x"}}, ["wrong-root"]),
+        ({"read": SILENT, "write": SILENT}, ["unreachable"]),
+        ({"forged": SILENT}, ["unreachable"]),
+        ({"plain": SILENT}, []),
     ],
 )
 def test_each_kind_of_evidence_has_a_name(changed, expected):
@@ -102,6 +109,19 @@ def test_nobody_answers():
     assert diagnose(POINT, gone, [], {}) == []  # nothing is meant to run there
 
 
+def test_an_application_that_enforces_by_itself_knows_no_canaries_and_that_is_no_drift():
+    unknown = {"happened": "UNKNOWN_CALLER", "decided": False, "enforced": False, "version": ""}
+    observations = seen(read=unknown, write=unknown, plain={"problem": "closed", "happened": "x", "status": 0})
+    no_certificate = msgspec.structs.replace(observations[3], happened="MTLS_REQUIRED", status=403)
+    observations[3] = no_certificate
+    assert diagnose(POINT, observations, [], {}) == []
+    assert is_by_application(POINT, observations, [])
+    # Where there is a sidecar, the same is none.
+    assert "stale-point" in drifts(seen(read=unknown, write=unknown))
+    assert [f.drift for f in diagnose(POINT, observations, [FINE], {})] == ["wrong-root"]
+    assert [f.drift for f in diagnose(POINT, seen(read=NOT_TOLD, write=unknown), [], {})] == ["disabled-filter"]
+
+
 def looked_at(**found):
     return Instance(**({name: getattr(FINE, name) for name in FINE.__slots__} | {"examination": Examination(**found)}))
 
@@ -116,3 +136,7 @@ def test_what_agents_see_is_told_unless_calls_have_told_it():
     assert [f.drift for f in examined(changed, "s", (), ())] == ["edited-config"]
     assert examined(changed, "s", ("disabled-filter",), ()) == []
     assert examined(FINE, "s", (), ()) == []
+    # What its own file brought is an edit, however its agent stands with it; and no text breaks a run.
+    own = dataclasses.replace(looked_at(foreign=(f"x {OWN_FILE}",)), acknowledged="")
+    assert [f.drift for f in examined(own, "s", (), ())] == ["stale-point", "edited-config"]
+    assert [f.drift for f in examined(looked_at(listening=("1.2.3.4:\u00b2 of x",)), "s", (), ())] == ["bypass-port"]

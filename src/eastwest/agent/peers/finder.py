@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from envoy.service.auth.v3 import external_auth_pb2
 from google.rpc import status_pb2
 
 from eastwest import errors
-from eastwest.agent.peers.processes import PROC, Holder, candidates, holder_of, name_of
+from eastwest.agent.peers.processes import PROC, Holder, candidates, holders_of, name_of
 from eastwest.agent.peers.sockets import Ends, Owner, owner_of
 from eastwest.agent.xds import Principal
 from eastwest.clock import Clock
@@ -28,12 +28,12 @@ from eastwest.rpc.peer import started_at
 
 MAX_CONNECTIONS = 20_000
 """Whose peers are remembered; a connection beyond them is the oldest's end."""
-MAX_WAITING = 64
+MAX_WAITING = 256
 """Lookups under way or waiting; the next connection's peer has no name."""
 MAX_A_SECOND = 300
 """Connections that are looked at in a second; of those beyond nobody even asks whose sidecar asked."""
 MAX_SEARCHES = 20
-"""Walks through all processes in a second; beyond them a socket's process is looked for among known callers only."""
+"""Walks through all processes in a second, each for all sockets that wait; beyond them only known callers are seen."""
 MAX_NAMES = 64
 """Different names of one user that are told; processes that rename themselves must not fill the record."""
 MAX_USERS = 4096
@@ -50,6 +50,7 @@ Describe = Callable[[int, int], Awaitable[str]]
 ALLOWED = external_auth_pb2.CheckResponse(status=status_pb2.Status(), ok_response={})
 _log = structlog.get_logger()
 _Remote = tuple[str, int]
+_Looked = tuple[Owner | None, Holder | None]
 
 
 async def nobody(_pid: int, _started: int) -> str:
@@ -78,6 +79,8 @@ class PeerFinder:
         self._proc = proc
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="peers")
         self._waiting = 0
+        self._wanted: list[tuple[Ends, asyncio.Future[_Looked]]] = []
+        self._looking: asyncio.Task[None] | None = None
         self._pending: dict[int, set[asyncio.Future[None]]] = {}  # by sidecar
         self._peers: OrderedDict[_Remote, dict[int, str]] = OrderedDict()  # by sidecar, below the remote end
         self._asked: deque[float] = deque(maxlen=MAX_A_SECOND)
@@ -149,7 +152,11 @@ class PeerFinder:
 
     async def _find(self, ends: Ends) -> str:
         loop = asyncio.get_running_loop()
-        owner, holder = await loop.run_in_executor(self._thread, self._look, ends)
+        looked: asyncio.Future[_Looked] = loop.create_future()
+        self._wanted.append((ends, looked))
+        if self._looking is None or self._looking.done():  # a task of its own: who asks may go away
+            self._looking = asyncio.create_task(self._look_all())
+        owner, holder = await looked
         if owner is None:
             self.counters.elsewhere += 1
             return ""
@@ -173,21 +180,52 @@ class PeerFinder:
             self._holders.popitem(last=False)
         return self._bounded(owner.uid, name)
 
-    def _look(self, ends: Ends) -> tuple[Owner | None, Holder | None]:
-        """In the thread: the socket's owner, and the process that holds it."""
-        owner = owner_of(ends)
-        if owner is None:
-            return None, None
-        known = self._known.setdefault(owner.uid, deque(maxlen=KNOWN_PROCESSES))
-        self._known.move_to_end(owner.uid)
+    async def _look_all(self) -> None:
+        """Look for all that are asked about, those that came meanwhile together; short-lived callers come in bursts."""
+        while self._wanted:
+            some, self._wanted = self._wanted, []
+            loop = asyncio.get_running_loop()
+            results: Sequence[_Looked | Exception]
+            try:
+                results = await loop.run_in_executor(self._thread, self._look, [ends for ends, _ in some])
+            except (OSError, RuntimeError) as error:  # /proc cannot be read, or the agent ends
+                results = [errors.Unavailable(f"nobody can look who calls: {error}")] * len(some)
+            for (_, looked), result in zip(some, results, strict=True):
+                if looked.done():
+                    continue  # who asked has gone
+                if isinstance(result, Exception):
+                    looked.set_exception(result)
+                else:
+                    looked.set_result(result)
+
+    def _look(self, wanted: Sequence[Ends]) -> list[_Looked | errors.Error]:
+        """In the thread: each socket's owner, and the process that holds it."""
+        owners: list[Owner | errors.Error | None] = []
+        for ends in wanted:
+            try:
+                owners.append(owner_of(ends))
+            except errors.Error as error:
+                owners.append(error)
+        sockets = {owner.inode: owner.uid for owner in owners if isinstance(owner, Owner)}
+        users = set(sockets.values())
+        for uid in users:
+            self._known.setdefault(uid, deque(maxlen=KNOWN_PROCESSES))
+            self._known.move_to_end(uid)
+        holders = holders_of(sockets, [pid for uid in users for pid in self._known[uid]], self._proc)
+        rest = {inode: uid for inode, uid in sockets.items() if inode not in holders}
+        if rest and self._may_search():
+            found = holders_of(rest, candidates(set(rest.values()), self._proc), self._proc)
+            for inode, holder in found.items():
+                known = self._known[rest[inode]]
+                if holder.pid not in known:
+                    known.appendleft(holder.pid)
+            holders |= found
         while len(self._known) > MAX_USERS:
             self._known.popitem(last=False)
-        holder = holder_of(owner.inode, list(known), owner.uid, self._proc)
-        if holder is None and self._may_search():
-            holder = holder_of(owner.inode, candidates(owner.uid, self._proc), owner.uid, self._proc)
-            if holder is not None and holder.pid not in known:
-                known.appendleft(holder.pid)
-        return owner, holder
+        return [
+            owner if isinstance(owner, errors.Error) else (owner, holders.get(owner.inode) if owner else None)
+            for owner in owners
+        ]
 
     def _may_search(self) -> bool:
         now = self._clock.monotonic()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ MAX_PART = 96
 """Characters of one part of a name."""
 MAX_NAME = 240
 _MAX_FILE = 4096
+_SOCKET = "socket:["
 _SAFE = "/._-@+,=:"
 _INTERPRETER = re.compile(r"(python|php|ruby|perl|node|bash|dash|sh|java|lua)[0-9.]*(-fpm|-cgi)?")
 _UNIT_ENDS = (".service", ".scope")
@@ -40,8 +41,8 @@ class Holder:
     started: int
 
 
-def candidates(uid: int, proc: Path = PROC) -> list[int]:
-    """Pids of processes with this effective user; of all others where there is none such, at the end."""
+def candidates(uids: Collection[int], proc: Path = PROC) -> list[int]:
+    """Pids of processes with one of these effective users; of all others at the end."""
     mine: list[int] = []
     others: list[int] = []
     for number, entry in enumerate(os.scandir(proc)):
@@ -49,25 +50,28 @@ def candidates(uid: int, proc: Path = PROC) -> list[int]:
             break
         if entry.name.isdecimal():
             with suppress(OSError):
-                (mine if entry.stat().st_uid == uid else others).append(int(entry.name))
+                (mine if entry.stat().st_uid in uids else others).append(int(entry.name))
     # Root may have made a socket and become somebody else since.
     return [*mine, *others]
 
 
-def holder_of(inode: int, pids: Iterable[int], uid: int, proc: Path = PROC) -> Holder | None:
-    """The process among ``pids`` that holds the socket; None where none does, or none may be looked at."""
-    found: list[tuple[bool, int, int]] = []
+def holders_of(sockets: Mapping[int, int], pids: Iterable[int], proc: Path = PROC) -> dict[int, Holder]:
+    """Which process among ``pids`` holds each of ``sockets`` (inode → the user that made it), in one walk.
+
+    Those that none holds, and those of processes that may not be looked at, are left out.
+    """
+    found: dict[int, tuple[bool, int, int]] = {}
+    users = set(sockets.values())
     for pid in pids:
-        other = _uid_of(pid, proc) != uid
-        if found and other and not found[0][0]:
-            break  # those of the socket's own user come first
-        if _holds(pid, inode, proc):
-            found.append((other, started_at(pid) if proc == PROC else pid, pid))
-            found.sort()
-    if not found:
-        return None
-    _, started, pid = found[0]
-    return Holder(pid, started) if started else None
+        uid = _uid_of(pid, proc)
+        if uid not in users and len(found) == len(sockets):
+            break  # those of the sockets' own users come first
+        for inode in _held(pid, proc) & sockets.keys():
+            started = started_at(pid) if proc == PROC else pid
+            this = (uid != sockets[inode], started, pid)
+            if started and this < found.get(inode, (True, started + 1, pid)):
+                found[inode] = this
+    return {inode: Holder(pid, started) for inode, (_, started, pid) in found.items()}
 
 
 def name_of(uid: int, holder: Holder | None, spiffe_id: str = "", proc: Path = PROC) -> str:
@@ -133,20 +137,21 @@ def program_of(cmdline: bytes, executable: str) -> str:
     return rest[0].rpartition("/")[2] if rest else ""
 
 
-def _holds(pid: int, inode: int, proc: Path) -> bool:
-    wanted = f"socket:[{inode}]"
-    directory = proc / str(pid) / "fd"
+def _held(pid: int, proc: Path) -> set[int]:
+    """Inodes of the sockets that a process has open."""
+    found: set[int] = set()
     try:
-        with os.scandir(directory) as entries:
+        with os.scandir(proc / str(pid) / "fd") as entries:
             for number, entry in enumerate(entries):
                 if number > MAX_DESCRIPTORS:
-                    return False
+                    break
                 with suppress(OSError):
-                    if os.readlink(entry.path) == wanted:  # noqa: PTH115 - thousands of them: a Path for each costs more
-                        return True
+                    target = os.readlink(entry.path)  # noqa: PTH115 - thousands of them: a Path for each costs more
+                    if target.startswith(_SOCKET):
+                        found.add(int(target[len(_SOCKET) : -1]))
     except OSError:
         pass
-    return False
+    return found
 
 
 def _uid_of(pid: int, proc: Path) -> int:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from msgspec.structs import replace
 
 from eastwest.errors import InvalidInput, NotFound
@@ -45,8 +46,8 @@ class Source(ABC):
             async with AdminClient.connect(data) as admin:
                 yield Server(admin)
         else:
-            raise InvalidInput(
-                "it is not said which ledger", fix="give --data DIR of a server, or --ledger DIR of files"
+            raise typer.BadParameter(
+                "say which ledger: --data DIR of a server, or --ledger DIR of files", param_hint="--data"
             )
 
     @abstractmethod

@@ -140,23 +140,30 @@ def _low_writes(ground: Ground) -> Iterator[Finding]:
 
 
 def _data(ground: Ground) -> Iterator[Finding]:
-    """Reads of one class of data that are restricted in one place and not in another."""
+    """Reads of one class of data that are restricted in one place and not in another.
+
+    A read that says no class is of what the writes of the same resource say.
+    """
     restricted: dict[str, str] = {}
-    reads: list[tuple[Service, Operation]] = []
+    reads: list[tuple[Service, Operation, str, str]] = []
     for service in ground.estate.services:
+        written = {_resource(o.name): o for o in service.operations if o.data and o.sensitivity in CHANGING}
         for operation in service.operations:
-            if operation.data and not _changes(operation):
-                if operation.sensitivity is Sensitivity.RESTRICTED_READ:
-                    restricted.setdefault(operation.data, operation.name)
-                elif operation.sensitivity in _READS:
-                    reads.append((service, operation))
-    for service, operation in reads:
-        other = restricted.get(operation.data or "")
+            write = written.get(_resource(operation.name))
+            data = operation.data or (write.data if write is not None else "") or ""
+            if data and not _changes(operation):
+                if operation.sensitivity is Sensitivity.RESTRICTED_READ and operation.data:
+                    restricted.setdefault(data, operation.name)
+                elif operation.sensitivity is Sensitivity.READ or (operation.data and operation.sensitivity in _READS):
+                    source = "" if operation.data or write is None else f", as {write.name} writes it,"
+                    reads.append((service, operation, data, source))
+    for service, operation, data, source in reads:
+        other = restricted.get(data)
         if other is not None:
             yield ground.finding(
                 "read-classified-low",
                 ground.estate.position("operation", operation.name),
-                f"{operation.name} reads {operation.data} data and is {operation.sensitivity}; {other} reads such data "
+                f"{operation.name} reads {data} data{source} and is {operation.sensitivity}; {other} reads such data "
                 "and is restricted-read",
                 service=service.service,
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 import structlog
 
@@ -43,8 +42,8 @@ class Rotator:
             finally:
                 for task in (sleeping, waking):
                     task.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await task
+                # Nothing is suppressed: what is cancelled here may be this task itself, just as it wakes up.
+                await asyncio.gather(sleeping, waking, return_exceptions=True)
 
     async def turn(self) -> float:
         """Do all that is due now; gives the seconds until the next look."""

@@ -16,7 +16,8 @@ from eastwest.policy.load import load_estate
 from eastwest.policy.risk import Requirement, Widening, required, widenings
 from eastwest.policy.table import CompiledPolicy, compile_estate
 from eastwest.registry.administrators import Administrator, Administrators
-from eastwest.registry.changes import Deciders, whose
+from eastwest.registry.changes import Change, Deciders, whose
+from eastwest.server.changes.history import History
 from eastwest.server.estate import EstateKeeper
 from eastwest.server.tables import Table
 from eastwest.store.estate import Activation, AppliedEstate, SqliteEstates
@@ -70,6 +71,7 @@ class Judging:
         self._store = store
         self._standing = standing
         self._full = full
+        self._history = History(store)
 
     async def judge(self, estate: Estate, compiled: CompiledPolicy) -> Judgement:
         """The judgement on a version that was compiled from its files."""
@@ -77,7 +79,8 @@ class Judging:
         if base is None:
             return Judgement("", compiled.version, (), (), Deciders((), lambda _name: None, ()), always=False)
         whole = await self._whole(estate, compiled)
-        found = await asyncio.to_thread(widenings, base.compiled, whole[1], base.estate, whole[0])
+        past = await self._history.past()
+        found = await asyncio.to_thread(widenings, base.compiled, whole[1], base.estate, whole[0], past)
         settings = base.estate.settings
         return Judgement(
             base.version,
@@ -113,6 +116,21 @@ class Judging:
         """Its version, "" before the first."""
         before = await self.before_emergency()
         return self._keeper.version if before is None else before[0].version
+
+    async def base_of(self, change: Change, base: str) -> str:
+        """``base``, or "" where another version was in force since the change was requested: nothing revives it."""
+        for row in await self._store.versions(FIRST_DEPTH):
+            if row.version == change.base:
+                if row.applied_at.timestamp() <= (change.base_since or change.requested_at):
+                    return base
+            elif not is_emergency(row):
+                break
+        return ""
+
+    async def since(self, base: str) -> float:
+        """When the version that changes are compared with was put in force; Unix seconds."""
+        rows = await self._store.versions(FIRST_DEPTH)
+        return next((row.applied_at.timestamp() for row in rows if row.version == base), 0.0)
 
     async def before_emergency(self) -> tuple[AppliedEstate, float] | None:
         """The version that comes back after the break-glass, and when that began; None while there is none."""

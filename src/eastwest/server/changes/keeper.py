@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -25,6 +25,7 @@ from eastwest.registry.administrators import Administrator
 from eastwest.registry.approvals import check_reason
 from eastwest.registry.authorization import Authorization, BreakGlass
 from eastwest.registry.changes import Change, ChangeState, whose
+from eastwest.registry.containment import NOBODY, Contained
 from eastwest.server.changes.judging import Judgement, Judging
 from eastwest.server.estate import EstateKeeper
 from eastwest.server.finishing import to_the_end
@@ -34,6 +35,7 @@ from eastwest.store.changes import SqliteChanges
 MAX_PENDING = 100
 """Changes that wait at a time."""
 MAX_BREAK_GLASS = timedelta(hours=8)
+_LIVE = frozenset({ChangeState.PENDING, ChangeState.APPROVED})
 MAX_KEPT = 2000
 """Things that a stored change says it opens; more are only counted."""
 _log = structlog.get_logger()
@@ -67,6 +69,8 @@ class Changes:
         self._turn = asyncio.Lock()
         self.impact: Callable[[Mapping[str, bytes]], Awaitable[tuple[object, str]]] | None = None
         """The impact report on files, the second of the two its hash, to be kept with a request."""
+        self.contained: Callable[[], Contained] = lambda: NOBODY
+        """Gives who is cut off: words that they gave do not count."""
 
     async def judge(self, files: dict[str, bytes]) -> Judgement:
         """What files open; raises as ``apply`` does where they are no estate of this server."""
@@ -82,7 +86,7 @@ class Changes:
         async with self._turn:
             now = self._clock.now()
             waiting = await self._store.waiting()
-            live = [one for one in waiting if _is_live(one, now, judgement.base)]
+            live = [one for one in waiting if await self._state(one, judgement.base) in _LIVE]
             same = [one for one in live if (one.version, one.requested_by) == (judgement.version, administrator.name)]
             if same:
                 return same[0]
@@ -99,6 +103,7 @@ class Changes:
                 requirements=judgement.requirements,
                 widenings=judgement.found[:MAX_KEPT],
                 evidence=evidence,
+                base_since=await self._judging.since(judgement.base),
             )
             await to_the_end(self._add(change, files))
             return change
@@ -106,7 +111,7 @@ class Changes:
     async def get(self, change_id: str) -> Change:
         """One change as it stands; raises ``NotFound``."""
         found = await self._find(change_id)
-        return self._standing(found, await self._judging.base_version())
+        return await self._standing(found, await self._judging.base_version())
 
     async def files(self, change_id: str) -> dict[str, bytes]:
         """What the change would put in force."""
@@ -117,7 +122,7 @@ class Changes:
         if state and state not in set(ChangeState):
             raise InvalidInput(f"{state[:32]!r} is not a state", fix=f"one of {', '.join(ChangeState)}")
         base = await self._judging.base_version()
-        found = [self._standing(one, base) for one in await self._store.listed(limit if not state else 1000)]
+        found = [await self._standing(one, base) for one in await self._store.listed(limit if not state else 1000)]
         return [one for one in found if not state or one.state == state][:limit]
 
     async def approve(self, change_id: str, administrator: Administrator, reason: str) -> Change:
@@ -130,7 +135,8 @@ class Changes:
             change_id,
             administrator,
             "change.approved",
-            lambda change, now: steps.approve(change, administrator.name, reason, deciders, now, base.version),
+            lambda change, now, base: steps.approve(change, administrator.name, reason, deciders, now, base),
+            base.version,
         )
 
     async def refuse(self, change_id: str, administrator: Administrator, reason: str) -> Change:
@@ -143,7 +149,8 @@ class Changes:
             change_id,
             administrator,
             "change.refused",
-            lambda change, now: steps.refuse(change, administrator.name, reason, deciders, now, base.version),
+            lambda change, now, base: steps.refuse(change, administrator.name, reason, deciders, now, base),
+            base.version,
         )
 
     async def withdraw(self, change_id: str, administrator: Administrator, reason: str) -> Change:
@@ -153,7 +160,8 @@ class Changes:
             change_id,
             administrator,
             "change.withdrawn",
-            lambda change, now: steps.withdraw(change, administrator.name, reason, now, base),
+            lambda change, now, base: steps.withdraw(change, administrator.name, reason, now, base),
+            base,
         )
 
     async def authorize(
@@ -171,7 +179,8 @@ class Changes:
             return Authorization(author=author)
         change = await self._chosen(judgement, author, change_id)
         behind = {author} if change is None else {author, change.requested_by}
-        approvers = () if change is None else change.approvers
+        # Who is contained might still have to be asked: else containing an owner would do in place of its word.
+        approvers = () if change is None else tuple(who for who in change.approvers if who not in self.contained())
         lacking = judgement.deciders.lacking(judgement.requirements, approvers, behind)
         missing = [one for one in lacking if not judgement.deciders.eligible(one, behind)]
         if len(lacking) > len(missing) or (missing and judgement.always):
@@ -188,6 +197,19 @@ class Changes:
             approvals_missing=bool(missing),
         )
 
+    async def void(self, names: Collection[str], actor: str, containment: str) -> int:
+        """Withdraw what any of these requested or gave their word for, as they are contained; how many.
+
+        Nothing brings it back: whoever still wants it requests it again.
+        """
+        async with self._turn:
+            waiting = await self._store.waiting()
+            found = [one for one in waiting if not {one.requested_by, *one.approvers}.isdisjoint(names)]
+            for before in found:
+                after = steps.void(before, actor, f"containment {containment}", self._clock.now())
+                await to_the_end(self._change(before, after, "change.withdrawn", actor))
+            return len(found)
+
     async def applied(self) -> None:
         """Note that the change which the version in force carries out is done; call after each activation."""
         standing = self._keeper.applied.standing if self._keeper.applied is not None else None
@@ -200,7 +222,6 @@ class Changes:
 
     async def _chosen(self, judgement: Judgement, author: str, change_id: str) -> Change | None:
         """The change that this version carries out: the one named, or one that is approved for just this."""
-        now = self._clock.now()
         if change_id:
             change = await self._find(change_id)
             if change.version != judgement.version:
@@ -209,8 +230,8 @@ class Changes:
                     f" {judgement.version[:12]}: an edit voids what was approved",
                     fix="request it again: eastwest change request DIR",
                 )
-            if not _is_live(change, now, judgement.base):
-                state = change.state_at(now, judgement.base)
+            state = await self._state(change, judgement.base)
+            if state not in _LIVE:
                 fix = "request it again: eastwest change request DIR"
                 raise FailedPrecondition(f"change {change.id} is {state}", fix=fix)
             return change
@@ -218,9 +239,8 @@ class Changes:
 
     async def approved(self, judgement: Judgement, author: str) -> Change | None:
         """The change that is approved for just this version, if there is one."""
-        now = self._clock.now()
         found = await self._store.waiting(judgement.version)
-        approved = [one for one in found if one.state_at(now, judgement.base) is ChangeState.APPROVED]
+        approved = [one for one in found if await self._state(one, judgement.base) is ChangeState.APPROVED]
         # One in which the author has no word of its own is worth more than one in which it has.
         return min(approved, key=lambda one: author in one.approvers, default=None)
 
@@ -260,11 +280,12 @@ class Changes:
         change_id: str,
         administrator: Administrator,
         kind: str,
-        step: Callable[[Change, datetime], Change],
+        step: Callable[[Change, datetime, str], Change],
+        base: str,
     ) -> Change:
         async with self._turn:
             before = await self._find(change_id)
-            after = step(before, self._clock.now())
+            after = step(before, self._clock.now(), await self._judging.base_of(before, base))
             await to_the_end(self._change(before, after, kind, administrator.name))
             return after
 
@@ -304,12 +325,16 @@ class Changes:
             raise NotFound(f"there is no change {change_id[:64]!r}", fix="see eastwest change list")
         return found
 
-    def _standing(self, change: Change, base: str) -> Change:
-        return msgspec.structs.replace(change, state=change.state_at(self._clock.now(), base))
+    async def _standing(self, change: Change, base: str) -> Change:
+        return msgspec.structs.replace(change, state=await self._state(change, base))
 
-
-def _is_live(change: Change, now: datetime, base: str) -> bool:
-    return change.state_at(now, base) in {ChangeState.PENDING, ChangeState.APPROVED}
+    async def _state(self, change: Change, base: str) -> ChangeState:
+        state = change.state_at(self._clock.now(), base)
+        return (
+            state
+            if state not in _LIVE
+            else change.state_at(self._clock.now(), await self._judging.base_of(change, base))
+        )
 
 
 def _whole(plan: Plan) -> tuple[Estate, CompiledPolicy]:

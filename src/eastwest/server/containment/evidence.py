@@ -1,15 +1,17 @@
-"""The snapshot that is taken before somebody is cut off: who it is, what lives of it, whom it spoke to, who is told.
+"""What is kept of who is cut off: two files of the server's data directory, whose SHA-256 stand in the log.
 
-A file of the server's data directory, whose SHA-256 stands in the log entry that begins the containment. It is
-collected quickly or not at all: the deny does not wait for what cannot be read now, and the file says what is missing.
+The snapshot says who it is, where it runs and who is told. It is made of what is in memory, before anything changes,
+and its hash is in the entry that begins the containment. The past says whom it called and which certificates of it
+live. It is asked of the ledger and the log once the deny is on its way, which waits for neither, nor for a disk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Coroutine, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,8 @@ from eastwest.spiffe.id import SpiffeId
 from eastwest.store.log import SqliteLog
 from eastwest.store.log_index import SqliteLogIndex
 
-SECONDS = 0.25
-"""For the ledger and the log together; what has not come by then is left out."""
+SECONDS = 60.0
+"""For the ledger and the log together; what has not come by then is left out, and the file says so."""
 RECENT = timedelta(hours=24)
 MAX_EDGES = 200
 MAX_CERTIFICATES = 100
@@ -37,8 +39,23 @@ MAX_DETAILED = 20
 """Identities of which the ledger and the log are asked; of others stands who they are."""
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A file that is to be kept: its name, and what is in it."""
+
+    name: str
+    content: bytes
+    sha256: str  # hex
+
+    @classmethod
+    def of(cls, name: str, document: Mapping[str, Any]) -> Taken:
+        """Of what is to be in it."""
+        content = msgspec.json.format(msgspec.json.encode(document, order="deterministic"))
+        return cls(name, content, hashlib.sha256(content).hexdigest())
+
+
 class Evidence:
-    """Collects and keeps snapshots below ``directory``. ``points`` tells which enforcement points are to be told."""
+    """Collects and keeps evidence below ``directory``. ``points`` tells which enforcement points are to be told."""
 
     def __init__(
         self,
@@ -61,33 +78,34 @@ class Evidence:
         self._clock = clock
         self._late: set[asyncio.Task[Any]] = set()
 
-    async def keep(self, containment_id: str, spiffe_ids: Sequence[str]) -> str:
-        """Write the snapshot of these; its SHA-256 in hex."""
-        now = self._clock.now()
-        detailed = spiffe_ids[:MAX_DETAILED]
-        edges, certificates = await asyncio.gather(
-            self._in_time(lambda: self._edges(detailed)), self._in_time(lambda: self._certificates(detailed))
-        )
-        asked = {"calls_last_24h": edges, "certificates_live": certificates}
+    def take(self, containment_id: str, spiffe_ids: Sequence[str]) -> Taken:
+        """The snapshot of these as they are now."""
         document = {
             "containment": containment_id,
-            "taken_at": now,
+            "taken_at": self._clock.now(),
             "identities": [self._who(name) for name in spiffe_ids],
-            **asked,
-            "left_out": sorted(name for name, found in asked.items() if found is None),
             "points": list(self._points()),
         }
-        content = msgspec.json.format(msgspec.json.encode(document, order="deterministic"))
-        await asyncio.to_thread(self._write, containment_id, content)
-        return hashlib.sha256(content).hexdigest()
+        return Taken.of(f"{containment_id}.json", document)
 
-    def path(self, containment_id: str) -> Path:
-        """Where the snapshot of a containment lies."""
-        return self._directory / f"{containment_id}.json"
+    async def look_back(self, containment_id: str, spiffe_ids: Sequence[str], until: datetime) -> Taken:
+        """Their past up to ``until``, when they were cut off."""
+        detailed = spiffe_ids[:MAX_DETAILED]
+        edges, certificates = await asyncio.gather(
+            self._in_time(lambda: self._edges(detailed, until)), self._in_time(lambda: self._certificates(detailed))
+        )
+        asked = {"calls_last_24h": edges, "certificates_live": certificates}
+        left_out = sorted(name for name, found in asked.items() if found is None)
+        document = {"containment": containment_id, "until": until, **asked, "left_out": left_out}
+        return Taken.of(f"{containment_id}-past.json", document)
 
-    def _write(self, containment_id: str, content: bytes) -> None:
+    async def keep(self, taken: Taken) -> None:
+        """Write it to the disk. Raises ``OSError``."""
+        await asyncio.to_thread(self._write, taken)
+
+    def _write(self, taken: Taken) -> None:
         make_private(self._directory)
-        replace_file(self.path(containment_id), content)
+        replace_file(self._directory / taken.name, taken.content)
 
     async def _in_time(
         self, work: Callable[[], Coroutine[Any, Any, list[dict[str, Any]]]]
@@ -124,11 +142,11 @@ class Evidence:
             "nodes": sorted(map(str, self._registry.holders(entries))),
         }
 
-    async def _edges(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        start = self._clock.now() - RECENT
+    async def _edges(self, names: Sequence[str], until: datetime) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         for name in names:
-            found += await self._ledger.edges(DecisionQuery(caller=name, start=start, limit=MAX_EDGES))
+            query = DecisionQuery(caller=name, start=until - RECENT, end=until, limit=MAX_EDGES)
+            found += await self._ledger.edges(query)
         return found[:MAX_EDGES]
 
     async def _certificates(self, names: Sequence[str]) -> list[dict[str, Any]]:

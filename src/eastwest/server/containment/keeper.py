@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+import structlog
 
 from eastwest.clock import Clock
 from eastwest.entropy import Entropy, random_hex
+from eastwest.errors import Error
 from eastwest.registry import containment as steps
 from eastwest.registry.containment import NOBODY, Contained, Containment, IdentityContained, in_force
+from eastwest.server.containment.evidence import Taken
 from eastwest.server.finishing import to_the_end
 from eastwest.server.journal import Journal
 from eastwest.store.containment import SqliteContainments
 
-Snapshot = Callable[[str, Sequence[str]], Awaitable[str]]
-"""Keeps evidence about identities under a containment's id, and gives its SHA-256 (hex)."""
+_log = structlog.get_logger()
+
+
+class Evidence(Protocol):
+    """Keeps what is known of identities, under a containment's id."""
+
+    def take(self, containment_id: str, spiffe_ids: Sequence[str]) -> Taken: ...
+
+    async def look_back(self, containment_id: str, spiffe_ids: Sequence[str], until: datetime) -> Taken: ...
+
+    async def keep(self, taken: Taken) -> None: ...
 
 
 class Containments:
@@ -27,6 +41,7 @@ class Containments:
         self._clock = clock
         self._entropy = entropy
         self._turn = asyncio.Lock()
+        self._looking_back: set[asyncio.Task[None]] = set()
         self.known: list[Containment] = []
         self.contained: Contained = NOBODY
         self.on_change: Callable[[], None] = lambda: None
@@ -45,20 +60,41 @@ class Containments:
             raise IdentityContained(str(spiffe_id))
 
     async def start(
-        self, spiffe_ids: Sequence[str], selector: str, reason: str, actor: str, snapshot: Snapshot
+        self, spiffe_ids: Sequence[str], selector: str, reason: str, actor: str, evidence: Evidence
     ) -> Containment:
-        """Cut these off. ``snapshot`` is asked before anything changes; its hash is in the log.
+        """Cut these off. A snapshot is taken before anything changes, and its hash is in the log.
 
-        Raises what ``eastwest.registry.containment.start`` does, and ``LogUnavailable``: then nothing has changed.
+        Nothing that may be slow comes before the deny: files are written, and the past is looked at, after it. Raises
+        what ``eastwest.registry.containment.start`` does, and ``LogUnavailable``: then nothing has changed.
         """
         containment_id = random_hex(self._entropy, 8)
-        self._begun(containment_id, spiffe_ids, selector, reason, actor, "")  # refused before evidence is collected
-        evidence = await snapshot(containment_id, steps.containable(spiffe_ids))
         async with self._turn:
-            made = self._begun(containment_id, spiffe_ids, selector, reason, actor, evidence)
+            self._begun(containment_id, spiffe_ids, selector, reason, actor, "")  # refused before evidence is collected
+            taken = evidence.take(containment_id, steps.containable(spiffe_ids))
+            made = self._begun(containment_id, spiffe_ids, selector, reason, actor, taken.sha256)
+            began = self._clock.now()
             await to_the_end(self._put(made, "containment.started", actor, made.reason))
+        looking_back = asyncio.ensure_future(self._keep(made, taken, evidence, actor, began))
+        self._looking_back.add(looking_back)
+        looking_back.add_done_callback(self._looking_back.discard)
         await to_the_end(self.void(made.spiffe_ids, actor, made.id))
         return made
+
+    async def stop(self) -> None:
+        """Give up what is still being looked back at."""
+        for task in self._looking_back:
+            task.cancel()
+        await asyncio.gather(*self._looking_back, return_exceptions=True)
+
+    async def _keep(self, made: Containment, taken: Taken, evidence: Evidence, actor: str, began: datetime) -> None:
+        """Keep the snapshot, then the past with a log entry of its own. What fails is told: the deny holds anyway."""
+        try:
+            await evidence.keep(taken)
+            past = await evidence.look_back(made.id, made.spiffe_ids, began)
+            await evidence.keep(past)
+            await self._record(made, "containment.evidence", actor, made.reason, past.sha256)
+        except (Error, OSError) as error:
+            _log.error("containment.evidence.not_kept", containment=made.id, error=str(error))
 
     async def end(self, containment_id: str, spiffe_id: str, reason: str, actor: str) -> Containment:
         """Let in again all that one containment holds, named by its id or by the one identity that it holds."""
@@ -90,6 +126,13 @@ class Containments:
         )
 
     async def _put(self, made: Containment, kind: str, actor: str, reason: str) -> None:
+        await self._record(made, kind, actor, reason, made.evidence)
+        await self._store.save(made)
+        self.known = [*(one for one in self.known if one.id != made.id), made]
+        self.contained = in_force(self.known)
+        self.on_change()
+
+    async def _record(self, made: Containment, kind: str, actor: str, reason: str, evidence: str) -> None:
         await self._journal.record(
             kind,
             actor=actor,
@@ -99,12 +142,8 @@ class Containments:
             selector=made.selector,
             reason=reason,
             generation=made.end_generation or made.generation,
-            evidence=made.evidence,
+            evidence=evidence,
         )
-        await self._store.save(made)
-        self.known = [*(one for one in self.known if one.id != made.id), made]
-        self.contained = in_force(self.known)
-        self.on_change()
 
     def _now(self) -> int:
         return int(self._clock.now().timestamp())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from eastwest.clock import Clock
 from eastwest.issuance.issuer import JWT_MAX_TTL
 from eastwest.policy.estate import Estate
 from eastwest.registry.registry import Registry
+from eastwest.server.changes.keeper import Changes
 from eastwest.server.config import ServerPaths
 from eastwest.server.containment.evidence import Evidence
 from eastwest.server.containment.keeper import Containments
@@ -32,13 +33,19 @@ def assemble(
     ledger: Ledger,
     log: SqliteLog,
     approvals: Approvals | None,
+    changes: Changes,
     metrics: Metrics,
     clock: Clock,
 ) -> ContainmentApi:
     """What a containment sets off, and its API."""
     containments.on_change = hub.wake
-    if approvals is not None:
-        containments.void = approvals.void
+    changes.contained = lambda: containments.contained
+
+    async def void(names: Sequence[str], actor: str, containment: str) -> int:
+        voided = await approvals.void(names, actor, containment) if approvals is not None else 0
+        return voided + await changes.void(names, actor, containment)
+
+    containments.void = void
     progress = Progress(hub, lambda: registry.nodes.list().items, lambda: containments.contained, clock.now)
     metrics.registry.register(ContainmentMetrics(lambda: containments.contained, progress))
     evidence = Evidence(
@@ -52,4 +59,4 @@ def assemble(
         clock,
     )
     selectors = Selectors(registry, estate)
-    return ContainmentApi(containments, selectors, progress, hub, registry, estate, evidence.keep, JWT_MAX_TTL)
+    return ContainmentApi(containments, selectors, progress, hub, registry, estate, evidence, JWT_MAX_TTL)

@@ -18,7 +18,7 @@ from eastwest.registry.containment import MAX_CONTAINED, Containment
 from eastwest.registry.listing import EntryFilter
 from eastwest.registry.registry import Registry
 from eastwest.rpc.service import Call, Service, StreamHandler, UnaryHandler
-from eastwest.server.containment.keeper import Containments, Snapshot
+from eastwest.server.containment.keeper import Containments, Evidence
 from eastwest.server.containment.progress import Progress
 from eastwest.server.containment.selectors import Selectors
 from eastwest.server.control import ControlHub
@@ -44,7 +44,7 @@ class ContainmentApi:
         hub: ControlHub,
         registry: Registry,
         estate: Callable[[], Estate | None],
-        snapshot: Snapshot,
+        evidence: Evidence,
         jwt_seconds: int,
     ) -> None:
         """``jwt_seconds``: how long JWT-SVIDs that are out may still live at most."""
@@ -54,7 +54,7 @@ class ContainmentApi:
         self._hub = hub
         self._registry = registry
         self._estate = estate
-        self._snapshot = snapshot
+        self._evidence = evidence
         self._jwt_seconds = jwt_seconds
 
     def service(self, gate: Gate) -> Service:
@@ -72,7 +72,7 @@ class ContainmentApi:
             names = list(request.spiffe_ids)
             self._check(administrator, names, "contain")
             made = await self._containments.start(
-                names, request.selector, request.reason, administrator.name, self._snapshot
+                names, request.selector, request.reason, administrator.name, self._evidence
             )
             return _report(self._told(made) | self._progress.as_dict())
 

@@ -172,6 +172,10 @@ class Ledger:
         """Sealed segments that may have rows of the window, in order, each with the index of its log entry."""
         return await self._store.segments(start, end)
 
+    async def kept_since(self) -> datetime | None:
+        """Since when nothing was pruned; see ``SqliteLedger.kept_since``."""
+        return await self._store.kept_since()
+
     async def lost(self) -> int:
         """How many decisions were ever confessed lost."""
         return await self._store.lost()

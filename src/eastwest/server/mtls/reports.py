@@ -12,7 +12,7 @@ import structlog
 
 from eastwest.clock import Clock
 from eastwest.errors import Error, FailedPrecondition, NotFound
-from eastwest.ledger.breaks import Evidence, Report, Seen, report
+from eastwest.ledger.breaks import Evidence, Report, Seen, habits, report
 from eastwest.ledger.query import MAX_PAGE, DecisionQuery
 from eastwest.ledger.sensors import Span, recording_since
 from eastwest.policy.enforcement import MtlsMode
@@ -62,8 +62,14 @@ class Reports:
         now = self._clock.now()
         until = end or now
         since = start or until - LONGEST
+        kept = await self._ledger.kept_since()
+        if kept is not None:  # of what was before nobody can say that it was not there
+            since = max(since, min(kept, until))
         estate, compiled = self._in_force()
-        seen, complete = await self._seen([one.service for one in services], since, until)
+        names = [one.service for one in services]
+        seen, complete = await self._seen(names, since, until)
+        # A narrow window does not make a rare caller a frequent one.
+        whole = (await self._seen(names, until - LONGEST, until))[0] if since > until - LONGEST else {}
         lost = await self._ledger.search(DecisionQuery(kind="lost", start=since, end=until, limit=MAX_PAGE))
         nodes = self._nodes()
         made = []
@@ -82,6 +88,7 @@ class Reports:
                 lost=sum(int(row.get("count", 0)) for row in missing),
                 lost_unknown=any(not row.get("count", 0) for row in missing),
                 complete=complete,
+                habits=habits(whole.get(service.service, ())),
             )
             subject = subject_of(estate, compiled, service, nodes, now.date())
             made.append(report(subject, evidence, StrictRules(compiled, service)))

@@ -10,7 +10,7 @@ import msgspec
 
 from eastwest.api.eastwest.mtls.v1 import mtls_pb2 as pb
 from eastwest.clock import Clock
-from eastwest.errors import FailedPrecondition, InvalidInput
+from eastwest.errors import FailedPrecondition, InvalidInput, PermissionDenied
 from eastwest.ledger.breaks import Report
 from eastwest.policy.enforcement import MtlsMode
 from eastwest.policy.estate import Right, Service
@@ -54,6 +54,9 @@ class MtlsService:
         scope = scope_of(administrator, self._estate.intended)
         if request.service:
             services = [self._reports.service(request.service)]
+            if scope is not None and request.service not in scope.services:
+                # An empty answer would read as nobody who breaks.
+                raise PermissionDenied(f"{administrator.name} may not see who calls {request.service!r}")
         else:
             services = list(self._estate.intended.services) if self._estate.intended is not None else []
         services = [one for one in services if scope is None or one.service in scope.services]

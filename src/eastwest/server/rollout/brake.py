@@ -1,9 +1,10 @@
 """Which denials bring the rules before back: those that nobody meant, and that these would not have made.
 
-A denial counts only where it can be the new rules' doing: by a point that has them, decided by them, of a call that the
-rules before let through. So nobody can bring rules back by calls that were refused all the time. Where the rules before
-only reported, they let anybody through: there the caller must be one that is registered, or known to the record from
-before the rollout, since else any stranger's call would bring them back.
+A denial counts only where it is the new rules' doing: by a point that has them, which deny such a call, of a call that
+the rules before let through. So nobody can bring rules back by calls that were refused all the time, nor by telling of
+denials that these rules do not make. Where the rules before only reported, they let anybody through: there the caller
+must be one that is registered, or known to the record from before the rollout, since else any stranger's call would
+bring them back. The record also decides where it has too little of the one call to say what the rules before were.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 from eastwest.ledger.query import DecisionQuery
 from eastwest.ledger.record import Decision
 from eastwest.policy.enforcement import DecisionCode, Verdict
-from eastwest.policy.replay import Answer, Input, Replayer
+from eastwest.policy.replay import Answer, Input, Replayer, Unsure
 from eastwest.policy.rollout import Progress
 from eastwest.server.tables import Table, Tables
 from eastwest.spiffe.id import SpiffeId
@@ -46,8 +47,8 @@ Search = Callable[[DecisionQuery], Awaitable[Sequence[dict[str, Any]]]]
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A denial that the rules before would not have made. ``must_be_known``: they let anybody through, and it is of
-    nobody who is registered.
+    """A denial that the rules before would not have made. ``must_be_known``: only if such calls are on record; they
+    let anybody through and it is of nobody who is registered, or nobody can say what they were about this one.
     """
 
     agent: SpiffeId
@@ -63,7 +64,9 @@ class Brake:
         self._search = search
         self._tables_of: tuple[Table | None, Table | None] = (None, None)
         self._replayers: tuple[Replayer, Replayer] | None = None
-        self._answers: OrderedDict[Input, Verdict | None] = OrderedDict()
+        self._answers: OrderedDict[Input, Answer | Unsure | None] = OrderedDict()
+        self._strange: OrderedDict[tuple[object, ...], None] = OrderedDict()
+        """Of whom the record had no call that worked, so that a flood of theirs is looked up once."""
 
     def suspects(self, agent: SpiffeId, rows: Iterable[Decision]) -> list[Suspect]:
         """Those of an agent's stored rows that the rules before would not have denied."""
@@ -71,9 +74,9 @@ class Brake:
         if progress is None or not progress.is_open or not progress.plan.brake or self._tables.earlier is None:
             return []
         return [
-            Suspect(agent, row, verdict is Verdict.DENY and not self._is_registered(row))
+            Suspect(agent, row, must_be_known)
             for row in rows
-            if self._concerns(progress, agent, row) and (verdict := self._passed(row)) is not None
+            if self._concerns(progress, agent, row) and (must_be_known := self._must_be_known(row)) is not None
         ]
 
     async def confirm(self, suspect: Suspect) -> bool:
@@ -81,7 +84,18 @@ class Brake:
         progress = self._tables.progress
         if progress is None or not progress.is_open:
             return False
-        return not suspect.must_be_known or await self._worked(suspect.row, progress)
+        if not suspect.must_be_known:
+            return True
+        row = suspect.row
+        key = (progress.started, row.caller, row.claimed, row.service, row.operation, row.peer, row.source)
+        if key in self._strange:
+            return False
+        worked = await self._worked(row, progress)
+        if not worked and not isinstance(self._before(row), Unsure):  # what allows such calls may still come
+            self._strange[key] = None
+            while len(self._strange) > MAX_ANSWERS:
+                self._strange.popitem(last=False)
+        return worked
 
     def _concerns(self, progress: Progress, agent: SpiffeId, row: Decision) -> bool:
         denied = row.verdict is Verdict.DENY and row.enforced and not row.canary and row.code not in _BY_NO_RULE
@@ -98,16 +112,27 @@ class Brake:
         services = newest.estate.services if newest is not None else ()
         return next((SpiffeId.parse(one.workload) for one in services if one.service == service), None)
 
-    def _passed(self, row: Decision) -> Verdict | None:
-        """The word of the rules before, where the call went on by them; None: it did not, or nobody can say."""
+    def _must_be_known(self, row: Decision) -> bool | None:
+        """Whether it takes a record of calls that worked to make this a denial that counts; None: it is none."""
+        before = self._before(row)
+        if isinstance(before, Unsure):
+            # Such as whether a token came, at which the new rules do not look.
+            return None if row.claimed or not row.caller else True
+        if before is None or not before.passes:
+            return None
+        return before.verdict is Verdict.DENY and not self._is_registered(row)
+
+    def _before(self, row: Decision) -> Answer | Unsure | None:
+        """The word of the rules before; None where the new ones do not deny this."""
         given = Input.of(row)
         replayers = self._ready()
         if replayers is None:
             return None
         if given not in self._answers:
             before, after = replayers
-            answer = before.decide(given, after)
-            self._answers[given] = answer.verdict if isinstance(answer, Answer) and answer.passes else None
+            now = after.decide(given, after)
+            denies = isinstance(now, Unsure) or not now.passes
+            self._answers[given] = before.decide(given, after) if denies else None
             while len(self._answers) > MAX_ANSWERS:
                 self._answers.popitem(last=False)
         return self._answers[given]
@@ -136,8 +161,13 @@ class Brake:
         return self._replayers
 
     async def _worked(self, row: Decision, progress: Progress) -> bool:
-        """Whether the ledger has a call like this one, from before the rollout, that was not refused."""
+        """Whether the ledger has a call like this one that was not refused.
+
+        Of before the rollout, where the rules before only reported: nobody makes itself known by calls at points that
+        it has not reached. Those that rules allowed may be of just now.
+        """
         until = datetime.fromtimestamp(progress.started, UTC)
+        unsure = isinstance(self._before(row), Unsure)
         query = DecisionQuery(
             caller=row.caller,
             service=row.service,
@@ -145,7 +175,8 @@ class Brake:
             peer=row.peer,
             kind="decision",
             start=until - KNOWN_SINCE,
-            end=until,
+            end=None if unsure else until,
+            verdict="allow" if unsure else "",
             newest_first=True,
             limit=_PAGE,
         )

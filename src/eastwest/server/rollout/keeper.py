@@ -58,7 +58,10 @@ class RolloutKeeper:
         self._subject = subject
         self._actor = actor
         self._brake = Brake(estate.tables, search)
-        self._suspects: deque[Suspect] = deque(maxlen=MAX_SUSPECTS)
+        self._sure: deque[Suspect] = deque()
+        self._suspects: deque[Suspect] = deque()
+        """Those that have to be looked up."""
+        self._certain = asyncio.Event()
         self._news = asyncio.Event()
         self.problem = ""
 
@@ -69,7 +72,9 @@ class RolloutKeeper:
     def watch(self, agent: SpiffeId, rows: Sequence[Decision]) -> None:
         """Hear of rows that an agent handed in and that are stored. Cheap while nothing rolls out."""
         if found := self._brake.suspects(agent, rows):
-            self._suspects.extend(found)
+            for suspect in found:
+                # What has to be looked up first neither delays nor displaces what is certain.
+                self._put_off(suspect)
             self._news.set()
 
     async def run(self) -> None:
@@ -119,12 +124,12 @@ class RolloutKeeper:
 
     async def _look(self) -> None:
         """Do what is to be done now; the brake comes first."""
-        while self._suspects:
-            suspect = self._suspects[0]
-            if await self._brake.confirm(suspect):
+        while self._sure or self._suspects:
+            self._certain.clear()
+            suspect = (self._sure or self._suspects).popleft()
+            if await self._confirmed(suspect):
                 await self._roll_back(suspect)
                 return
-            self._suspects.popleft()
         progress = self._tables.progress
         if progress is None or not progress.is_open:
             return
@@ -133,9 +138,35 @@ class RolloutKeeper:
         elif progress.due is not None and progress.due <= self._now():
             await self._estate.advance(lambda p: p.tick(self._now()), self._actor, "advanced")
 
+    async def _confirmed(self, suspect: Suspect) -> bool:
+        """Whether it counts; where another comes meanwhile that needs no looking up, this one waits."""
+        looking = asyncio.create_task(self._brake.confirm(suspect))
+        certain = asyncio.create_task(self._certain.wait())
+        try:
+            await asyncio.wait((looking, certain), return_when=asyncio.FIRST_COMPLETED)
+            if looking.done():
+                return looking.result()
+            self._put_off(suspect)
+            return False
+        except Error:
+            self._put_off(suspect)  # tried again
+            raise
+        finally:
+            for task in (looking, certain):
+                task.cancel()
+            await asyncio.gather(looking, certain, return_exceptions=True)
+
+    def _put_off(self, suspect: Suspect) -> None:
+        waiting = self._suspects if suspect.must_be_known else self._sure
+        if len(waiting) < MAX_SUSPECTS:
+            waiting.append(suspect)
+        if self._sure:
+            self._certain.set()
+
     async def _roll_back(self, suspect: Suspect) -> None:
         progress, row = self._tables.progress, suspect.row
         self._suspects.clear()
+        self._sure.clear()
         if progress is None or not progress.is_open:
             return
         braked = rollout_event(
@@ -162,7 +193,7 @@ class RolloutKeeper:
                 progress.previous, self._actor, "brake", braked, state=State.BRAKED, reason=reason, only=progress
             )
         except Error:
-            self._suspects.append(suspect)  # tried again
+            self._put_off(suspect)  # tried again
             raise
 
     def _is_acknowledged(self) -> bool:

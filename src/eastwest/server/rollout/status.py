@@ -22,7 +22,7 @@ Verified = Callable[[str, str], dict[str, Any] | None]
 
 def status(hub: ControlHub, tables: Tables, view: AgentView, verified: Verified) -> dict[str, Any]:
     """The report of ``eastwest policy status``; ``verified`` gives a point's last check by probe calls."""
-    found = list(points(hub, tables, view))
+    found = list(points(hub, tables, view, libraries=True))
     progress, newest = tables.progress, tables.newest
     mismatches = [point.mismatch for point in found if point.mismatch]
     late = (

@@ -159,7 +159,22 @@ class Exchange:
                 raise TokenRefused("access_denied", REASON, f"{name} is contained", fix="see eastwest containment list")
 
     async def _permit(self, caller: Caller, form: Form, incoming: Token | None) -> Permit:
-        targets, wanted = self._targets(), form.wanted
+        targets = self._targets()
+        try:
+            return await self._permitted(targets, caller, form, incoming)
+        except PendingApproval:
+            raise
+        except TokenRefused as refused:
+            # What rolls out refuses nothing at points that it has not reached.
+            if targets.beside is None:
+                raise
+            try:
+                return await self._permitted(targets.beside, caller, form, incoming)
+            except TokenRefused:
+                raise refused from None
+
+    async def _permitted(self, targets: Targets, caller: Caller, form: Form, incoming: Token | None) -> Permit:
+        wanted = form.wanted
         if form.details.approval:
             approval = await self._named(form.details.approval, caller.spiffe_id, wanted)
             return permit(targets, caller.spiffe_id, wanted, incoming, approval)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -159,15 +159,22 @@ class TokenService:
 
 
 class _Targets:
-    """The operations of the policy in force, read anew when it changes."""
+    """The operations of the policy in force, read anew when it changes.
+
+    While a version rolls out they are those that points have, of the version before where it has not come yet.
+    """
 
     def __init__(self, estate: EstateKeeper) -> None:
         self._estate = estate
-        self._seen: Mapping[str, Any] | None = None
+        self._seen: tuple[object, ...] = ()
         self._targets = Targets(())
 
     def __call__(self) -> Targets:
-        if self._estate.enforced is not self._seen:
-            self._seen = self._estate.enforced
-            self._targets = Targets(self._seen.values())
+        tables = self._estate.tables
+        earlier = tables.earlier.whole if tables.earlier is not None else None
+        seen = (tables.enforced, earlier, tables.progress)
+        if len(seen) != len(self._seen) or any(new is not old for new, old in zip(seen, self._seen, strict=True)):
+            holding, beside = tables.holding()
+            self._seen = seen
+            self._targets = Targets(holding.values(), Targets({**holding, **beside}.values()) if beside else None)
         return self._targets

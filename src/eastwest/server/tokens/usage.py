@@ -40,7 +40,10 @@ def usage_service(
         agent = await gate.agent(call)
         if not 0 < len(request.token_id) <= MAX_ID or len(request.approval_id) > MAX_ID:
             raise InvalidInput(f"a token's id has 1 to {MAX_ID} characters")
-        target = targets().operation(request.operation)
+        known = targets()
+        target = known.operation(request.operation)
+        if known.beside is not None and (target is None or not target.rules.single_use):
+            target = known.beside.operation(request.operation) or target
         if target is None or target.service not in services(agent.id):
             name = request.operation.partition(":")[0]
             raise PermissionDenied(f"{agent.id} runs no service {name[:64]!r}", fix="ask about calls to your node")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from eastwest.mesh import names
-from eastwest.policy.canary import REFUSED_HANDSHAKE, Check, Examination, Observation, Point
+from eastwest.policy.canary import OWN_FILE, REFUSED_HANDSHAKE, Check, Examination, Observation, Point
 from eastwest.policy.enforcement import DecisionCode
 
 STALE = "stale-point"
@@ -136,7 +136,7 @@ def diagnose(
         found.append(_finding(DISABLED, point, "a decision", "none was made", cause, instances, undecided))
         return found
     found += _rules(point, answers, stale, instances, earlier, permissive=bool(found))
-    silent = [each for each in seen if each.check.kind != "plaintext" and each.observation.problem and not each.is_right]
+    silent = [e for e in seen if e.check.kind != "plaintext" and e.observation.problem and not e.is_right]
     if silent and not found:
         cause = "it takes connections and gives no answers: what it would do is not proved"
         found.append(_finding(UNREACHABLE, point, "answers", silent[0].observation.happened, cause, instances, silent))
@@ -174,7 +174,8 @@ def examined(instance: Instance, services: str, found: Collection[str], allow_po
     changed = others + [f"{name} (nobody gave it)" for name in seen.foreign]
     # A rule that calls have shown to be wrong is told by the name of what is wrong about it.
     explained = set(found) & {DISABLED, PERMISSIVE, REPLAYED, MISSING_READ, EDITED, STALE}
-    if changed and not instance.stale and not (explained and not seen.foreign):
+    own = any(name.endswith(OWN_FILE) for name in seen.foreign)  # which no update brings, nor takes away
+    if own or (changed and not instance.stale and not (explained and not seen.foreign)):
         cause = "the Envoy holds other config than its agent gave it"
         told.append(_at(EDITED, instance, services, "what the agent gave", ", ".join(changed[:MAX_SAMPLES]), cause))
     return told

@@ -47,8 +47,10 @@ WAIT = 30.0
 EXAMINED = 6.0
 """Seconds that agents have, from the beginning, to look at their sidecars."""
 MAX_POINTS = 20_000
-EARLIER = 10
+EARLIER = 200
 """Versions before the present one among which the rules of a point are looked for."""
+LOOKING_BACK = 10.0
+"""Seconds that it may take."""
 _log = structlog.get_logger()
 
 
@@ -129,7 +131,7 @@ class Verification:
             raise FailedPrecondition("there is nothing to prove yet", fix="apply an estate first")
         running = instances(self._hub, self._view)
         try:
-            found = tuple(points(self._estate, self._view, running, self._trust_domain.name, services))
+            found = tuple(self._points(running, services))
         except KeyError as error:
             raise NotFound(f"the estate has no service {error.args[0]!r}", fix="see `eastwest mesh status`") from None
         if len(found) > MAX_POINTS:
@@ -188,6 +190,8 @@ class Verification:
         plan = current.plan
         _check(plan, observations)
         running = await self._examined(current)
+        moved = self._moved(plan, running)
+        observations = [o for o in observations if o.point not in moved or o.check < 0]
         findings = await self._findings(plan, observations, running, allow_ports)
         told = [msgspec.to_builtins(one) for one in findings]
         summary = sorted([one.drift, one.service, one.point, one.node_id] for one in findings)
@@ -206,7 +210,7 @@ class Verification:
             "canaries": len(plan.canaries),
             "findings": told,
             "findings_sha256": hashlib.sha256(msgspec.json.encode(summary)).hexdigest(),
-            "notes": _notes(plan, observations, running),
+            "notes": sorted({*_notes(plan, observations, running, moved), *map(_moved_note, moved.values())}),
         }
         await self._journal.record(
             "verify.finished",
@@ -226,6 +230,18 @@ class Verification:
         self._end()
         return report
 
+    def _moved(self, plan: Plan, running: Sequence[Instance]) -> dict[int, Point]:
+        """The points that were given other rules while they were asked: what they answered proves nothing."""
+        names = {point.service for point in plan.points}
+        try:
+            now = {_key(one): one.version for one in self._points(running, names)}
+        except KeyError:  # a service is gone
+            now = {_key(one): one.version for one in self._points(running, ())}
+        return {n: point for n, point in enumerate(plan.points) if now.get(_key(point)) != point.version}
+
+    def _points(self, running: Sequence[Instance], services: Collection[str]) -> Sequence[Point]:
+        return tuple(points(self._estate, self._view, running, self._trust_domain.name, services))
+
     async def run_by_itself(self, interval: float, allow_ports: Collection[int] = ()) -> None:
         """A run every ``interval`` seconds, for ever; by this server, over the network that it has."""
         actor = f"{self._trust_domain.uri}/spire/server"
@@ -235,8 +251,8 @@ class Verification:
                     await self._one_run(actor, allow_ports)
                 except FailedPrecondition:
                     raise
-                except Error as error:
-                    _log.error("verify.failed", error=str(error))
+                except Exception as error:  # noqa: BLE001 - whatever a point answered, the next run is made
+                    _log.error("verify.failed", error=str(error)[:500])
             await self._clock.sleep(interval)
 
     async def _one_run(self, actor: str, allow_ports: Collection[int]) -> None:
@@ -314,7 +330,7 @@ class Verification:
             if o.decided and o.version != plan.points[o.point].version
         }
         if unknown - self._earlier.keys():
-            await self._look_back()
+            await self._look_back(unknown)
         found: list[Finding] = []
         by_workload: dict[str, set[str]] = {}
         for number, seen in sorted(by_point.items()):
@@ -333,8 +349,9 @@ class Verification:
                 found += examined(one, names, by_workload.get(one.spiffe_id, set()), allow_ports)
         return found
 
-    async def _look_back(self) -> None:
-        """Learn the rules' versions of the policy versions before the present one."""
+    async def _look_back(self, wanted: Collection[tuple[str, str]]) -> None:
+        """Learn the rules' versions of the policy versions before the present one, until ``wanted`` are known."""
+        until = self._clock.monotonic() + LOOKING_BACK
         for activation in (await self._store.versions(EARLIER + 1))[1:]:
             if activation.version in self._looked or activation.version == self._estate.version:
                 continue
@@ -350,6 +367,8 @@ class Verification:
             rules: list[Inbound] = [one for sidecar in compiled.sidecars.values() for one in sidecar.inbound]
             for inbound in rules:
                 self._earlier.setdefault((inbound.service, inbound_version(inbound)), activation.version)
+            if self._earlier.keys() >= set(wanted) or self._clock.monotonic() > until:
+                return
 
     def _keep(self, report: dict[str, Any], findings: Sequence[Finding], running: Sequence[Instance]) -> None:
         self.report = report
@@ -383,7 +402,17 @@ def _check(plan: Plan, observations: Sequence[Observation]) -> None:
             raise InvalidInput(f"not all checks of {point.service} at {point.host}:{point.port} were made")
 
 
-def _notes(plan: Plan, observations: Sequence[Observation], running: Sequence[Instance]) -> list[str]:
+def _key(point: Point) -> tuple[str, str, int]:
+    return point.service, point.host, point.port
+
+
+def _moved_note(point: Point) -> str:
+    return f"{point.service}: its rules changed while {_place(point)} was asked; run again"
+
+
+def _notes(
+    plan: Plan, observations: Sequence[Observation], running: Sequence[Instance], moved: Collection[int]
+) -> list[str]:
     """What was not proved, and why."""
     by_point: dict[int, list[Observation]] = {}
     for o in observations:
@@ -392,11 +421,11 @@ def _notes(plan: Plan, observations: Sequence[Observation], running: Sequence[In
     notes = {f"{point.service}: {point.note}" for point in plan.points if point.note}
     alive = {one.spiffe_id for one in running if one.connected}
     for number, point in enumerate(plan.points):
-        if number not in reached and point.spiffe_id not in alive:
+        if number not in reached and number not in moved and point.spiffe_id not in alive:
             notes.add(f"{point.service}: nothing runs at {_place(point)}, and no agent says that it should")
         behind = [one for one in running if one.spiffe_id == point.spiffe_id]
         if is_by_application(point, by_point.get(number, ()), behind):
-            notes.add(f"{point.service}: no sidecar at {_place(point)}; only that it refuses whom nobody knows is proved")
+            notes.add(f"{point.service}: no sidecar at {_place(point)}; proved is that it refuses strangers")
     asked = {point.spiffe_id for point in plan.points}
     for one in (each for each in running if each.spiffe_id in asked):
         for words in one.examination.unread if one.examination is not None else ():

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import msgspec
 
 from eastwest.mesh.action import inbound_version
-from eastwest.policy.canary import Examination, Point, checks
+from eastwest.policy.canary import MAX_CANARIES, Examination, Point, checks
 from eastwest.policy.enforcement import MtlsMode, Sidecar
 from eastwest.policy.estate import Estate, Sensitivity, Service
 from eastwest.server.control import AgentStream, ControlHub
@@ -73,6 +73,11 @@ def points(
             note = "tcp: only handshakes are proved, a connection has no answer"
         elif inbound.post_quantum:
             note = "post-quantum: only handshakes are proved, canaries have classical keys"
+        if _differ(view, behind, service):
+            asked = tuple(check for check in asked if not check.caller)
+            note = "its sidecars are given different rules while a change rolls out: only handshakes are proved"
+        elif len({check.stands_for for check in asked} - {""}) >= MAX_CANARIES:
+            note = f"canaries stand for {MAX_CANARIES} of its callers; answers that only others get are not proved"
         for host, port in _addresses(service):
             yield Point(
                 service=service.service,
@@ -100,6 +105,16 @@ def _given(
         if given is not None:
             return given.config.compiled, given.version
     return enforced.get(workload), version
+
+
+def _differ(view: AgentView, behind: Sequence[Instance], service: Service) -> bool:
+    """Whether sidecars that may stand behind one address are meant to enforce different rules of the service."""
+    versions = set()
+    for one in behind:
+        given = view.intended(SpiffeId.parse(one.agent), SpiffeId.parse(service.workload)) if one.connected else None
+        if given is not None:
+            versions |= {inbound_version(i) for i in given.config.compiled.inbound if i.service == service.service}
+    return len(versions) > 1
 
 
 def _reading(estate: Estate) -> frozenset[str]:

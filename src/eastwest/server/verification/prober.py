@@ -27,12 +27,14 @@ SECONDS = 3.0
 """For a connection, and for an answer."""
 SETTLE = 6.0
 """Seconds from the beginning of a run in which a point may still come to know its canaries."""
+STEADY = 1.0
+"""Seconds after which a point that knows some canaries and not others is taken to mean it."""
 PATIENCE = 30.0
-"""Seconds for all that canaries ask at one point; one that takes its time must not keep the others from being proved."""
+"""Seconds for all that canaries ask at one point; a slow one must not keep the others from being proved."""
 MAX_HEAD = 16 * 1024
 MAX_CODE = 64
 TOO_SLOW = "not asked: it is too slow, or silent"
-NOT_ASKED = "not asked: refusals are only reported here"
+NOT_ASKED = "not asked: refusals are only reported here, or nothing decides"
 _ENVOYS_WORDS = "rbac_access_denied_matched_policy["
 _STATUS = re.compile("[1-5][0-9]{2}")
 _LENGTH = re.compile("[0-9]{1,9}")
@@ -134,7 +136,7 @@ class Prober:
         for caller, checks in by_caller.items():
             found += await self._ask_as(number, point, caller, checks)
         found = await self._settled(number, point, found)
-        if any(each.decided and not each.enforced for each in found):
+        if any(not each.enforced and not each.problem for each in found):
             # What is let in without TLS goes on to the application, and there is nothing left to find out.
             reports = [i for i in alone if point.checks[i].kind == "plaintext"]
             found += [Observation(point=number, check=i, happened=NOT_ASKED) for i in reports]
@@ -148,15 +150,20 @@ class Prober:
         Nobody tells a prober what a proxy has come to know; and one that never will is what it looks for. A proxy's
         threads learn of a run one after another, and may still forget the run before it.
         """
-        while self._clock.monotonic() < self._until:
+        places: set[int] = set()
+        same_since = self._clock.monotonic()
+        while (now := self._clock.monotonic()) < self._until:
             again: dict[str, list[int]] = {}
             for each in found:
                 if _may_change(point, each):
                     again.setdefault(point.checks[each.check].caller, []).append(each.check)
-            if not again:
+            before, places = places, {place for checks in again.values() for place in checks}
+            if places != before:
+                same_since = now
+            aware = any(each.happened != DecisionCode.UNKNOWN_CALLER for each in found)
+            if not again or (aware and not point.settling and now - same_since > STEADY):
                 break
             await self._clock.sleep(0.05)
-            places = {place for checks in again.values() for place in checks}
             found = [each for each in found if each.check not in places]
             for caller, checks in again.items():
                 found += await self._ask_as(number, point, caller, checks)
