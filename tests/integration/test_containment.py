@@ -129,6 +129,8 @@ async def test_what_is_open_ends_what_is_new_is_refused_and_others_go_on(world: 
     assert (await others.keep_alive.ask("GET", "/items")).status == 200
     await refused(world, notify)
     await nothing_is_issued(world)
+    asked = await world.eastwest("explain", "--caller", NOTIFY, "--operation", "web:items:read", "--json")
+    assert '"CALLER_CONTAINED"' in asked.stdout, asked.stderr
     snapshot = world.data / "server" / "containment" / f"{made['id']}.json"
     assert sha256(snapshot.read_bytes()).hexdigest() == made["evidence_sha256"]
     evidence = json.loads(snapshot.read_text())

@@ -153,15 +153,15 @@ def test_verification_finds_what_was_done_to_a_copy(copied, tmp_path):
 
 
 def test_what_makes_no_sense_is_refused_with_what_would(server):
-    for words, expected in (
-        (("search", "--code", "ALOWED"), "ALLOWED"),
-        (("top", "--by", "servce"), "service"),
-        (("search", "--from", "yesterday"), "2026-11-22T10:00:00Z"),
-        (("search", "--class", "expire"), "expired"),
-        (("export", "--format", "xml"), "parquet"),
+    for words, status, expected in (
+        (("search", "--code", "ALOWED"), 1, "ALLOWED"),
+        (("top", "--by", "servce"), 1, "service"),
+        (("search", "--from", "yesterday"), 2, "2026-11-22T10:00:00Z"),
+        (("search", "--class", "expire"), 1, "expired"),
+        (("export", "--format", "xml"), 1, "parquet"),
     ):
         done = eastwest("decisions", *words, "--data", server.data)
-        assert done.returncode == 1, words
+        assert done.returncode == status, words
         assert expected in done.stderr
     assert "--ledger DIR" in eastwest("decisions", "top").stderr
 

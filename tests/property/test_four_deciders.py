@@ -26,8 +26,11 @@ STATEFUL = {
     DecisionCode.TOKEN_USED,
     DecisionCode.CHECK_UNAVAILABLE,
     DecisionCode.RECORD_UNAVAILABLE,
+    DecisionCode.CALLER_CONTAINED,
+    DecisionCode.TOKEN_CONTAINED,
+    DecisionCode.IDENTITY_CONTAINED,
 }
-"""Codes that no table can give: they are about connections and about what was before."""
+"""Codes that no table can give: they are about connections, about what was before, and about who is cut off."""
 
 
 @pytest.mark.parametrize("part", range(4))

@@ -98,6 +98,8 @@ class Verification:
         self._looked: set[str] = set()
         self._wallet = Wallet()
         self.report: dict[str, Any] | None = None
+        self.patience = WAIT
+        """Seconds that a run waits for the one before it."""
 
     def canaries(self) -> control.Canaries | None:
         """The run that is under way, as agents are told of it."""
@@ -282,10 +284,10 @@ class Verification:
                 self._end()
                 break
             try:
-                async with asyncio.timeout(min(WAIT, left)):
+                async with asyncio.timeout(min(self.patience, left)):
                     await self._over.wait()
             except TimeoutError:
-                if left > WAIT:
+                if left > self.patience:
                     raise FailedPrecondition(
                         f"a verify run of {run.by} is under way", fix=f"try again; it is over in {left:.0f} s at most"
                     ) from None
