@@ -299,7 +299,8 @@ def _edited(resources: list[Resource], edit: Callable[..., None]) -> list[Resour
             continue
         listener = listener_pb2.Listener.FromString(resource.body)
         for chain in listener.filter_chains:
-            config = chain.filters[0].typed_config
+            # Before it, a filter chain may ask who is there.
+            config = chain.filters[-1].typed_config
             manager = http_connection_manager_pb2.HttpConnectionManager()
             config.Unpack(manager)
             edit(manager)

@@ -49,6 +49,7 @@ class GrpclibServer:
         self._server.close()
         await self._server.wait_closed()
         self._server.close_connections()
+        await self._server.connections_lost()
 
 
 def cardinality(takes_stream: bool, gives_stream: bool) -> Cardinality:
@@ -113,6 +114,12 @@ class _Server(grpclib.server.Server):
             if hasattr(protocol, "processor"):  # else its connection was never made
                 protocol.processor.close("the server has left")
 
+    async def connections_lost(self) -> None:
+        """Return once the sockets are closed: TLS says goodbye first, for as long as the peer may take."""
+        lost = [protocol.lost for protocol in self._protocols if protocol.lost is not None]
+        if lost:
+            await asyncio.wait(lost, timeout=limits.GRACE_SECONDS)
+
 
 class _Protocol(JoinedProtocol):
     """Ends at once what is not admitted."""
@@ -120,8 +127,10 @@ class _Protocol(JoinedProtocol):
     admit: Admission
     _place: Place | None = None
     _timer: asyncio.TimerHandle | None = None
+    lost: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: Any) -> None:
+        self.lost = asyncio.get_running_loop().create_future()
         super().connection_made(transport)
         self._place = self.admit(transport.get_extra_info("socket"))
         if self._place is None:
@@ -139,6 +148,8 @@ class _Protocol(JoinedProtocol):
 
     def connection_lost(self, error: BaseException | None) -> None:
         super().connection_lost(error)
+        if self.lost is not None:
+            self.lost.set_result(None)
         if self._timer is not None:
             self._timer.cancel()
         if self._place is not None:
