@@ -80,7 +80,7 @@ async def test_neither_an_expired_nor_a_contained_identity_resumes(tmp_path):
         assert line == b"HTTP/1.1 200 OK", "released"
         await asyncio.sleep(max(0.0, began + LIFE + 1.1 - asyncio.get_running_loop().time()))  # seconds of X.509
         # Refused: with the alert, unless the connection's end overtakes it.
-        with pytest.raises((ssl.SSLError, ConnectionResetError), match="alert certificate|EOF occurred|reset"):
+        with pytest.raises((ssl.SSLError, ConnectionResetError), match=r"alert certificate|EOF occurred|reset"):
             line, _, resumed = await asyncio.to_thread(call, port, short, sessions["short"])
             raise AssertionError(f"an ended certificate got {line!r}, resumed {resumed}")
     finally:
