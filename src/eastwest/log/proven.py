@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from binascii import b2a_base64
 from collections import OrderedDict
+from hashlib import sha256
 
 from eastwest.errors import Corrupt, NotFound
 from eastwest.log.checkpoint import Checkpoint
@@ -24,13 +25,17 @@ from eastwest.log.tiles import (
     read_raw_bundle,
     read_tile,
 )
-from eastwest.log.tree import CompactRange, fold_edge, leaf_hash, node_hash, root_of, split_hashes
+from eastwest.log.tree import CompactRange, fold_edge, leaf_hash, split_hashes
 
 FIX = "eastwest log verify names the files at fault"
 # 9 MB at most.
 _KEPT_TILES = 256
 _KEPT_INNER = 64
 _KEPT_BUNDLES = 2
+_KEPT_BLOCKS = 64
+_BLOCK_HEIGHT = 5
+_BLOCK_WIDTH = 1 << _BLOCK_HEIGHT
+"""Entries whose receipts are made of the same lines: a block lies within a tile."""
 
 
 class ProvenReader:
@@ -73,30 +78,37 @@ class ProvenReader:
     def leaf(self, index: int) -> bytes:
         """The hash of one entry."""
         if not 0 <= index < self.checkpoint.size:
-            raise NotFound(f"the checkpoint covers {self.checkpoint.size} entries; there is no entry {index} in it")
+            raise self._not_covered(index)
         return self.tile(0, index // TILE_WIDTH)[index % TILE_WIDTH]
 
     def receipt(self, index: int, note: str) -> str:
         """The proof (C2SP tlog-proof) that the checkpoint covers an entry; ``note`` is the checkpoint as signed."""
-        self.leaf(index)
-        tile, place = divmod(index, TILE_WIDTH)
-        if self._width(0, tile) < TILE_WIDTH:
+        if not 0 <= index < self.checkpoint.size:
+            raise self._not_covered(index)
+        block, place = divmod(index, _BLOCK_WIDTH)
+        if (block + 1) * _BLOCK_WIDTH > self.checkpoint.size:
             path = inclusion_proof(index, self.checkpoint.size, self.node)
             return LogProof(index, tuple(path), note).text
-        # Within a full tile the path is the siblings there, and then the tile's own path, which its entries share.
-        inner, above = self._texts(tile)
-        lines = [inner[height][(place >> height) ^ 1] for height in range(TILE_HEIGHT)]
-        return f"{HEADER}\nindex {index}\n{''.join(lines)}{above}\n{note}"
+        # Within a full block the path is the siblings there, and then the block's own path, which its entries share.
+        (leaves, pairs, fours, eights, halves), above = self._lines.get(block) or self._block_lines(block)
+        return (
+            f"{HEADER}\nindex {index}\n{leaves[place ^ 1]}{pairs[place >> 1 ^ 1]}{fours[place >> 2 ^ 1]}"
+            f"{eights[place >> 3 ^ 1]}{halves[place >> 4 ^ 1]}{above}\n{note}"
+        )
 
-    def _texts(self, tile: int) -> tuple[list[list[str]], str]:
-        """The lines of receipts for the entries of a full tile: siblings by height and place, and the rest."""
-        known = self._lines.get(tile)
-        if known is None:
-            inner = [[_line(hash_) for hash_ in roots] for roots in self._subtrees(0, tile)[:TILE_HEIGHT]]
-            path = inclusion_proof(tile * TILE_WIDTH, self.checkpoint.size, self.node)
-            known = self._lines[tile] = (inner, "".join(map(_line, path[TILE_HEIGHT:])))
-            while len(self._lines) > _KEPT_INNER:
-                self._lines.popitem(last=False)
+    def _block_lines(self, block: int) -> tuple[list[list[str]], str]:
+        """The lines of receipts for the entries of a full block: siblings by height and place, and the rest."""
+        start = block * _BLOCK_WIDTH
+        trees = self._subtrees(0, start // TILE_WIDTH)
+        first = start % TILE_WIDTH
+        inner = [
+            [b2a_base64(hash_).decode() for hash_ in trees[height][first >> height : first + _BLOCK_WIDTH >> height]]
+            for height in range(_BLOCK_HEIGHT)
+        ]
+        path = inclusion_proof(start, self.checkpoint.size, self.node)
+        known = self._lines[block] = (inner, "".join(b2a_base64(hash_).decode() for hash_ in path[_BLOCK_HEIGHT:]))
+        while len(self._lines) > _KEPT_BLOCKS:
+            self._lines.popitem(last=False)
         return known
 
     def node(self, height: int, index: int) -> bytes:
@@ -117,8 +129,10 @@ class ProvenReader:
             return self._edge()[level]
         tile = Tile(level, index)
         hashes = split_hashes(read_tile(self._files, tile))
-        if root_of(hashes) != self.tile(level + 1, index // TILE_WIDTH)[index % TILE_WIDTH]:
+        trees = _subtrees_of(hashes)
+        if trees[-1][0] != self.tile(level + 1, index // TILE_WIDTH)[index % TILE_WIDTH]:
             raise Corrupt("the tile was changed: it does not have its hash in the tile above", where=tile.path, fix=FIX)
+        self._keep_inner((level, index), trees)
         self._tiles[level, index] = hashes
         while len(self._tiles) > _KEPT_TILES:
             self._tiles.popitem(last=False)
@@ -127,17 +141,23 @@ class ProvenReader:
     def _width(self, level: int, index: int) -> int:
         return min(TILE_WIDTH, self._sizes[level] - index * TILE_WIDTH)
 
+    def _not_covered(self, index: int) -> NotFound:
+        return NotFound(f"the checkpoint covers {self.checkpoint.size} entries; there is no entry {index} in it")
+
     def _subtrees(self, level: int, index: int) -> list[list[bytes]]:
         """The roots within a tile, by height: receipts of neighbours share nearly all of them."""
         known = self._inner.get((level, index))
         if known is None:
-            known = [self.tile(level, index)]
-            while len(below := known[-1]) > 1:
-                known.append([node_hash(a, b) for a, b in zip(below[::2], below[1::2], strict=False)])
-            self._inner[level, index] = known
-            while len(self._inner) > _KEPT_INNER:
-                self._inner.popitem(last=False)
+            hashes = self.tile(level, index)
+            # Proving the tile may just have made them.
+            known = self._inner.get((level, index)) or self._keep_inner((level, index), _subtrees_of(hashes))
         return known
+
+    def _keep_inner(self, place: tuple[int, int], trees: list[list[bytes]]) -> list[list[bytes]]:
+        self._inner[place] = trees
+        while len(self._inner) > _KEPT_INNER:
+            self._inner.popitem(last=False)
+        return trees
 
     def _edge(self) -> dict[int, list[bytes]]:
         """The partial tiles, by level; proven together by the root."""
@@ -157,5 +177,8 @@ class ProvenReader:
         return self._edges
 
 
-def _line(hash_: bytes) -> str:
-    return b2a_base64(hash_).decode("ascii")
+def _subtrees_of(hashes: list[bytes]) -> list[list[bytes]]:
+    trees = [hashes]
+    while len(below := trees[-1]) > 1:
+        trees.append([sha256(b"\x01" + a + b).digest() for a, b in zip(below[::2], below[1::2], strict=False)])
+    return trees
