@@ -37,6 +37,7 @@ from eastwest.policy.enforcement import (
     Verdict,
     decode_sidecar,
     encode_sidecar,
+    uses_tokens,
 )
 from eastwest.policy.load import load_estate
 from eastwest.policy.normalise import Refused, Request, normalise
@@ -44,12 +45,13 @@ from eastwest.policy.operations import can_be_tenant
 from eastwest.policy.oracle import Decision, Oracle, lookup
 from eastwest.policy.table import compile_estate
 from eastwest.policy.transaction import MAX_LIFE, TYPE, Token, claims
+from eastwest.registry.containment import NOBODY, Contained
 from eastwest.sdk.decide import decide
 from eastwest.sdk.peers import Peer
 from eastwest.sdk.source import Rules
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.testing.calls import STRANGERS, Brought, Call, Defect, random_calls
-from eastwest.testing.estates import FOREIGN, HEADER, SHAPES, TRUST_DOMAIN, random_estate
+from eastwest.testing.estates import APPROVERS, FOREIGN, HEADER, SHAPES, TRUST_DOMAIN, random_estate
 from eastwest.testing.ports import free_port
 
 SERVER = f"spiffe://{TRUST_DOMAIN}/prod/d1/server"
@@ -172,6 +174,7 @@ class Estate:
     sidecar: Sidecar
     rules: Rules
     reporting: Oracle
+    contained: Contained = NOBODY
     _answers: dict[tuple, tuple[Decision, Decision]] = field(default_factory=dict)
 
     @property
@@ -191,6 +194,19 @@ class Estate:
             report = self.reporting.decide(*question) if self.reporting is not self.oracle else answer
             self._answers[question] = answer, report
         return self._answers[question]
+
+    def cut_off(self, call: Call) -> str:
+        """The code of a call that is refused because somebody is contained, "" of others."""
+        inbound = next(i for i in self.sidecar.inbound if i.service == call.service)
+        if call.caller in self.contained:
+            return "CALLER_CONTAINED"
+        brought = call.presented if inbound.protocol != "tcp" and uses_tokens(inbound) else None
+        named = (brought.caller, brought.origin, brought.approver) if isinstance(brought, Token) else ()
+        return "TOKEN_CONTAINED" if any(name in self.contained for name in named) else ""
+
+    def refuses(self, expected: Told) -> bool:
+        """Whether this answer is more than reported."""
+        return self.enforced or expected.code.endswith("_CONTAINED")
 
     def operation(self, service: str, name: str) -> OperationRules | None:
         inbound = next(i for i in self.sidecar.inbound if i.service == service)
@@ -259,14 +275,24 @@ class World:
         # Of four estates two have rules in report mode, one of these where nothing is enforced.
         made = random_estate(random, shapes=SHAPES, report=0.4 if seed % 2 else 0.0)
         mode = MtlsMode.PERMISSIVE if seed % 4 == 3 else MtlsMode.STRICT
-        estate = await self.enforce(made.files, seed, mode)
+        # And of five one has somebody cut off, whatever else it has.
+        somebody = Random(f"{seed} contained").choice([*made.callers, STRANGERS[0], APPROVERS[1]])
+        contained = Contained(seed, (somebody,)) if seed % 5 == 2 else NOBODY
+        estate = await self.enforce(made.files, seed, mode, contained)
         known = {caller: self.certificate(caller) for caller in (*made.callers, *STRANGERS)}
         calls = list(random_calls(random, made, count, known, int(time.time())))
         protocols = [call.service != TCP and number % 3 == 0 for number, call in enumerate(calls)]
         await self.judge(estate, zip(calls, protocols, strict=True))
 
-    async def enforce(self, files: dict[str, bytes], seed: int = 0, mode: MtlsMode = MtlsMode.STRICT) -> Estate:
+    async def enforce(
+        self,
+        files: dict[str, bytes],
+        seed: int = 0,
+        mode: MtlsMode = MtlsMode.STRICT,
+        contained: Contained = NOBODY,
+    ) -> Estate:
         """An estate of files, with its callers' certificates and all its services at one Envoy."""
+        self.mesh.contained = contained
         loaded = load_estate(files)
         compiled = compile_estate(loaded)
         inbound = [i for sidecar in compiled.sidecars.values() for i in sidecar.inbound]
@@ -288,10 +314,11 @@ class World:
         self.count.estates += 1
         callers = tuple(caller.spiffe_id for caller in loaded.callers)
         travelled = decode_sidecar(encode_sidecar(sidecar))
-        rules = Rules(TrustDomain.parse(TRUST_DOMAIN), travelled, token_keys=read_keys(self.mint.keys))
+        keys = read_keys(self.mint.keys)
+        rules = Rules(TrustDomain.parse(TRUST_DOMAIN), travelled, token_keys=keys, contained=contained)
         oracle = Oracle(loaded)
         reporting = Oracle(loaded, report=True) if any(policy.report for policy in loaded.policies) else oracle
-        return Estate(seed, callers, oracle, sidecar, rules, reporting)
+        return Estate(seed, callers, oracle, sidecar, rules, reporting, contained)
 
     def port(self, service: str) -> int:
         """Where the service listens, in every estate."""
@@ -380,6 +407,8 @@ class World:
                 self._differ(estate, call, "report's table" if report else "table", answer, found)
         (verdict, code, policy, operation), (_, report_code, report_policy, _) = answers
         assert (verdict is Verdict.ALLOW) == (code is DecisionCode.ALLOWED)
+        if cut_off := estate.cut_off(call):
+            return Told(cut_off)
         report = ("", "") if report_code is code else (report_code, report_policy)
         return Told(code, policy, operation, self._tenant(estate, call, handed_on, operation), report, handed_on)
 
@@ -440,7 +469,7 @@ class World:
         if not connection.open:
             await self._connections.pop(key).close()
         code, seen = self.told(answer)
-        passes = not estate.enforced and expected.code != REFUSED
+        passes = not estate.refuses(expected) and expected.code != REFUSED
         if code != ("ALLOWED" if passes else expected.code):
             self._differ(estate, call, f"code by HTTP/{asked.version}", expected, (code, answer.status))
             return []
@@ -489,7 +518,7 @@ class World:
         told = Told(row.code, row.policy, row.operation, row.tenant, (row.report_code, row.report_policy))
         if expected.tenant is None or (expected.code != "ALLOWED" and self._by_claim(estate, call, expected)):
             expected = replace(expected, tenant=row.tenant)  # told as it came, or not at all
-        if told != expected or row.caller != call.caller or row.enforced != estate.enforced:
+        if told != expected or row.caller != call.caller or row.enforced != estate.refuses(expected):
             self._differ(estate, call, "decision", (expected, call.caller), (told, row.caller, row.cause))
         if row.policy_version != estate.sidecar.version:
             self._differ(estate, call, "version", estate.sidecar.version, row.policy_version)
@@ -507,7 +536,7 @@ class World:
         finally:
             await connection.close()
         allowed = bool(answer.status)
-        if allowed != (expected.code == "ALLOWED" or not estate.enforced):
+        if allowed != (expected.code == "ALLOWED" or not estate.refuses(expected)):
             self._differ(estate, call, "TCP", expected, answer.status)
 
     def _differ(self, estate: Estate, call: Call, what: str, expected: object, found: object) -> None:

@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 
 from eastwest.api.eastwest.changes.v1 import changes_pb2
 from eastwest.cli.change_client import call_changes
+from eastwest.cli.rollout_client import RolloutClient
 from eastwest.clock import SystemClock
 from eastwest.errors import FailedPrecondition, InvalidInput, NotFound, PermissionDenied
 from eastwest.policy.emergency import is_emergency
 from eastwest.registry.changes import GRANTED, WAITING
 from eastwest.rpc.client import method
 from eastwest.server.changes.emergency import CAUSE
+from eastwest.spiffe.id import SpiffeId
 
 WEB = f"spiffe://{TD}/prod/red/web"
 IDLE = f"spiffe://{TD}/prod/blue/idle"
@@ -239,6 +241,49 @@ async def test_break_glass_ends_without_anybody_looking(world) -> None:
     async with asyncio.timeout(20):
         await ended.wait()
     assert world.server.estate.version == before
+
+
+async def test_a_rollout_that_break_glass_cut_short_comes_back_as_far_as_it_had_come(tmp_path, clock) -> None:
+    rings = {"rollout": {"rings": [{"name": "first", "domains": ["red"]}], "advance": "automatic", "soak": "1h"}}
+    data, first = tmp_path / "data", base()
+    first["estate.yaml"] |= rings
+    forbid = f'forbid (principal == Workload::"{WEB}", action, resource == Service::"bills");'
+    less = first | {"policies": first["policies"] | {"less": ("", forbid)}}
+    permit = f'permit (principal == Workload::"{WEB}", action == Action::"desk:move:do", resource);'
+    broken = rendered(less | {"policies": less["policies"] | {"added": ("", permit)}})
+
+    def standing(world):
+        desk, bills = (next(w for w in world.server.estate.sidecars if str(w).endswith(n)) for n in ("/desk", "/bills"))
+        agent = SpiffeId.parse(f"spiffe://{TD}/spire/agent/a")
+        tables = world.server.estate.tables
+        return [tables.given(agent, one).version for one in (bills, desk)], tables.progress
+
+    async with World(data, clock) as world:
+        before = (await world.admin.apply_estate(rendered(first)))["version"]
+        begun = (await world.admin.apply_estate(rendered(less)))["version"]
+        assert standing(world)[0] == [begun, before]
+        urgent = (await world.admin.apply_estate(broken, break_glass="stuck", break_glass_seconds=60))["version"]
+        assert standing(world)[0] == [urgent, urgent]
+        ended = asyncio.Event()
+        world.server.emergency.on_end = ended.set
+        clock.ahead = timedelta(hours=4)
+        world.server.emergency.activated()
+        async with asyncio.timeout(20):
+            await ended.wait()
+    async with World(data, clock) as world:  # nor does a restart forget it, nor time go on with it
+        held, progress = standing(world)
+        assert held == [begun, before]
+        assert (progress.version, progress.paused, progress.is_open) == (begun, True, True)
+        [told] = [one for one in entries(world, "rollout.paused") if one["paused"] == "yes"]
+        assert (told["version"], told["ring"]) == (begun, "first")
+        assert len(entries(world, "rollout.started")) == 1
+        # By hand likewise, and asking nobody.
+        await world.admin.apply_estate(broken, break_glass="again", break_glass_seconds=60)
+        async with RolloutClient.connect(data) as client:
+            await client.roll_back("")
+            assert standing(world)[0] == [begun, before]
+            await client.roll_back("")
+            assert standing(world)[0] == [before, before]
 
 
 async def test_break_glass_repeated_is_over_after_eight_hours(world, clock) -> None:

@@ -50,6 +50,7 @@ async def test_a_token_of_somebody_contained_counts_for_nothing_whoever_brings_i
         "origin": tokens.token(origin=OTHER),
         "approver": tokens.token("wipe", origin=CLIENT, approver=OTHER, approval="a1"),
     }
+    unfinished = tokens.mint.mint(tokens.token(origin=OTHER), txn=None)
     assert (await tokens.send("/refund", asked["origin"])).status == 200
     await contain(tokens.mesh, 1, OTHER)
     for claim, path in (("origin", "/refund"), ("approver", "/wipe"), ("origin", "/free")):
@@ -57,6 +58,10 @@ async def test_a_token_of_somebody_contained_counts_for_nothing_whoever_brings_i
         assert (reply.status, reply.code) == (403, "TOKEN_CONTAINED"), (claim, path)
         row = await tokens.row(reply)
         assert (row.code, row.caller, row.enforced) == (DecisionCode.TOKEN_CONTAINED, CLIENT, True)
+    # Two tokens are none, and one without all its claims is none either, so they name nobody: as everywhere else.
+    for none in ((tokens.token(), asked["origin"]), (asked["origin"], tokens.token()), (unfinished,)):
+        assert (await tokens.send("/refund", *none)).code == "TOKEN_INVALID", none
+        assert (await tokens.send("/free", *none)).status == 200, none
     assert (await tokens.send("/refund", tokens.token())).status == 200, "its own token names nobody else"
     stolen = await tokens.mesh.tls(tokens.port, tokens.ca.identity(OTHER))
     assert (await tokens.send("/refund", tokens.token(), http=stolen)).code == "CALLER_CONTAINED"

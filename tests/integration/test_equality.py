@@ -23,5 +23,6 @@ async def test_every_decider_gives_the_same_answer(tmp_path):
     assert count.requests >= REQUESTS
     assert count.codes["ALLOWED"] > count.requests // 10, "the random estates allow next to nothing"
     assert len(count.codes) > 15, count.codes
+    assert {"CALLER_CONTAINED", "TOKEN_CONTAINED"} <= count.codes.keys(), count.codes
     assert len(count.reports) > 5, count.reports
     assert count.reports.total() > count.requests // 20, "rules in report mode change next to nothing"

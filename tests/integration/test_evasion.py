@@ -2,28 +2,38 @@
 beside each, and the application is handed what was decided on and nothing else. The cases are in ``tests/corpora``.
 """
 
+import asyncio
+import contextlib
 import datetime as dt
 import ssl
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import pytest
+import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from envoy_mesh import Ca
-from equality_world import Asked, World
+from equality_world import SERVER, Asked, World
 from raw_http import Http1, Http2
 from ruamel.yaml import YAML
 
 from eastwest.errors import Unauthenticated
 from eastwest.mesh.secrets import Identity
 from eastwest.policy.transaction import HEADER, Token
+from eastwest.rpc.workload_client import OwnSvid
+from eastwest.sdk.asgi import EnforcementMiddleware
 from eastwest.sdk.peers import verify_peer
-from eastwest.spiffe.id import TrustDomain
+from eastwest.sdk.source import RuleSource
+from eastwest.sdk.tls import ServerTls
+from eastwest.sdk.uvicorn_tls import TlsProtocol
+from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.testing.calls import Brought, Call, Defect, fingerprint
 from eastwest.testing.estates import FOREIGN, TRUST_DOMAIN
+from eastwest.testing.ports import free_port
 
 CORPORA = Path(__file__).parents[1] / "corpora"
 OURS = f"spiffe://{TRUST_DOMAIN}/prod/d1"
@@ -171,6 +181,79 @@ async def test_nothing_is_smuggled_by_http1(world):
             wrong.append(f"{case['name']}: the application took somebody else for the caller")
     assert not wrong, "\n".join(wrong)
     assert not world.recorder.unreadable
+
+
+LENIENT = {"two lengths that agree": "POST /pub/a abc", "a list of lengths": "POST /pub/a abc"}
+"""What h11 takes for one request, and Envoy for none."""
+LAST = b"GET /pub/a HTTP/1.1\r\nHost: svc\r\nX-Last: 1\r\nConnection: close\r\n\r\n"
+
+
+async def test_a_server_with_the_sdk_reads_no_request_that_a_sidecar_would_not(world):
+    """Uvicorn reads them, the middleware decides. It may refuse more than Envoy does, and hands on nothing else."""
+    ours = world.authorities[TRUST_DOMAIN]
+    own = ours.identity(SERVER)
+    roots = (_der(ours.pem),)
+    source = RuleSource("/nowhere.sock")
+    source.rules = replace(world.evaded.rules, bundles={TrustDomain.parse(TRUST_DOMAIN): roots})
+    source.identity = OwnSvid(SpiffeId.parse(SERVER), (_der(own.chain),), own.key, roots)
+    seen: list[tuple[str, dict]] = []
+
+    async def application(scope, receive, send):
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return  # a body that never came whole
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        query = b"?" + scope["query_string"] if scope["query_string"] else b""
+        target = (scope["raw_path"] + query).decode("latin-1")
+        seen.append((f"{scope['method']} {target} {body.decode('latin-1')}", dict(scope["headers"])))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    port, tls = free_port(), ServerTls(source)
+    config = uvicorn.Config(
+        EnforcementMiddleware(application, source, "shop"),
+        host="127.0.0.1",
+        port=port,
+        http=TlsProtocol,
+        ssl_context_factory=lambda *_: tls.listening,
+        log_level="critical",
+        lifespan="off",
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    await world.mesh.opened(port)
+    wrong, whole = [], 0
+    context = world.context(CLIENT, "http/1.1")
+    for case in cases("smuggling"):
+        seen.clear()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="x")
+        with contextlib.suppress(ConnectionError, ssl.SSLError, TimeoutError):
+            writer.write(_bytes_of(case) + LAST)
+            # Where the last request was taken for the rest of a body, more is waited for.
+            await asyncio.wait_for(reader.read(-1), 1)
+        writer.transport.abort()
+        requests = [what for what, headers in seen if b"x-last" not in headers]
+        whole += requests == case.get("seen", [])
+        allowed = [*case.get("seen", []), *([LENIENT[case["name"]]] if case["name"] in LENIENT else [])]
+        if any(what not in allowed for what in requests) or len(requests) > len(allowed):
+            wrong.append(f"{case['name']}: the application saw {requests}")
+        if case["answers"] == ["REQUEST_REFUSED"] and len(seen) > len(requests) and case["name"] not in LENIENT:
+            wrong.append(f"{case['name']}: what came after it was read as a request")
+        for _, headers in seen:
+            if headers[b"x-eastwest-caller"] != CLIENT.encode() or any(
+                name.decode() in case.get("gone", ()) for name in headers
+            ):
+                wrong.append(f"{case['name']}: the application saw {headers}")
+    server.should_exit = True
+    await serving
+    assert not wrong, "\n".join(wrong)
+    assert whole > len(cases("smuggling")) // 2
+
+
+def _der(pem: bytes) -> bytes:
+    return x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
 
 
 def _bytes_of(case: dict) -> bytes:

@@ -54,6 +54,11 @@ async def test_a_server_and_its_files_tell_the_same():
             asyncio.to_thread(eastwest, *words, "--fail-on", "unsure"),
         )
         assert (widened.returncode, denied.returncode) == (1, 0)
+        assert ours["window"]["from"] == "2026-11-15T00:00:00Z", "as every time of the report"
+        for slip in (words, ("policy", "suggest", "--data", server.data, *SPAN)):
+            refused = await asyncio.to_thread(eastwest, *slip, "--service", "biling")
+            assert refused.returncode == 2, "not a report without rows"
+            assert "did you mean" in refused.stderr
         (place / "candidate" / "estate.yaml").write_text("trust_domain: [\n")
         broken = await asyncio.to_thread(eastwest, *words)
         assert broken.returncode == 1

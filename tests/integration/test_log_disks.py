@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from server_process import ServerProcess, eastwest
 
 # Runs with a tmpfs of 8 MB at argv[1]; prints what came of it as JSON.
 SCRIPT = """
@@ -146,3 +147,16 @@ def test_a_read_only_disk_is_named_when_the_log_is_opened_and_the_log_still_veri
     assert "db" in said["open read-only"]
     assert "cannot be" in said["open read-only"]
     assert said["verify read-only"] == said["published afterwards"]
+
+
+def test_a_database_that_is_gone_is_not_taken_for_a_new_server(tmp_path):
+    server = ServerProcess(tmp_path)
+    server.init()
+    server.start()
+    server.stop()
+    for file in (tmp_path / "server").glob("server.db*"):
+        file.unlink()
+    told = eastwest("server", "run", "--data", tmp_path)
+    assert told.returncode == 1
+    assert "server.db: the database is gone or empty, and the log's public files are here" in told.stderr
+    assert "Traceback" not in told.stderr

@@ -18,7 +18,7 @@ from raw_http import Http2
 from eastwest.agent.envoy import sidecar_command
 from eastwest.mesh import http, replies
 from eastwest.mesh.settings import Settings
-from eastwest.policy.headers import ENVOYS_OWN, REMOVED, REMOVED_PREFIXES
+from eastwest.policy.headers import ENVOYS_OWN, KEPT_ONCE, REMOVED, REMOVED_PREFIXES
 from eastwest.policy.normalise import MAX_HEADERS, Refused, Request, normalise
 from eastwest.testing.ports import free_port
 
@@ -446,6 +446,51 @@ async def test_the_number_of_headers(envoy):
         for version, found in (("1.1", status), ("2", status2)):
             ours = normalise("GET", "/a", headers, http_version=version, tls=False)
             assert isinstance(ours, Request) == (found == 200), (version, count, found)
+
+
+async def test_repeated_headers(envoy):
+    """What is kept once arrives once; cookies are one header in HTTP/2; all others come as often as they came."""
+    names = (*sorted(KEPT_ONCE - {"x-request-id"}), "cookie", "accept-language", "priority", "date", "x-mine", "prefer")
+    for name in names:
+        for values in (("b", "a"), ("", "b"), ("b", ""), ("",), ("b", "", "a"), ("", "")):
+            headers = [("host", "svc"), *((name, value) for value in values)]
+            lines = "".join(f"{one}: {value}\r\n" for one, value in headers)
+            _, seen = await envoy.ask(f"GET /a HTTP/1.1\r\n{lines}\r\n".encode())
+            _, seen2 = await envoy.ask2("GET", "/a", headers)
+            for version, found in (("1.1", seen), ("2", seen2)):
+                ours = normalise("GET", "/a", headers, http_version=version, tls=False)
+                assert isinstance(ours, Request)
+                told = [value for one, value in found["headers"] if one == name]
+                assert [value.strip() for one, value in ours.headers if one == name] == told, (version, name, values)
+
+
+async def test_who_waits_for_leave_to_go_on(envoy):
+    for values in (("100-continue",), ("100-Continue",), ("100-continue", "100-continue"), ("other",)):
+        headers = [("host", "svc"), *(("expect", value) for value in values)]
+        # Two answers come where the first is the leave: on a connection of its own, which ends with them.
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        reader, writer = await asyncio.open_connection("127.0.0.1", envoy.port)
+        writer.write(f"GET /a HTTP/1.1\r\nconnection: close\r\n{lines}\r\n".encode())
+        told = json.loads((await asyncio.wait_for(reader.read(), 10)).rpartition(b"\r\n\r\n")[2])
+        writer.close()
+        ours = normalise("GET", "/a", headers, tls=False)
+        assert isinstance(ours, Request)
+        handed_on = [value for name, value in told["headers"] if name == "expect"]
+        assert [value for name, value in ours.headers if name == "expect"] == handed_on, values
+
+
+async def test_the_size_of_a_request(envoy):
+    """Both versions are counted to the byte, each in its own way."""
+    for version, largest in (("1.1", 61_405), ("2", 61_398)):
+        for size, status in ((largest, 200), (largest + 1, 0)):
+            headers = [("host", "svc"), ("x", "y" * size)]
+            if version == "2":
+                found, _ = await envoy.ask2("GET", "/a", headers)
+            else:
+                lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+                found, _ = await envoy.ask(f"GET /a HTTP/1.1\r\n{lines}\r\n".encode())
+            ours = normalise("GET", "/a", headers, http_version=version, tls=False)
+            assert isinstance(ours, Request) == (found == 200) == (status == 200), (version, size, found)
 
 
 METHODS = (

@@ -102,6 +102,9 @@ async def who_may_do_what(world, web, stranger):
         assert reply.code == "MTLS_REQUIRED", target
     for target in ("/a%2fb", "/a%5cb", "/a%00", "*", "/a#b"):
         assert (await raw.ask("GET", target)).code == "REQUEST_REFUSED", target
+        assert await raw.reader.read() == b"", "nothing that follows it is read"
+        await raw.close()
+        raw = await Http.tcp(world.port, ssl=context, server_hostname="x")
     await raw.close()
 
     # Whom the client expects is whom it gets, or nothing is sent.

@@ -1,6 +1,7 @@
 """The gRPC interceptor over real mutual TLS: who may call which method, in all four shapes of a call."""
 
 import ast
+import asyncio
 from dataclasses import replace
 
 import grpc
@@ -11,6 +12,7 @@ from envoy_mesh import Ca
 from google.protobuf.wrappers_pb2 import StringValue
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from msgspec.structs import replace as replace_struct
 
 from eastwest.policy.enforcement import (
     Cell,
@@ -23,6 +25,7 @@ from eastwest.policy.enforcement import (
     Sidecar,
     Verdict,
 )
+from eastwest.registry.containment import Contained
 from eastwest.rpc.client import Channel
 from eastwest.rpc.on_grpclib import cardinality
 from eastwest.rpc.tls import client_context, expect_server
@@ -134,6 +137,25 @@ class Service:
             return code if error.status is Status.PERMISSION_DENIED else error.status.name
         finally:
             channel.close()
+
+    async def stream_to_its_end(self, spiffe_id: str) -> list[str]:
+        """What a stream says that its handler never ends, and the code with which it ends."""
+        identity = CA.identity(spiffe_id)
+        tls = client_context(ders(CA.pem), identity.chain, identity.key)
+        channel = Channel(host="127.0.0.1", port=self.port, tls=tls, check=expect_server(self.source.identity.id))
+        heard = []
+        try:
+            kind = cardinality(False, True)
+            async with channel.request("/x.Y/UnaryStream", kind, StringValue, StringValue, timeout=30) as stream:
+                await stream.send_message(said("hello"), end=True)
+                while (reply := await stream.recv_message()) is not None:
+                    heard.append(reply.value)
+                await stream.recv_trailing_metadata()
+        except GRPCError:
+            heard.append((stream.trailing_metadata or {}).get("x-eastwest-code", ""))
+        finally:
+            channel.close()
+        return heard
 
 
 @pytest.fixture
@@ -290,3 +312,29 @@ async def test_a_call_of_one_request_that_has_none(service):
         assert caught.value.status is Status.INTERNAL
     finally:
         channel.close()
+
+
+async def test_streams_of_who_is_contained_end_and_no_others(service):
+    begun = asyncio.Queue()
+
+    async def lasting(request, _context):
+        yield request
+        await begun.put(current_call.get().principal)
+        await asyncio.Event().wait()
+
+    await service.start({"UnaryStream": grpc.unary_stream_rpc_method_handler(lasting, **WIRE)})
+    operations = tuple(
+        replace_struct(one, cells=(replace_struct(one.cells[0], callers=(OTHER, WEB)),))
+        for one in service.source.rules.sidecar.inbound[0].operations
+    )
+    inbound = replace_struct(service.source.rules.sidecar.inbound[0], operations=operations)
+    sidecar = replace_struct(service.source.rules.sidecar, inbound=(inbound,))
+    service.source.rules = replace(service.source.rules, sidecar=sidecar)
+    theirs = {who: asyncio.create_task(service.stream_to_its_end(who)) for who in (WEB, OTHER)}
+    async with asyncio.timeout(10):
+        assert {await begun.get(), await begun.get()} == {WEB, OTHER}
+        service.source.underway.follow(SERVICE, Contained(1, (WEB,)))
+        assert await theirs[WEB] == ["hello", "CALLER_CONTAINED"]
+    assert not theirs[OTHER].done()
+    theirs[OTHER].cancel()
+    await asyncio.gather(theirs[OTHER], return_exceptions=True)

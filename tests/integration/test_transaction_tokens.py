@@ -176,6 +176,7 @@ async def test_what_could_not_be_allowed_is_not_minted(world, case) -> None:
 async def test_requests_of_other_forms_are_refused(world) -> None:
     console = await world.workload(CONSOLE)
     body = urlencode(form("billing:reports:make"))
+    twice = '{"tenant": "acme", "tenant": "globex"}'
     for more, status in (
         ({"body": body, "verb": "PUT"}, 405),
         ({"body": None, "verb": "GET"}, 405),
@@ -186,6 +187,7 @@ async def test_requests_of_other_forms_are_refused(world) -> None:
         ({"body": body + "&resource=x"}, 400),
         ({"body": body + "".join(f"&a{n}=1" for n in range(20))}, 400),
         ({"body": b"\xff\xfe"}, 400),
+        ({"body": urlencode({**form("billing:invoices:read"), "request_details": twice})}, 400),
     ):
         found, said = console.post(**more)
         assert found == status, (more, said)

@@ -43,6 +43,9 @@ def test_a_clean_mesh_has_no_drift_and_canaries_leave_marked_rows(mesh: DriftMes
         told = mesh.ask(*words, "--json", ok=(0, 1))
         assert json.loads(told)
         assert not [code for code in ("/eastwest/canary/", "CERTIFICATE_REFUSED", "ALLOWED") if code in told], words
+    plain = json.loads(mesh.ask("decisions", "--json"))
+    assert not [row for row in plain["decisions"] if row.get("canary")]
+    assert plain["canaries_left_out"] >= len(rows)
     entries = mesh.ask("log", "search", "--kind", "verify.finished", "--json")
     assert report["findings_sha256"] in entries
 

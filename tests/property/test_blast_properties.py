@@ -168,7 +168,7 @@ def brute_force(graph: Graph, start: int, contained: frozenset[int] = frozenset(
             return
         for (service, operation), sensitivity in graph.operations.items():
             call = graph.can(caller, service, operation)
-            if service == start or call is None:
+            if service == start or service in contained or call is None:
                 continue
             cost = (held + (call[0] is not Held.NOTHING), len(path))
             name = f"s{service}:r{operation}:do"
@@ -182,7 +182,7 @@ def brute_force(graph: Graph, start: int, contained: frozenset[int] = frozenset(
         f"s{service}:r{operation}:do"
         for caller in held_by - contained
         for service, operation in graph.operations
-        if service != start and (call := graph.can(caller, service, operation)) is not None
+        if service != start and service not in contained and (call := graph.can(caller, service, operation)) is not None
         if graph.per_tenant[service, operation] and (call[1] == "*" or (own and call[1] not in own))
     }
     return best, across, held_by - {start}

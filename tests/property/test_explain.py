@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from random import Random
 
@@ -11,7 +12,7 @@ import msgspec
 from eastwest.policy.analysis import analyse
 from eastwest.policy.enforcement import DecisionCode, Verdict
 from eastwest.policy.estate import Estate
-from eastwest.policy.explain import Asked, Explainer, Explanation, Unlock
+from eastwest.policy.explain import Applied, Asked, Explainer, Explanation, Unlock
 from eastwest.policy.judge import Brought, Entities, Judge, Request
 from eastwest.policy.load import load_estate
 from eastwest.policy.operations import method_of, tenant_source
@@ -69,6 +70,14 @@ class _World:
         self.check_policies(explained, seed)
         for unlock in explained.unlocks:
             assert self.unlocked(asked, unlock)[0] is Verdict.ALLOW, (seed, asked, unlock)
+        for unlock in explained.together:
+            named = "nobody-knows" if unlock.value == "any other" else unlock.value
+            [approver] = re.findall(r"token that (\S+|anybody who may) has approved$", unlock.sentence) or [""]
+            [origin] = re.findall(r"that (\S+) began$", unlock.sentence) or [""]
+            both = {unlock.change: named, "approver": approver.replace("anybody who may", "nobody-knows")}
+            changed = msgspec.structs.replace(asked, **both, token=True, origin=origin)
+            assert self.cedar(self.oracle, changed)[0] is Verdict.ALLOW, (seed, asked, unlock)
+        assert not (explained.unlocks and explained.together)
         if verdict is Verdict.DENY and self.routes[asked.operation].method:
             with_token = msgspec.structs.replace(asked, token=True)
             approved = msgspec.structs.replace(with_token, approver="nobody-knows")
@@ -93,7 +102,7 @@ class _World:
         permits = [one for one in applied if one.effect == "permit" and not one.report]
         if explained.nearest is not None:
             assert not any(one.applies for one in permits)
-            assert len(explained.nearest.parts) == min(len(one.parts) for one in permits)
+            assert explained.nearest.policy == explained.policy or far(explained.nearest) == min(map(far, permits))
         assert {f.policy for f in explained.forbids} == {
             one.policy for one in applied if one.effect == "forbid" and one.applies and not one.report
         }
@@ -135,6 +144,11 @@ class _World:
 
     def cedar(self, oracle: Oracle, asked: Asked) -> Decision:
         return oracle.decide(*_request(asked, self.routes[asked.operation]), KEY)
+
+
+def far(applied: Applied) -> tuple[int, int]:
+    """Parts that say that a permit is about something else, and all parts that fail."""
+    return sum(part.kind in {"action", "resource"} for part in applied.parts), len(applied.parts)
 
 
 def _request(asked: Asked, route: Route) -> tuple:

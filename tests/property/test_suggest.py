@@ -14,7 +14,8 @@ from eastwest.policy.enforcement import DecisionCode, Verdict
 from eastwest.policy.load import load_estate
 from eastwest.policy.plan import plan_files
 from eastwest.policy.replay import Input, Replayer
-from eastwest.policy.suggest import Window, suggest_policies, unused
+from eastwest.policy.suggest import Window, suggest_policies
+from eastwest.policy.superseded import unused, without_permits
 from eastwest.policy.table import compile_estate, every_rule
 from eastwest.testing.calls import fingerprint, random_calls
 from eastwest.testing.estates import random_estate
@@ -56,9 +57,9 @@ def test_a_suggestion_allows_what_was_seen_and_nothing_else(part: int) -> None:
         seen = observed(estate, compiled, rows)
         suggested = suggest_policies(estate, made.files, seen, WINDOW)
         permits += len(suggested.permits)
-        plan = plan_files(suggested.files, NOW.date())
+        plan = plan_files(suggested.superseded.files, NOW.date())
         assert plan.ok, [str(p) for p in plan.problems]
-        assert not suggested.kept
+        assert not suggested.superseded.kept
         assert not suggested.left_out
         after, before = Replayer(plan.compiled), Replayer(compiled)
         allowed = {(s.caller, s.operation, s.tenant) for s in seen}
@@ -112,3 +113,26 @@ def test_evidence_of_every_day_without_news_and_losses_is_strong() -> None:
     assert {p.confidence for p in suggest_policies(estate, made.files, seen, steady).permits} == {"high"}
     lossy = Window(start=NOW, end=NOW + timedelta(days=8), days=days, lost={"": 3})
     assert {p.confidence for p in suggest_policies(estate, made.files, seen, lossy).permits} == {"medium"}
+
+
+def test_a_permit_that_reaches_other_services_too_is_left_to_them() -> None:
+    """The table says nothing of the service then, and of the others what it said."""
+    narrowed = 0
+    for seed in range(8):
+        made = random_estate(Random(seed))
+        estate = load_estate(made.files)
+        before = compile_estate(estate)
+        service = estate.services[0].service
+        for narrow in (True, False):
+            found = without_permits(estate, made.files, {service}, narrow=narrow)
+            ids = {policy.id for policy in load_estate(found.files).policies}
+            assert ids == {policy.id for policy in estate.policies} - set(found.replaced)
+            assert not (found.kept if narrow else found.narrowed)
+        found = without_permits(estate, made.files, {service})
+        plan = plan_files(found.files, NOW.date())
+        assert plan.ok, [str(problem) for problem in plan.problems]
+        assert not {name for _, name, _ in allowing(plan.compiled)} & {o.name for o in estate.services[0].operations}
+        elsewhere = [each for each in allowing(before) if not each[1].startswith(f"{service}:")]
+        assert elsewhere == list(allowing(plan.compiled))
+        narrowed += len(found.narrowed)
+    assert narrowed

@@ -6,7 +6,7 @@ A log stream is believed only about services that the workload which sends it se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +22,6 @@ from eastwest.errors import InvalidInput
 from eastwest.ledger.record import Decision
 from eastwest.mesh import names
 from eastwest.mesh.action import InForce
-from eastwest.policy.enforcement import DecisionCode
 from eastwest.rpc.service import Call, Service
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -51,6 +50,10 @@ class Rules(Protocol):
 
 class Peers(Protocol):
     """Who is at the other end of plaintext connections (``eastwest.agent.peers``)."""
+
+    def seek(self, principal: Principal, connections: Mapping[tuple[bytes, bytes], int]) -> None:
+        """Look at those of these connections (``als_wire.plaintext``) about which the sidecar never asked."""
+        ...
 
     async def settled(self, principal: Principal) -> None:
         """Wait a moment for those of this sidecar that are being looked up."""
@@ -132,6 +135,7 @@ class AccessLogs:
             else:
                 self._connections.sessions(service, tcp)
                 if self._peers is not None:
+                    self._peers.seek(principal, als_wire.plaintext(http, tcp))
                     await self._peers.settled(principal)
                 left = self._count(self._connections.requests(service, http), current, node)
                 await self._take(self._decisions(left, tcp, current, node, principal))
@@ -186,7 +190,7 @@ class AccessLogs:
 
     def _named(self, decision: Decision, entry: Any, principal: Principal) -> Decision:
         """The decision with the best name of a peer that proved nothing."""
-        if self._peers is None or decision.caller or decision.code is not DecisionCode.MTLS_REQUIRED:
+        if self._peers is None or decision.caller or entry.common_properties.HasField("tls_properties"):
             return decision
         remote = entry.common_properties.downstream_direct_remote_address.socket_address
         name = self._peers.name(principal, remote.address, remote.port_value)

@@ -7,8 +7,10 @@ unread, and are there again where a whole entry is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from envoy.config.core.v3 import address_pb2
 from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -26,6 +28,7 @@ _MESSAGE: _Shape = {
                 "start_time": {"seconds": True},
                 "metadata": True,
                 "downstream_direct_remote_address": True,
+                "downstream_local_address": True,
                 "access_log_type": True,
             },
             "request": {"request_method": True, "path": True, "request_headers": True},
@@ -41,6 +44,32 @@ _LABEL = {True: _PLAIN.LABEL_REPEATED, False: _PLAIN.LABEL_OPTIONAL}
 def whole_entry(entry: Any) -> Any:
     """The ``HTTPAccessLogEntry`` that ``entry`` was read from."""
     return accesslog_pb2.HTTPAccessLogEntry.FromString(entry.SerializeToString())
+
+
+def plaintext(http: Sequence[Any], tcp: Sequence[Any]) -> dict[tuple[bytes, bytes], int]:
+    """Connections without TLS that entries tell of, and when (Unix seconds) the last request of each began.
+
+    By their remote and local address, each an ``Address`` as it was on the wire.
+    """
+    found: dict[tuple[bytes, bytes], int] = {}
+    for entry in http:
+        common = entry.common_properties
+        if not common.tls_properties:
+            ends = common.downstream_direct_remote_address, common.downstream_local_address
+            found[ends] = max(found.get(ends, 0), common.start_time.seconds)
+    for entry in tcp:
+        common = entry.common_properties
+        if not common.HasField("tls_properties"):
+            both = common.downstream_direct_remote_address, common.downstream_local_address
+            remote, local = (each.SerializeToString() for each in both)
+            found[remote, local] = max(found.get((remote, local), 0), common.start_time.seconds)
+    return found
+
+
+def address(wire: bytes) -> tuple[str, int]:
+    """An ``Address`` as IP address and port."""
+    socket = address_pb2.Address.FromString(wire).socket_address
+    return socket.address, socket.port_value
 
 
 def identifier(message: Any) -> Any:

@@ -26,6 +26,8 @@ from eastwest.rpc import tracing
 
 COALESCE = 0.01
 """Seconds in which acknowledgements are gathered into one message."""
+ALIVE = 20.0
+"""Seconds after which the last one is told again: an agent that hangs keeps its connection, and is not to seem well."""
 
 _log = structlog.get_logger()
 
@@ -68,7 +70,7 @@ class ControlClient:
         self._jitter = jitter
         self._on_state = on_state
         self.rollout = Rollout(clock)
-        self.capabilities = {"versions"}
+        self.capabilities = {"versions", "alive"}
         """What the server hears that this agent can; each part that can more adds its name before ``run``."""
         self._resume = True
         self._last_error: errors.Error | None = None
@@ -184,18 +186,21 @@ class ControlClient:
             _log.error("agent.clock.skew", error=str(skew))
 
     async def _acknowledge(self, stream: Any) -> None:
-        sent = None
+        sent, sent_at = None, 0.0
         seen = -1
+        loop = asyncio.get_running_loop()
         while True:
-            seen = await self._statuses.changes.beyond(seen)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ALIVE):
+                    await self._statuses.changes.beyond(seen)
             await asyncio.sleep(COALESCE)
             seen = self._statuses.changes.count
             if not self.connected:
                 continue
             ack = self._statuses.ack(self.state.number)
-            if ack != sent:
+            if ack != sent or loop.time() - sent_at >= ALIVE:
                 await stream.send_message(control.SubscribeRequest(ack=ack))
-                sent = ack
+                sent, sent_at = ack, loop.time()
 
     def _hello(self) -> control.Hello:
         hello = control.Hello(

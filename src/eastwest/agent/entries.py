@@ -18,7 +18,7 @@ from eastwest.policy.emergency import is_emergency
 from eastwest.policy.enforcement import DecisionCode, MtlsMode, OperationRules, TcpMatch, Verdict
 
 MAX_TEXT = 256
-_REFUSED_AS_MALFORMED = frozenset({400, 404, 413, 431, 501})
+_REFUSED_AS_MALFORMED = frozenset({400, 404, 413, 426, 431, 501})
 _OF_THE_CHECK = {single_use.USED: DecisionCode.TOKEN_USED, single_use.UNAVAILABLE: DecisionCode.CHECK_UNAVAILABLE}
 _IN_EVERY_MODE = frozenset(
     {DecisionCode.CALLER_CONTAINED, DecisionCode.TOKEN_CONTAINED, DecisionCode.IDENTITY_CONTAINED}

@@ -15,7 +15,7 @@ import structlog
 
 from eastwest.agent import held_config
 from eastwest.agent.knowledge import Knowledge
-from eastwest.agent.listening import Listening, family, holders, listening, program
+from eastwest.agent.listening import Listening, beside, family, holders, listening, program
 from eastwest.agent.sidecars import Instance, Sidecars
 from eastwest.clock import Clock
 from eastwest.errors import NotFound, Unavailable
@@ -62,8 +62,8 @@ class Examiner:
             self._sidecars.examined(instance.node_id, instance.pid, run, msgspec.json.encode(found))
 
     async def _found(self, instance: Instance) -> Examination:
-        sidecars = {one.pid for one in self._sidecars.instances()}
-        ports, unread = await asyncio.to_thread(_ports, instance, sidecars)
+        others = [one for one in self._sidecars.instances() if one.pid != instance.pid]
+        ports, unread = await asyncio.to_thread(_ports, instance, others)
         found = Examination()
         until = self._clock.monotonic() + SETTLE
         while True:
@@ -82,30 +82,53 @@ class Examiner:
         return msgspec.structs.replace(found, listening=tuple(ports), unread=tuple(unread))
 
 
-def _ports(instance: Instance, sidecars: Collection[int]) -> tuple[list[str], list[str]]:
+def _ports(instance: Instance, others: Collection[Instance]) -> tuple[list[str], list[str]]:
     """Listening ports beyond the intended, and what could not be looked at."""
     guarded = {(inbound.address, inbound.port) for inbound in instance.sidecar.inbound}
+    sidecars = {instance.pid, *(one.pid for one in others)}
     found: list[str] = []
     unread: list[str] = []
+    served: set[int] = set()
     try:
-        beside = [socket for socket in listening(instance.pid) if (socket.address, socket.port) not in guarded]
-        found += [f"{socket} of the sidecar (pid {instance.pid})" for socket in beside]
+        extra = [socket for socket in listening(instance.pid) if (socket.address, socket.port) not in guarded]
+        found += [f"{socket} of the sidecar (pid {instance.pid})" for socket in extra]
     except OSError as error:
         unread.append(f"ports of the sidecar: {error.strerror}")
     for inbound in instance.sidecar.inbound:
         pids = [pid for pid in holders(inbound.upstream, instance.pid) if pid != instance.pid]
         if pids != [_INIT]:
             pids = [pid for pid in family([pid for pid in pids if pid != _INIT]) if pid not in sidecars]
+        served.update(pids)
         for pid in pids:
             try:
-                others = [socket for socket in listening(pid) if not _is_meant(socket, inbound)]
+                sockets = [socket for socket in listening(pid) if not _is_meant(socket, inbound)]
             except OSError as error:
                 unread.append(f"ports of pid {pid}: {error.strerror}")
                 continue
-            found += [f"{socket} of {program(pid)} (pid {pid}), which serves {inbound.service}" for socket in others]
+            found += [f"{socket} of {program(pid)} (pid {pid}), which serves {inbound.service}" for socket in sockets]
         if not pids:
             unread.append(f"ports of {inbound.service}: no process that may be looked at listens on its upstream")
+    found += _by_strangers(instance, others, served | sidecars)
     return sorted(set(found)), unread
+
+
+def _by_strangers(instance: Instance, others: Collection[Instance], known: Collection[int]) -> list[str]:
+    """Sockets of other processes at the service's own port, or its upstream's, where callers may take them for it."""
+    meant = {place for one in others for inbound in one.sidecar.inbound for place in _places(inbound)}
+    mine = {place for inbound in instance.sidecar.inbound for place in _places(inbound)}
+    upstreams = mine - {(inbound.address, inbound.port) for inbound in instance.sidecar.inbound}
+    try:
+        found = beside(instance.pid, {port for _, port in mine}, meant | upstreams)
+    except OSError:  # told already
+        return []
+    return [f"{socket} of {program(pid)} (pid {pid}), a stranger" for socket, pid in found if pid not in known]
+
+
+def _places(inbound: Inbound) -> set[tuple[str, int]]:
+    """Where the service's sidecar and, on TCP, the application behind it listen."""
+    kind, _, where = inbound.upstream.partition(":")
+    host, _, port = where.rpartition(":")
+    return {(inbound.address, inbound.port), *([(host.strip("[]"), int(port))] if kind == "tcp" else [])}
 
 
 def _is_meant(socket: Listening, inbound: Inbound) -> bool:

@@ -43,6 +43,29 @@ def listening(pid: int, proc: Path = PROC) -> list[Listening]:
     return sorted({found for inode, found in _tcp(pid, proc) if inode in inodes})[:MAX_PORTS]
 
 
+def beside(
+    near: int, ports: Collection[int], known: Collection[tuple[str, int]], proc: Path = PROC
+) -> list[tuple[Listening, int]]:
+    """What other processes listen on at ``ports``, and which: at other addresses, or at the very same one.
+
+    ``near`` is a process of the same network namespace, and its own sockets are left out, as those at ``known`` places
+    of others are. The pid is 0 where the process may not be looked at.
+    """
+    own = _inodes(near, proc)
+    found = {
+        inode: socket
+        for inode, socket in _tcp(near, proc)
+        if socket.port in ports and inode not in own and (socket.address, socket.port) not in known
+    }
+    if not found:
+        return []
+    told: dict[str, int] = dict.fromkeys(found, 0)
+    for pid in _pids(proc):
+        for inode in found.keys() & _readable(pid, proc):
+            told[inode] = told[inode] or pid
+    return sorted((found[inode], pid) for inode, pid in told.items())[:MAX_PORTS]
+
+
 def holders(upstream: str, near: int, proc: Path = PROC) -> list[int]:
     """The processes that listen on a service's ``upstream`` (``unix:/path`` or ``tcp:host:port``), by pid.
 
@@ -90,10 +113,10 @@ def _pids(proc: Path) -> list[int]:
     return [int(each.name) for each in proc.iterdir() if each.name.isdigit()]
 
 
-def _readable(pid: int, proc: Path) -> Collection[str]:
+def _readable(pid: int, proc: Path) -> set[str]:
     with suppress(OSError):
         return _inodes(pid, proc)
-    return frozenset()
+    return set()
 
 
 def _inodes(pid: int, proc: Path) -> set[str]:

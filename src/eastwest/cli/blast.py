@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from eastwest.policy.blast import Blast, Change, Reached
     from eastwest.policy.estate import Sensitivity
 
+_COLUMNS = ("WEIGHT", "OPERATION", "SENSITIVITY", "TENANTS", "NEEDS", "HOPS", "HOW")
 EXAMPLES = {
     "blast": examples(
         "eastwest blast spiffe://saas.example/prod/messaging/notification estate",
@@ -154,7 +155,7 @@ def _show(blast: Blast, top: int) -> None:
         print(f"may come to hold: {', '.join(blast.identities[:20])}{_more(len(blast.identities), 20)}")
     if blast.reached and top:
         print()
-        print_table(("weight", "operation", "sensitivity", "tenants", "needs", "hops", "how"), _rows(blast.paths(top)))
+        print_table(_COLUMNS, _rows(blast.paths(top)))
         if len(blast.reached) > top:
             print(f"and {len(blast.reached) - top} more: --top, or --json for all")
 
@@ -187,15 +188,15 @@ def _show_change(change: Change, top: int) -> None:
     before, after = change.before.to_dict(0), change.after.to_dict(0)
     rows = [(name.replace("_", " "), str(before[name]), str(after[name])) for name in names]
     rows.append(("identities", str(len(before["identities"])), str(len(after["identities"]))))
-    print_table(("reached", "before", "after"), rows)
+    print_table(("REACHED", "BEFORE", "AFTER"), rows)
     for title, found in (("no longer reached", change.gone), ("newly reached", change.gained)):
         if found and top:
             print(f"\n{title} ({len(found)}):")
-            print_table(("weight", "operation", "sensitivity", "tenants", "needs", "hops", "how"), _rows(found[:top]))
+            print_table(_COLUMNS, _rows(found[:top]))
     if change.changed and top:
         print(f"\nreached otherwise ({len(change.changed)}):")
         print_table(
-            ("operation", "weight before", "after", "needs before", "after"),
+            ("OPERATION", "WEIGHT BEFORE", "AFTER", "NEEDS BEFORE", "AFTER"),
             [(n.operation, str(o.weight), str(n.weight), str(o.held), str(n.held)) for o, n in change.changed[:top]],
         )
 

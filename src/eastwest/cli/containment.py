@@ -83,6 +83,9 @@ def contain(
         names = [one["spiffe_id"] for one in meant["identities"]]
         made = api.ask("StartContainment", spiffe_ids=names, selector=selector, reason=reason)
         reached = api.follow(timeout, quiet=as_json)
+    for one in meant["identities"]:
+        if not one["registered"]:  # said at the end too, where somebody in a hurry looks
+            print(f"warning: nobody is registered as {one['spiffe_id']}: is it spelt right?", file=sys.stderr)
     _finish(made, reached, time.monotonic() - began, as_json=as_json, plaintext_at=meant["plaintext_at"])
 
 

@@ -168,20 +168,23 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"  policy    {found['policy']}  {found.get('where', '')}"
     if deciding := found.get("deciding"):
         yield f"            {deciding['reason']}"
-        yield from _parts(deciding, "holds")
+        if not deciding["applies"]:
+            yield "            would permit it but for"
+        yield from _parts(deciding)
     for forbid in found.get("forbids", ()):
         if forbid["policy"] != found.get("policy"):
             yield f"  forbids   {forbid['policy']}  {forbid['where']}"
-    if nearest := found.get("nearest"):
+    if (nearest := found.get("nearest")) and nearest["policy"] != found.get("policy"):
         yield f"  nearest   {nearest['policy']}  {nearest['where']}: would permit it but for"
-        yield from _parts(nearest, "fails")
+        yield from _parts(nearest)
     for hint in found.get("hints", ()):
         yield f"  note      {hint}"
-    for unlock in found.get("unlocks", ()):
+    unlocks = [*found.get("unlocks", ()), *found.get("together", ())]
+    for unlock in unlocks:
         yield f"  unlocks   {unlock['sentence']}"
-    if found["verdict"] == "deny" and not found.get("unlocks") and found.get("nearest"):
-        yield "  unlocks   no single change: not another tenant, a token, an approval or an attribute"
-    if found["fix"] and not found.get("unlocks"):
+    if found["verdict"] == "deny" and not unlocks and found.get("nearest"):
+        yield "  unlocks   nothing that was tried: no other tenant, caller, token, approval or attribute"
+    if found["fix"] and not unlocks:
         yield f"  fix       {found['fix']}"
     if opinion := found.get("report"):
         by = f" by {opinion['policy']}  {opinion['where']}" if opinion.get("policy") else ""
@@ -202,8 +205,9 @@ def _call(asked: Mapping[str, Any]) -> str:
     return f"{asked.get('caller') or 'somebody who proves nothing'} -> {what}{', '.join(['', *more])}"
 
 
-def _parts(applied: Mapping[str, Any], word: str) -> Iterator[str]:
+def _parts(applied: Mapping[str, Any]) -> Iterator[str]:
     for part in applied["parts"]:
+        word = "holds" if part["holds"] else "fails"
         text = f"{part['kind']} {part['text']}" if part["kind"] in {"when", "unless"} else part["text"]
         yield f"            {word}: {text}  {part['where']}"
         for name, value in part.get("values", {}).items():

@@ -93,6 +93,7 @@ def impact(
     load_estate(files)  # its errors are told here, with their places
     before = read_directory(against) if against is not None else None
     report = ask("impact", data, ledger, files, before, query)
+    known_service(report, service, files, before or {})
     if json:
         print_json(report)
     else:
@@ -118,6 +119,21 @@ def ask(
         if data is not None:
             return run(lambda: ask_server(data, task, files, query, shown.tell))
     raise typer.BadParameter("say which ledger: --data DIR of a server, or --ledger DIR of files", param_hint="--data")
+
+
+def known_service(report: Mapping[str, Any], service: str, *estates: Mapping[str, bytes]) -> None:
+    """Wrong usage where ``service`` is in none of the estates and no call of it is on record: a slip of the pen."""
+    from eastwest.policy.load import load_estate
+    from eastwest.policy.problems import suggest
+
+    if not service or report["calls"]:
+        return
+    known = {one.service for files in estates if files for one in load_estate(files).services}
+    if service not in known:
+        raise typer.BadParameter(
+            f"there is no service {service[:64]!r} ({suggest(service, known, otherwise='see eastwest plan')})",
+            param_hint="--service",
+        )
 
 
 def question(window: str, start: str, end: str, service: str) -> DecisionQuery:
@@ -187,7 +203,7 @@ def _summary(report: Mapping[str, Any]) -> str:
     before = report["before"][:12] or "what was recorded"
     return (
         f"{counted(report['calls'], 'call')} ({counted(report['inputs'], 'distinct input')}) from "
-        f"{window['from'][:19]} to {window['to'][:19]}, {covered}% decided for certain\n"
+        f"{window['from'][:19]}Z to {window['to'][:19]}Z, {covered}% decided for certain\n"
         f"{before} → {report['candidate'][:12]}, {counted(segments, 'segment')}"
         f"{' and unsealed rows' if report['data']['unsealed'] else ''}, report {report['hash'][:16]}"
     )

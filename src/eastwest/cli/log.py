@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from eastwest.cli import log_proof, log_prune, log_search
-from eastwest.cli.log_reading import head, line, locate, open_log, proof_of, readable
+from eastwest.cli.log_reading import head, line, locate, open_log, proof_of, readable, second_keys
 from eastwest.cli.options import AsJson, counted, examples, moment_of, print_json
 from eastwest.cli.options import DataDir as RequiredData
 from eastwest.errors import InvalidInput
@@ -48,7 +48,8 @@ def verify(data: DataDir = None, log_dir: LogDir = None, vkey: Vkey = None, *, j
     from eastwest.log.verify import verify_log
 
     files, key = locate(data, log_dir, vkey)
-    report = verify_log(files, key, list(files.paths()))
+    further = second_keys(data) if data is not None and log_dir is None and vkey is None else ()
+    report = verify_log(files, key, list(files.paths()), further)
     checkpoint = report.checkpoint
     compared = log_prune.database_problems(data, files, report) if data is not None and log_dir is None else None
     report = replace(report, problems=report.problems + tuple(compared or ()))
@@ -62,6 +63,8 @@ def verify(data: DataDir = None, log_dir: LogDir = None, vkey: Vkey = None, *, j
             print(f"entries below {report.pruned} are pruned, as an entry of the log says; their hashes are whole")
         if compared is not None:
             print("the server's database has the same entries")
+        elif data is not None and log_dir is None:
+            print("note: the server's database is not here or not to be read: only the public files were verified")
     else:
         for problem in report.problems[:MAX_SHOWN_PROBLEMS]:
             print(printable(str(problem)))

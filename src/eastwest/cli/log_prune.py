@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, and 
 
 
 def database_problems(data: Path, files: LogFiles, report: Report) -> list[Problem] | None:
-    """What differs between the server's database and its log; None where it cannot be read by this user."""
+    """What differs between the server's database and its log; None where there is none that this user may read."""
     from eastwest.log.proven import ProvenReader
     from eastwest.store.log_check import verify_database
 
@@ -36,10 +37,11 @@ def database_problems(data: Path, files: LogFiles, report: Report) -> list[Probl
     path = data / "server" / "server.db"
     try:
         with _reading(path) as connection:
-            return verify_database(connection, ProvenReader(files, report.checkpoint), "server.db")
-    except (sqlite3.OperationalError, OSError):
-        return None
-    except sqlite3.DatabaseError as error:
+            reader = ProvenReader(files, report.checkpoint)
+            return verify_database(connection, reader, "server.db", pruned=report.pruned)
+    except (sqlite3.Error, OSError) as error:
+        if not os.access(path, os.R_OK):
+            return None
         from eastwest.log.verify import Problem
 
         return [Problem("server.db", f"is damaged: {error}")]

@@ -35,6 +35,16 @@ def locate(data: Path | None, log_dir: Path | None, vkey: str | None) -> tuple[L
     return LogDirectory(folder), NoteKey.parse(text)
 
 
+def second_keys(data: Path) -> list[NoteKey]:
+    """The key of the log's second signature, where the server has one."""
+    from eastwest.log.note import NoteKey
+
+    try:
+        return [NoteKey.parse((data / "server" / "log.ml-dsa-44.vkey").read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
+
+
 def open_log(files: LogDirectory, key: NoteKey) -> tuple[Checkpoint, str, TileReader]:
     from eastwest.log.checkpoint import open_checkpoint
     from eastwest.log.tiles import CHECKPOINT_PATH, TileReader

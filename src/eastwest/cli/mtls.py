@@ -123,7 +123,7 @@ def strict(
         "service": service,
         "port": port,
         "mode": "strict",
-        "override": override,
+        "override": override.strip(),
         "change": change,
     }
     _switch(data, wanted, window, write, yes=yes, as_json=as_json)
@@ -166,12 +166,17 @@ def _reports(data: Path, service: str, window: str) -> list[dict[str, Any]]:
 
 
 def _start(window: str) -> datetime | None:
-    return moment_of(window, SystemClock().now(), "--window") if window else None
+    now = SystemClock().now()
+    start = moment_of(window, now, "--window") if window else None
+    if start is not None and start > now:
+        raise typer.BadParameter(f"{window[:64]!r} is yet to come", param_hint="--window")
+    return start
 
 
 def _switch(data: Path, wanted: dict[str, Any], window: str, write: Path | None, *, yes: bool, as_json: bool) -> None:
     from eastwest.cli.mtls_client import MtlsClient
     from eastwest.cli.mtls_table import print_switch
+    from eastwest.cli.table import printable
 
     start = _start(window)
 
@@ -181,7 +186,7 @@ def _switch(data: Path, wanted: dict[str, Any], window: str, write: Path | None,
 
     outcome = run(lambda: work(dry_run=True))
     if outcome["before"] == outcome["after"]:
-        _nothing_to_do(outcome, as_json=as_json)
+        _nothing_to_do(outcome, write, as_json=as_json)
         return
     if not as_json:
         print_switch(outcome, override=wanted.get("override", ""))
@@ -209,7 +214,7 @@ def _switch(data: Path, wanted: dict[str, Any], window: str, write: Path | None,
         print_json(outcome | {"done": True, "written": written})
         return
     for warning in outcome["warnings"]:
-        print(f"warning: {warning}")
+        print(f"warning: {printable(warning)}")
     print(f"applied: version {outcome['version']}")
     if written:
         print(f"written: {written}")
@@ -219,13 +224,17 @@ def _switch(data: Path, wanted: dict[str, Any], window: str, write: Path | None,
         )
 
 
-def _nothing_to_do(outcome: dict[str, Any], *, as_json: bool) -> None:
-    """The service is in that mode, until that day, already: nothing to judge and nothing to ask."""
+def _nothing_to_do(outcome: dict[str, Any], write: Path | None, *, as_json: bool) -> None:
+    """The service is in that mode, until that day, already: nothing is judged or asked, but one's files may follow."""
+    behind = write is not None and _edited(write, outcome)[1].encode() != (write / outcome["file"]).read_bytes()
+    written = _write(write, outcome) if write is not None and behind else ""
     if as_json:
-        print_json(outcome | {"done": False, "written": ""})
+        print_json(outcome | {"done": False, "written": written})
         return
     until = f" until {outcome['until']}" if outcome["until"] else ""
     print(f"{outcome['service']} is {outcome['mode']}{until} already: nothing to change")
+    if written:
+        print(f"written: {written}")
 
 
 def _edited(write: Path, outcome: dict[str, Any]) -> tuple[Path, str]:

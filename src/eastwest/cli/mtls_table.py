@@ -53,7 +53,7 @@ def print_switch(outcome: dict[str, Any], *, override: str) -> None:
     """What a switch would do, to whom, and what speaks against it."""
     if outcome["report"] is not None:
         print_report(outcome["report"])
-    print(f"{outcome['file']}, line {outcome['line']}")
+    print(f"{printable(outcome['file'])}, line {outcome['line']}")
     for sign, lines in (("-", outcome["before"]), ("+", outcome["after"])):
         for line in lines.splitlines():
             print(f"  {sign} {printable(line)}")
@@ -107,11 +107,13 @@ def _name(each: dict[str, Any]) -> str:
 
 
 def _process(each: dict[str, Any]) -> str:
-    """A process in few words: who it likely is, else its program, unit and user."""
+    """A process in few words: who it likely is, else its program, what started that, unit and user."""
     if each.get("likely"):
         return f"likely {each['likely']}"
     parts = dict(part.split(":", 1) for part in str(each["caller"]).split(" ") if ":" in part)
     program = parts.get("program") or parts.get("exe", "").rpartition("/")[2] or "a process"
+    if "from" in parts:
+        program += f" from {parts['from']}"
     user = parts.get("user") or f"uid {parts.get('uid', '')}"
     return f"{program} ({', '.join(part for part in (parts.get('unit', ''), user) if part)})"
 

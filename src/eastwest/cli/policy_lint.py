@@ -52,14 +52,16 @@ def lint(
     if sarif is not None:
         ensure_file(sarif)
     found = source(context, directory, data, registrations=True)
+    level = Level(fail_on)
     report = only(judge(found.estate, found.compiled, _today(), found.registrations), rule or ())
     if sarif is not None:
         _write_sarif(report, directory, sarif)
+    failed = bool(report.at_least(level))
     if as_json:
-        print_json(report.to_dict())
+        print_json({"ok": not failed, **report.to_dict()})
     else:
         _show(report, directory)
-    if report.at_least(Level(fail_on)):
+    if failed:
         raise typer.Exit(EXIT_FINDINGS)
 
 
@@ -69,7 +71,7 @@ def _show(report: Report, directory: Path | None) -> None:
     base = f"{directory}/" if directory is not None else ""
     if report.findings:
         rows = [(f.level.value, f.rule, f"{base}{f.where}") for f in report.findings]
-        print_table(("level", "rule", "where"), rows)
+        print_table(("LEVEL", "RULE", "WHERE"), rows)
         print()
         for finding in report.findings:
             print(printable(f"{base}{finding.where}: {finding.message}"))

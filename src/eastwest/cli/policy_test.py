@@ -14,12 +14,14 @@ from eastwest.cli.estate_source import applied, from_files
 from eastwest.cli.options import AsJson, counted, ensure_file, examples, print_json
 
 if TYPE_CHECKING:
-    from eastwest.policy.cases import Outcome
+    from collections.abc import Iterator
+
+    from eastwest.policy.cases import Coverage, Outcome
 
 EXIT_FAILED = 1
 TEST_EXAMPLES = examples(
     "eastwest policy test estate",
-    "eastwest policy test estate --min-coverage 60 --junit results.xml",
+    "eastwest policy test estate --min-allowing 80 --min-policies 100 --junit results.xml",
     "eastwest policy test estate --data data",
 )
 
@@ -37,6 +39,13 @@ def run_tests(
     min_coverage: Annotated[
         float, typer.Option("--min-coverage", metavar="PERCENT", min=0, max=100, help="Of cells; fail below it.")
     ] = 0,
+    min_allowing: Annotated[
+        float,
+        typer.Option(metavar="PERCENT", min=0, max=100, help="Of cells that allow something; fail below it."),
+    ] = 0,
+    min_policies: Annotated[
+        float, typer.Option(metavar="PERCENT", min=0, max=100, help="Of policies that decide a case; fail below it.")
+    ] = 0,
     uncovered: Annotated[
         int, typer.Option(metavar="N", min=0, help="How many cells to list that no case looks at.")
     ] = 10,
@@ -48,7 +57,7 @@ def run_tests(
 ) -> None:
     """Run the cases of DIR/tests on the compiled table, which answers as every enforcement point does."""
     from eastwest.cli.estate import read_directory
-    from eastwest.errors import NotFound
+    from eastwest.errors import InvalidInput, NotFound
     from eastwest.policy.case_files import read_cases
     from eastwest.policy.cases import run_cases
     from eastwest.policy.junit import junit as as_junit
@@ -57,21 +66,34 @@ def run_tests(
         ensure_file(junit)
     found = from_files(read_directory(directory)) if data is None else applied(data)
     files = {f"tests/{path.name}": path.read_bytes() for path in sorted((directory / "tests").glob("*.yaml"))}
+    for other in sorted((directory / "tests").glob("*.yml")):
+        raise InvalidInput(f"nobody reads {other}", fix=f"call it {other.stem}.yaml")
     cases = read_cases(files)
     if not cases:
         raise NotFound(f"there are no cases in {directory}/tests", fix=f"write some into {directory}/tests/NAME.yaml")
     outcome = run_cases(cases, found.estate, found.compiled)
     if junit is not None:
         junit.write_text(as_junit(outcome), encoding="utf-8")
+    short = list(_short(outcome.coverage, min_coverage, min_allowing, min_policies))
     if as_json:
-        print_json(_plain(outcome, uncovered))
+        print_json({"ok": not outcome.failed and not short, "short": short, **_plain(outcome, uncovered)})
     else:
         _show(outcome, directory, uncovered)
-    short = outcome.coverage.percent < min_coverage
-    if short and not as_json:
-        print(f"covered are {outcome.coverage.percent:.1f}% of cells, less than {min_coverage:g}%")
+        for each in short:
+            print(each)
     if outcome.failed or short:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _short(coverage: Coverage, cells: float, allowing: float, policies: float) -> Iterator[str]:
+    """What is covered less than was asked for."""
+    for percent, least, what in (
+        (coverage.percent, cells, "of cells"),
+        (coverage.allowing_percent, allowing, "of cells that allow something"),
+        (coverage.policies_percent, policies, "of policies"),
+    ):
+        if percent < least:
+            yield f"covered are {percent:.1f}% {what}, less than {least:g}%"
 
 
 def _show(outcome: Outcome, directory: Path, uncovered: int) -> None:
@@ -96,7 +118,7 @@ def _show(outcome: Outcome, directory: Path, uncovered: int) -> None:
             (str(gap.weight), gap.operation, gap.sensitivity, gap.outcome, _who(gap.callers))
             for gap in coverage.gaps[:uncovered]
         ]
-        print_table(("weight", "operation", "sensitivity", "the table says", "callers"), rows)
+        print_table(("WEIGHT", "OPERATION", "SENSITIVITY", "THE TABLE SAYS", "CALLERS"), rows)
     if coverage.policies_unnamed and uncovered:
         print(f"\npolicies that decided no case: {', '.join(coverage.policies_unnamed[:uncovered])}")
 
@@ -108,7 +130,6 @@ def _who(callers: tuple[str, ...]) -> str:
 def _plain(outcome: Outcome, uncovered: int) -> dict[str, Any]:
     coverage = outcome.coverage
     return {
-        "ok": not outcome.failed,
         "cases": [
             {
                 "case": result.case,
@@ -127,6 +148,7 @@ def _plain(outcome: Outcome, uncovered: int) -> dict[str, Any]:
             "covered": coverage.covered,
             "allowing": coverage.allowing,
             "allowing_covered": coverage.allowing_covered,
+            "allowing_percent": round(coverage.allowing_percent, 2),
             "classes": coverage.classes,
             "policies": coverage.policies,
             "policies_percent": round(coverage.policies_percent, 2),

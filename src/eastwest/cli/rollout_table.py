@@ -28,7 +28,9 @@ def print_status(status: Said) -> None:
         agents.setdefault(point["agent"], []).append(point)
     for agent, points in agents.items():
         able = ", ".join(points[0]["capabilities"]) or "nothing beyond the first version"
-        print(f"agent {agent}, which can: {printable(able)}")
+        silent = agent and all(point["sidecar"] == "?" for point in points)
+        said = "not heard of since the server started" if silent else f"which can: {printable(able)}"
+        print(f"agent {agent}, {said}" if agent else "no agent is here that may run:")
         columns = ("sidecar", "SPIFFE ID", "services", "ring", "version", "intended", "acknowledged", "mode", "state")
         print_table(columns, [_point(point) for point in points])
     if not agents:
@@ -100,6 +102,8 @@ def _point(point: Said) -> tuple[str, ...]:
         state = "refused"
     elif point["cannot"]:
         state = f"cannot: {', '.join(point['cannot'])}"
+    elif point["sidecar"] == "?":
+        state = "unknown" if point["agent"] else "never"
     elif point["sidecar"] == "-":
         state = "no sidecar" if point["acknowledged"] == point["intended"] else "no sidecar, behind"
     elif not point["connected"]:

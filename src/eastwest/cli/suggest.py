@@ -1,6 +1,7 @@
 """``eastwest policy suggest``: least-privilege policies from recorded calls, as a change to review.
 
-Exit codes: 0 done, 1 the suggestion would refuse or newly allow recorded calls, 2 wrong usage, 3 no server answers.
+Exit codes: 0 done, 1 the suggestion would refuse or newly allow recorded calls, or has errors, 2 wrong usage, 3 no
+server answers.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ import difflib
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eastwest.cli.decisions.filters import Data, From, Ledger, To
-from eastwest.cli.impact import EXIT_FOUND, OneService, Window, ask, question, warnings
+from eastwest.cli.impact import EXIT_FOUND, OneService, Window, ask, known_service, question, warnings
 from eastwest.cli.options import AsJson, counted, examples, print_json, run
+
+if TYPE_CHECKING:
+    from eastwest.policy.plan import Plan
 
 SUGGEST_EXAMPLES = examples(
     "eastwest policy suggest --data data --window 30d",
@@ -56,19 +60,23 @@ def suggest(
     query = question(window, start, end, service)
     files = _files(directory, data)
     report = ask("suggest", data, ledger, files, files, query)
+    known_service(report, service, files)
     changed = {name: text.encode() for name, text in report["files"].items()}
     after = {name: text for name, text in (files | changed).items() if name not in report["removed"]}
     if out is not None:
         _write(out, after)
+    plan = _planned(after, files)
     if json:
-        print_json(report)
+        print_json(report | {"plan": plan.to_dict()})
     else:
         _show(report)
+        for problem in plan.problems:
+            print(f"plan: {problem}")
         if out is None:
             print("".join(_diff(files, after)), end="")
         else:
             print(f"written to {out}: eastwest plan {out}, then eastwest policy impact {out}")
-    if report["totals"]["newly_denied"] or report["totals"]["newly_allowed"]:
+    if report["totals"]["newly_denied"] or report["totals"]["newly_allowed"] or not plan.ok:
         raise typer.Exit(EXIT_FOUND)
 
 
@@ -93,6 +101,18 @@ def _files(directory: Path | None, data: Path | None) -> dict[str, bytes]:
     if files is None:
         raise NotFound("the server has no estate yet", fix="eastwest apply DIR --data DATA")
     return files
+
+
+def _planned(after: Mapping[str, bytes], before: Mapping[str, bytes]) -> Plan:
+    """What ``eastwest plan`` says of the suggestion, as far as it did not say so before."""
+    from dataclasses import replace
+
+    from eastwest.cli.estate import _today
+    from eastwest.policy.plan import plan_files
+
+    plan = plan_files(after, _today(), before)
+    known = {(problem.message, problem.fix) for problem in plan_files(before, _today()).problems}
+    return replace(plan, problems=tuple(p for p in plan.problems if (p.message, p.fix) not in known))
 
 
 def _write(out: Path, files: Mapping[str, bytes]) -> None:
@@ -126,8 +146,10 @@ def _show(report: Mapping[str, Any]) -> None:
             print(f"{each['id']}: {why}")
     for each in report["unused"]:
         print(f"unused: {each['policy']} ({each['owner']}, {each['where']}) decided no allowed call of the window")
+    for name in report["narrowed"]:
+        print(f"narrowed: {name} reaches other services too, and is left to them")
     for name in report["kept"]:
-        print(f"kept: {name} reaches other services too, and allows what it allows")
+        print(f"kept: {name} allows what it allows")
     for why in report["left_out_of_policies"]:
         print(f"not suggested: {why}")
     replaced, totals = counted(len(report["replaced"]), "permit"), report["totals"]

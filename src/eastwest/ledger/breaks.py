@@ -27,7 +27,8 @@ DEFAULT_PERIOD = DAY
 """What a caller that declares none, and was not seen to call less often, is taken to call within."""
 RECENT = timedelta(hours=1)
 """A failure this long ago is over where its caller has called well since, and fails rarely enough."""
-PLAINTEXT = "plaintext"
+PLAINTEXT, OLD_HTTP = "plaintext", "old_http"
+_LOW_VERSION = "low_version"  # Envoy's word
 SEVERITY = {one.value: rank for rank, one in enumerate(Sensitivity)}
 """Sensitivities from the least (0) to the most."""
 _DOOR = frozenset({DecisionCode.MTLS_REQUIRED, DecisionCode.CERTIFICATE_REFUSED, DecisionCode.SERVER_REFUSED})
@@ -104,7 +105,7 @@ class Break(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     caller: str  # a SPIFFE ID, or the best name that there is
     service: str
     port: int
-    cause: str  # ``plaintext``, a class of failure, or a decision code in small letters
+    cause: str  # ``plaintext``, ``old_http``, a class of failure, or a decision code in small letters
     calls: int
     calls_per_day: float
     first: datetime
@@ -249,24 +250,35 @@ def _folded(groups: Mapping[_Key, list[Seen]]) -> dict[_Key, list[Seen]]:
 
     The user alone is taken for a better known process of that user only where there is just one at the same address.
     """
-    better: dict[_Key, _Key] = {}
     processes = [key for key in groups if key[0] == "process"]
+    registered: dict[tuple[str, str], list[_Key]] = defaultdict(list)  # by cause, and name without the registration
     for key in processes:
-        longer = [other for other in processes if other[2] == key[2] and other[1].startswith(f"{key[1]} id:")]
+        name, _, spiffe_id = key[1].partition(" id:")
+        if spiffe_id:
+            registered[key[2], name].append(key)
+    better: dict[_Key, _Key] = {}
+    for key in processes:
+        longer = registered.get((key[2], key[1]), [])
         if len(longer) == 1:
             better[key] = longer[0]
-    full = [key for key in processes if _is_full(key[1])]
-    for key in set(processes) - set(full) - better.keys():
-        there = {one.source for one in groups[key]}
-        user = key[1].partition(" ")[0]
-        same = [other for other in full if other[2] == key[2] and other[1].partition(" ")[0] == user]
-        near = {better.get(other, other) for other in same if there & {one.source for one in groups[other]}}
-        if len(near) == 1:
-            better[key] = near.pop()
+    there: dict[tuple[str, str, str], set[_Key]] = defaultdict(set)  # by cause, user and address
+    for key in processes:
+        if _is_full(key[1]):
+            for one in groups[key]:
+                there[key[2], _user(key[1]), one.source].add(better.get(key, key))
+    for key in processes:
+        if key not in better and not _is_full(key[1]):
+            near = {each for one in groups[key] for each in there.get((key[2], _user(key[1]), one.source), ())}
+            if len(near) == 1:
+                better[key] = near.pop()
     folded: dict[_Key, list[Seen]] = {}
     for key, rows in groups.items():
         folded.setdefault(better.get(key, key), []).extend(rows)
     return folded
+
+
+def _user(peer: str) -> str:
+    return peer.partition(" ")[0]
 
 
 def _is_full(peer: str) -> bool:
@@ -275,7 +287,12 @@ def _is_full(peer: str) -> bool:
 
 
 def cause_of(one: Seen) -> str:
-    """``plaintext``, the class of an identity that failed, or the code of a rule that refused, in small letters."""
+    """``plaintext``, the class of an identity that failed, or the code of a rule that refused, in small letters.
+
+    ``old_http``: in HTTP/1.0, which no sidecar takes in any mode.
+    """
+    if one.cause == _LOW_VERSION:
+        return OLD_HTTP
     if one.code == DecisionCode.MTLS_REQUIRED and one.cause in {"", "not_tls"}:
         return PLAINTEXT
     kind = classify(one.code, one.cause)

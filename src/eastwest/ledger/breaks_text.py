@@ -10,6 +10,8 @@ from eastwest.policy.failures import FailureClass
 if TYPE_CHECKING:
     from eastwest.ledger.breaks import Break
 
+MAX_PART = 96
+"""Characters of one part of a process's name, as agents tell it; one of that length may have been cut."""
 _CLASSES = {kind.value: kind for kind in FailureClass}
 
 
@@ -17,6 +19,8 @@ def fix_of(found: Break, trust_domain: str) -> str:
     """One concrete step."""
     if found.cause == "plaintext":
         return _plaintext(found, trust_domain)
+    if found.cause == "old_http":
+        return f"it speaks HTTP/1.0, which no sidecar takes in any mode{_at(found)}: let it speak HTTP/1.1, with mTLS"
     if found.cause == FailureClass.WRONG_TRUST_DOMAIN.value:
         foreign = found.caller.removeprefix("spiffe://").partition("/")[0]
         return f"give it an identity of {trust_domain}; or estate.yaml: federation: [{{trust_domain: {foreign}, ...}}]"
@@ -49,10 +53,13 @@ def _plaintext(found: Break, trust_domain: str) -> str:
         where = next(iter(found.sources), "")
         return f"on {where or 'its node'}: ss -tnp 'dport = :{found.port}' names the process; register it"
     selectors = [f"systemd:id:{parts['unit']}"] if parts.get("unit") else [f"unix:uid:{parts.get('uid', '')}"]
-    if "exe" in parts and not parts.get("unit"):
+    script = "" if parts.get("unit") else parts.get("from", "")
+    # A path that was cut or encoded is no selector, and that of a tool is everybody's.
+    if not (parts.get("unit") or script or "%" in parts.get("exe", "%") or len(parts["exe"]) >= MAX_PART):
         selectors.append(f"unix:path:{parts['exe']}")
     quoted = ", ".join(f'"{selector}"' for selector in selectors)
-    return f"workloads/*.yaml: - {{spiffe_id: spiffe://{trust_domain}/..., selectors: [{quoted}]}}; then a sidecar"
+    own = f"run {script} as a user of its own; " if script else ""
+    return f"{own}workloads/*.yaml: - {{spiffe_id: spiffe://{trust_domain}/..., selectors: [{quoted}]}}; then a sidecar"
 
 
 def _at(found: Break) -> str:

@@ -129,7 +129,8 @@ _ADVICE = {
         "connect the agents of both nodes to the server again (`eastwest ca status` tells who is behind)",
     ),
     FailureClass.POLICY: Advice(
-        "the caller proved who it is, and may not", "see `eastwest policy explain`; permit it by a policy if it should"
+        "the caller proved who it is, and may not",
+        "see `eastwest explain REFERENCE`; permit it by a policy if it should",
     ),
 }
 _OF_A_SERVER = {

@@ -135,7 +135,7 @@ def _refined(name: str, shown: Shown, left: Callable[[bytes], bool]) -> str:
     """What the proxy has one text for and the certificate tells apart."""
     if name == "unknown_trust_domain":
         # The validator looks a bundle up by the first URI name, and says so too where that is none.
-        return form_of(shown.uris[:1]) or name
+        return form_of(shown.uris) or name
     if name == _UNKNOWN_AUTHORITY and shown.certificate:
         if left(shown.certificate):
             return "authority_left"

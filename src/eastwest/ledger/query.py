@@ -104,6 +104,7 @@ class DecisionQuery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     first: bool = False
     break_glass: bool = False
     canary: bool = False
+    no_canary: bool = False  # leaves out what `verify run` asked; totals do so by themselves
     reasons: tuple[tuple[str, str], ...] | None = None
     start: datetime | None = None
     end: datetime | None = None

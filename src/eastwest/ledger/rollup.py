@@ -3,7 +3,8 @@
 In full: every refusal, every call by an emergency grant, and the first call of each edge (caller, service, operation).
 All others are counted by everything that a policy could look at, so the rows give back the exact multiset of what was
 decided. The one exception is a flood of refusals, which anybody can send without an identity and which must not fill a
-disk: beyond a bound per minute, service and code they are counted without what their senders may choose.
+disk: beyond a bound per minute, service and code they are counted without what their senders may choose, but for as
+many sources and claimed names again, so that a few busy callers keep theirs and hide nobody else's.
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ class Rollup:
             return
         else:
             # What a peer may choose freely is left out, or every refusal would be a row again.
-            source, peer = self._source(decision, minute)
+            source, peer, claimed = self._told(decision, minute)
             key = msgspec.structs.replace(
                 decision,
                 time=minute,
-                caller="" if decision.claimed else decision.caller,
+                caller=claimed if decision.claimed else decision.caller,
                 tenant="",
                 method="",
                 path="",
@@ -109,15 +110,17 @@ class Rollup:
         seen[decision.service, decision.code] += decision.count
         return seen[decision.service, decision.code] <= self._full_refusals
 
-    def _source(self, decision: Decision, minute: datetime) -> tuple[str, str]:
-        """The peer's address and name, unless a flood comes from too many to tell them all."""
+    def _told(self, decision: Decision, minute: datetime) -> tuple[str, str, str]:
+        """The peer's address, name, and whom it claims to be, unless a flood comes from too many to tell them all."""
         refusals = self._refusals.get(minute)
         if refusals is None:
-            return "", ""
+            return "", "", ""
         known = refusals.sources.setdefault((decision.service, decision.code), set())
-        told = decision.source, decision.peer
-        if told not in known and len(known) >= max(self._full_refusals, 1):
-            return "", ""
+        told = decision.source, decision.peer, decision.caller if decision.claimed else ""
+        if told not in known and len(known) >= self._full_refusals:
+            told = decision.source, decision.peer, ""
+            if known and told not in known:
+                return "", "", ""
         known.add(told)
         return told
 
@@ -129,11 +132,11 @@ class Rollup:
 
 
 class _Refusals:
-    """Those of one minute, by service and code: calls, and the sources that counted rows tell of."""
+    """Those of one minute, by service and code: calls, and the sources and claims that counted rows tell of."""
 
     def __init__(self) -> None:
         self.calls: Counter[tuple[str, DecisionCode]] = Counter()
-        self.sources: dict[tuple[str, DecisionCode], set[tuple[str, str]]] = {}
+        self.sources: dict[tuple[str, DecisionCode], set[tuple[str, str, str]]] = {}
 
 
 def _counted(key: Decision, count: int) -> Decision:

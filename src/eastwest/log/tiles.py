@@ -103,10 +103,13 @@ def bundle_places(raw: bytes) -> list[tuple[int, int]]:
     """Where each entry of a bundle begins and ends; the last may end beyond a bundle that was cut."""
     places = []
     at, end = 0, len(raw)
-    while at < end:
-        start = at + 2
-        at = start + (raw[at] << 8 | raw[start - 1] if start <= end else 0)
-        places.append((start, at))
+    try:
+        while at < end:
+            start = at + 2
+            at = start + (raw[at] << 8 | raw[start - 1])
+            places.append((start, at))
+    except IndexError:  # one byte is left of a length
+        places.append((start, start))
     return places
 
 

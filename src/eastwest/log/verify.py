@@ -7,12 +7,12 @@ bundle and an entry, or a tile and a hash.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from eastwest.errors import Corrupt, Error, NotFound
-from eastwest.log.checkpoint import Checkpoint, open_checkpoint
+from eastwest.log.checkpoint import Checkpoint, open_checkpoint_of_all
 from eastwest.log.entry import MalformedEntry, decode
 from eastwest.log.note import NoteKey
 from eastwest.log.ports import LogFiles
@@ -20,6 +20,7 @@ from eastwest.log.proof import tree_root
 from eastwest.log.tiles import (
     CHECKPOINT_PATH,
     TILE_WIDTH,
+    WITNESSED_PATH,
     Tile,
     TileReader,
     bundle_path,
@@ -62,20 +63,24 @@ class Report:
         return self.checkpoint is not None and not self.problems
 
 
-def verify_log(files: LogFiles, key: NoteKey, paths: Iterable[str] = ()) -> Report:
+def verify_log(
+    files: LogFiles, key: NoteKey, paths: Iterable[str] = (), further_keys: Sequence[NoteKey] = ()
+) -> Report:
     """Verify the log of ``key``; defects come as problems (at most ``MAX_PROBLEMS``), not as errors.
 
-    ``paths`` are all files known to lie there: then partial tiles of earlier checkpoints are compared
-    too, and files that belong to no log are reported. Files beyond the checkpoint (a publication
-    under way) cannot be judged and are passed over.
+    ``further_keys`` of the log must have signed its checkpoint too. ``paths`` are all files known to lie there: then
+    partial tiles of earlier checkpoints are compared too, and files that belong to no log are reported. Files beyond
+    the checkpoint (a publication under way) cannot be judged and are passed over.
     """
+    keys = [key, *further_keys]
     try:
-        checkpoint = open_checkpoint(files.read(CHECKPOINT_PATH), key)
+        checkpoint = open_checkpoint_of_all(files.read(CHECKPOINT_PATH), keys)
     except Error as error:
         return Report(None, (Problem(CHECKPOINT_PATH, error.message),))
     audit = _Audit(files, checkpoint)
     audit.run()
     audit.older_files(paths)
+    audit.witnessed(keys)
     return Report(checkpoint, tuple(audit.problems), audit.pruned)
 
 
@@ -127,7 +132,7 @@ class _Audit:
     def older_files(self, paths: Iterable[str]) -> None:
         """Partial tiles that a full or wider one has replaced must be its beginning."""
         for path in sorted(paths):
-            if path == CHECKPOINT_PATH:
+            if path in (CHECKPOINT_PATH, WITNESSED_PATH):
                 continue
             place = _parse_path(path)
             if place is None:
@@ -146,6 +151,25 @@ class _Audit:
                     self._compare_tile(path, tile, newest)
             except Error as error:
                 self._report(path, error.message)
+
+    def witnessed(self, keys: Sequence[NoteKey]) -> None:
+        """The checkpoint that witnesses signed last, where there is one, is of the same history."""
+        try:
+            witnessed = open_checkpoint_of_all(self._files.read(WITNESSED_PATH), keys)
+        except NotFound:
+            return
+        except Error as error:
+            self._report(WITNESSED_PATH, error.message)
+            return
+        if not 0 < witnessed.size <= self._checkpoint.size:
+            return
+        try:
+            root = tree_root(witnessed.size, TileReader(self._files, self._checkpoint.size).node)
+        except Error:
+            return  # tiles are missing, which is reported
+        if root != witnessed.root:
+            told = f"its root is not that of the first {witnessed.size} entries of the checkpoint's tree"
+            self._report(WITNESSED_PATH, told)
 
     def _compare_tile(self, path: str, tile: Tile, newest: Tile) -> None:
         if self._is_reported(newest.path, newest.full.path):

@@ -14,7 +14,19 @@ from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac
 
 from eastwest.mesh import matching, names, rbac
 from eastwest.mesh.action import inbound_version, outcome
-from eastwest.mesh.matching import URI_SAN, Matcher, OnMatch, Predicate, any_of, first_of, header, nested, one_of
+from eastwest.mesh.matching import (
+    URI_SAN,
+    Matcher,
+    OnMatch,
+    Predicate,
+    all_of,
+    any_of,
+    first_of,
+    header,
+    nested,
+    one_of,
+)
+from eastwest.mesh.token_tree import genuine
 from eastwest.mesh.tokens import claim_header
 from eastwest.policy.enforcement import DecisionCode, Inbound, Rule, Verdict, uses_tokens
 from eastwest.registry.containment import Contained
@@ -69,8 +81,9 @@ def _enforced(before: Any, enforced: Matcher, whole: Matcher, prefix: str) -> An
 
 
 def _brings_token_of(contained: Collection[str]) -> Predicate:
-    """A verified token whose caller, origin or approver is contained."""
-    return any_of([some for claim in _TOLD_BY for some in one_of(header(claim_header(claim)), contained)])
+    """A verified token whose caller, origin or approver is contained; what is no token is the table's to refuse."""
+    named = any_of([some for claim in _TOLD_BY for some in one_of(header(claim_header(claim)), contained)])
+    return all_of(named, genuine())
 
 
 def _refusal(code: DecisionCode, version: str) -> OnMatch:

@@ -123,6 +123,7 @@ class _Subscription:
     acked: dict[str, str] = field(default_factory=dict)
     in_flight: dict[str, dict[str, str]] = field(default_factory=dict)  # nonce → name → version, "" for removal
     refusals: dict[str, Refusal] = field(default_factory=dict)  # by name, until an acknowledgement of that name
+    answered: bool = False
 
 
 class DeltaSession:
@@ -222,7 +223,10 @@ class DeltaSession:
         changed = [available[name] for name in sorted(wanted) if subscription.sent.get(name) != available[name].version]
         gone = sorted(name for name in subscription.sent if name not in available)
         if not changed and not gone:
-            return []
+            # An Envoy that starts waits for its first word on clusters, then for that on listeners: there may be none,
+            # as there are no clusters for who is contained.
+            starts = subscription.wildcard and not (subscription.answered or available or subscription.sent)
+            return [self._response(subscription, [], [])] if starts and self._current.version else []
         if subscription.type_url in names.ONE_PER_RESPONSE:
             batches: list[tuple[list[Resource], list[str]]] = [([resource], []) for resource in changed]
             if gone:
@@ -235,6 +239,7 @@ class DeltaSession:
         if len(subscription.in_flight) >= MAX_IN_FLIGHT:
             raise NeverAcknowledges(f"{MAX_IN_FLIGHT} responses were not acknowledged")
         self._nonce += 1
+        subscription.answered = True
         nonce = str(self._nonce)
         response = discovery_pb2.DeltaDiscoveryResponse(
             type_url=subscription.type_url,

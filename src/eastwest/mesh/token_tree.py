@@ -98,6 +98,12 @@ def decision_by_claim(tenants: TenantRules, place: Place) -> OnMatch:
     return _judged(place, nothing=place.ends(TENANT_MISSING), good=good)
 
 
+def genuine() -> Predicate:
+    """A single token came that was verified and has the form of one, whatever call it was made for."""
+    needed = (regex(matching.header(claim_header(name)), _ANYTHING) for name in _NEEDED)
+    return all_of(regex(_BROUGHT, _SINGLE), *needed, regex(matching.header(claim_header("expires")), _SECONDS))
+
+
 def without_tenant() -> Predicate:
     """The token names no tenant, as the operation has none."""
     return negated(regex(matching.header(claim_header("tenant")), _SOMETHING))

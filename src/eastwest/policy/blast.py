@@ -122,7 +122,10 @@ class World:
     def blast(
         self, principals: Iterable[str], *, contained: Collection[str] = (), through: Sensitivity = Sensitivity.READ
     ) -> Blast:
-        """What ``principals`` reach together while ``contained`` ones may call nobody; not what they serve themselves.
+        """What ``principals`` reach together; not what they serve themselves.
+
+        ``contained`` ones call nobody, their services take no calls, and no transaction counts that they began or
+        approved.
 
         ``through``: the least sensitivity of an operation by which its service's identity is thought to be had.
         """
@@ -155,7 +158,7 @@ class World:
         of_cells: dict[tuple[int, bool], list[tuple[str, Way]]] = {}
         free = (start | frozenset(self._hosts.values())) - contained
         for inbound in self._inbound:
-            if self._hosts[inbound.service] in start:
+            if self._hosts[inbound.service] in start | contained:
                 continue
             if inbound.mode is MtlsMode.PERMISSIVE and not self._as_strict:
                 for operation in inbound.operations:
@@ -171,7 +174,7 @@ class World:
                     of_cells[key] = [
                         (caller, way)
                         for cell in operation.cells
-                        for way in ways(operation, cell)
+                        for way in ways(operation, cell, contained)
                         for caller in cell.callers
                         if caller in free
                     ]

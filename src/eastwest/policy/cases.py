@@ -88,6 +88,11 @@ class Coverage:
         return 100.0 * self.covered / self.cells if self.cells else 100.0
 
     @property
+    def allowing_percent(self) -> float:
+        """Of cells where anything is allowed."""
+        return 100.0 * self.allowing_covered / self.allowing if self.allowing else 100.0
+
+    @property
     def policies_percent(self) -> float:
         """Of policies that decided some case."""
         named = self.policies - len(self.policies_unnamed)

@@ -62,7 +62,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Unlock(msgspec.Struct, frozen=True, kw_only=True):
-    """One change with which the call would be allowed. It was tried."""
+    """A change with which the call would be allowed; of two that are needed together, the first. It was tried."""
 
     change: Unlocking
     value: str
@@ -92,8 +92,9 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     where: str = ""
     deciding: Applied | None = None
     forbids: tuple[Applied, ...] = ()  # that apply
-    nearest: Applied | None = None  # the permit that fails in the fewest parts
+    nearest: Applied | None = None  # the permit about this operation, if any is, that fails in the fewest parts
     unlocks: tuple[Unlock, ...] = ()
+    together: tuple[Unlock, ...] = ()  # where no single change does: another tenant or caller, and a token
     step_up: bool = False  # a transaction token alone would unlock it
     approval: bool = False  # a token with somebody's approval would
     report: Opinion | None = None
@@ -124,7 +125,8 @@ class Explainer:
         asked = self._completed(asked)
         inbound = self._served(asked.service)
         if told is not None and told not in _OF_POLICY:
-            return self._plain(asked, inbound, told, self._hints(asked, inbound, told, cause))
+            plain = self._plain(asked, inbound, told, self._hints(asked, inbound, told, cause))
+            return self._with_a_good_token(plain, inbound) if told in _OF_THE_TOKEN else plain
         if not asked.caller:
             code = DecisionCode.MTLS_REQUIRED
             return self._plain(asked, inbound, code, self._hints(asked, inbound, code, cause))
@@ -202,16 +204,29 @@ class Explainer:
         # Where one applies it is a forbid, or what the operation demands, that stands in the way.
         if verdict is Verdict.DENY and not any(one.applies for one in permits):
             nearest = min(permits, key=lambda one: (_distance(one), one.policy), default=None)
+            if deciding is not None and deciding.effect == "permit":
+                nearest = deciding  # with a token it would apply
         unlocks = tuple(self._unlocks(asked, service, operation, forbids, nearest)) if verdict is Verdict.DENY else ()
+        together = tuple(self._together(asked, service, operation)) if verdict is Verdict.DENY and not unlocks else ()
+        step_up = any(one.change == "step-up" for one in unlocks)
+        meaning, fix = told.meaning, told.fix
+        if code is DecisionCode.STEP_UP_REQUIRED and not step_up:
+            # The first of several things that are wanting.
+            meaning, fix = "it needs a transaction token for this call, and more than that: see what unlocks it", ""
+            if any(one.change == "approval" for one in unlocks):
+                meaning, fix = "it needs a transaction token for this call that somebody has approved", _APPROVED_FIX
         return msgspec.structs.replace(
             told,
+            meaning=meaning,
+            fix=fix,
             policy=policy,
             where=self._place(policy),
             deciding=deciding,
             forbids=forbids,
             nearest=nearest,
             unlocks=unlocks,
-            step_up=any(one.change == "step-up" for one in unlocks),
+            together=together,
+            step_up=step_up,
             approval=any(one.change == "approval" for one in unlocks),
             report=self._opinion(asked, inbound, code),
         )
@@ -306,6 +321,28 @@ class Explainer:
             brought,
         )
 
+    def _with_a_good_token(self, plain: Explanation, inbound: Inbound) -> Explanation:
+        """The refusal of a token, with what policies say of the call without it, and which tokens would count."""
+        asked = msgspec.structs.replace(plain.asked, token=False, approver="", origin="")
+        if asked.caller not in self._callers or asked.operation not in self._operations:
+            return plain
+        found = self._decided(asked, inbound)
+        if found.verdict is Verdict.ALLOW:
+            return plain
+        unlocks = tuple(one for one in found.unlocks if one.change in {"step-up", "approval", "origin"})
+        return msgspec.structs.replace(
+            found,
+            asked=plain.asked,
+            code=plain.code,
+            meaning=plain.meaning,
+            fix=plain.fix,
+            enforced=plain.enforced,
+            hints=plain.hints,
+            unlocks=unlocks,
+            together=(),
+            report=None,
+        )
+
     # What would help
 
     def _unlocks(
@@ -324,6 +361,21 @@ class Explainer:
                 count[unlock.change] = count.get(unlock.change, 0) + 1
                 yield unlock
         yield from self._by_estate(asked, service, operation, forbids, nearest)
+
+    def _together(self, asked: Asked, service: Service, operation: Operation) -> Iterator[Unlock]:
+        """Another tenant, or another caller, with a token: what no single change of the call does."""
+        count = 0
+        for changed, first in [
+            *self._by_tenant(asked, service, operation),
+            *self._by_caller(asked, service, operation),
+        ]:
+            for both, second in self._by_token(changed, service, operation):
+                if self.decision(both)[0] is Verdict.ALLOW:
+                    yield msgspec.structs.replace(first, sentence=f"{first.sentence}, {second.sentence}")
+                    count += 1
+                    break  # the least that does
+            if count >= MAX_NAMED:
+                return
 
     def _by_token(self, asked: Asked, service: Service, operation: Operation) -> Iterator[tuple[Asked, Unlock]]:
         if operation.match.tcp:
@@ -471,6 +523,22 @@ _OF_POLICY = frozenset(
 """Codes that policies and the table give; all others are about connections, tokens and states."""
 
 
+_OF_THE_TOKEN = frozenset(
+    {
+        DecisionCode.TOKEN_INVALID,
+        DecisionCode.TOKEN_EXPIRED,
+        DecisionCode.TOKEN_WRONG_ACTION,
+        DecisionCode.TOKEN_WRONG_RESOURCE,
+        DecisionCode.TOKEN_WRONG_CALLER,
+        DecisionCode.TOKEN_WRONG_KEY,
+        DecisionCode.TOKEN_WRONG_TENANT,
+        DecisionCode.TOKEN_USED,
+    }
+)
+"""Codes of calls that another token would have let in, or may have."""
+_APPROVED_FIX = MEANING[DecisionCode.APPROVAL_REQUIRED][1]
+
+
 _IN_EVERY_MODE = frozenset(
     {
         DecisionCode.CERTIFICATE_REFUSED,
@@ -530,10 +598,14 @@ def _nearest_listed(asked: Asked, inbound: Inbound) -> Iterator[str]:
         yield f"the nearest that is listed is {texts[text]} ({text})"
 
 
-def _distance(applied: Applied) -> tuple[int, int]:
-    """Failed parts; of equally many those in the head weigh more, as nothing a caller brings changes them."""
-    heads = sum(part.kind in {"principal", "action", "resource"} for part in applied.parts)
-    return len(applied.parts), heads
+def _distance(applied: Applied) -> tuple[int, int, int]:
+    """How far a permit is from the call: one about another operation or service is farther than any about this one.
+
+    Then by failed parts; of equally many those in the head weigh more, as nothing a caller brings changes them.
+    """
+    elsewhere = sum(part.kind in {"action", "resource"} for part in applied.parts)
+    heads = elsewhere + sum(part.kind == "principal" for part in applied.parts)
+    return elsewhere, len(applied.parts), heads
 
 
 def _parts(applied: Applied | None) -> tuple[Part, ...]:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from urllib.parse import urlsplit
 
 from eastwest.errors import InvalidInput
+from eastwest.policy.headers import has_another_meaning
 from eastwest.policy.paths import template_problem
 from eastwest.spiffe.id import SpiffeId, TrustDomain
 from eastwest.spiffe.pattern import check_pattern
@@ -152,6 +153,9 @@ def _header(text: str) -> Complaint | None:
         return f"header {_shown(text)} is not in lower case", f"write {text.lower()}"
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", text):
         return f"{_shown(text)} is not a header name", "write a name such as x-tenant"
+    if has_another_meaning(text):
+        told = f"header {_shown(text)} has a meaning of its own to HTTP or to proxies, and cannot name a tenant"
+        return told, "use a header of your own, such as x-tenant"
     return None
 
 

@@ -73,9 +73,48 @@ ENVOYS_OWN = frozenset(
     }
 )
 """Those that steer or describe an Envoy, which it takes from nobody outside."""
+KEPT_ONCE = frozenset(
+    [
+        *("accept", "accept-encoding", "access-control-request-headers", "access-control-request-method"),
+        *("authorization", "cache-control", "cdn-loop", "content-encoding", "content-type", "expect"),
+        *("grpc-accept-encoding", "grpc-timeout", "if-match", "if-modified-since", "if-none-match", "if-range"),
+        *("if-unmodified-since", "origin", "pragma", "referer", "user-agent", "via", "x-client-trace-id"),
+        *("x-envoy-attempt-count", "x-envoy-is-timeout-retry", "x-request-id"),
+    ]
+)
+"""Those of which an Envoy hands on one line, the values that are not empty joined by commas; others come as often as
+they came."""
 _STRIPPED = ENVOYS_OWN.union(REMOVED)
+_HTTPS_OWN = frozenset(
+    [
+        *(
+            "accept",
+            "authorization",
+            "cache-control",
+            "cdn-loop",
+            "connection",
+            "cookie",
+            "date",
+            "early-data",
+            "expect",
+        ),
+        *("expect", "from", "host", "http2-settings", "keep-alive", "max-forwards", "origin", "pragma"),
+        *("prefer", "priority", "range", "referer", "te", "trailer", "transfer-encoding", "upgrade"),
+        *("upgrade-insecure-requests", "user-agent", "via", "warning"),
+        *("baggage", "traceparent", "tracestate", "txn-token", "x-client-trace-id", "x-request-id"),
+    ]
+)
+_HTTPS_OWN_PREFIXES = ("accept-", "access-control-", "content-", "grpc-", "if-", "proxy-", "sec-", "x-envoy-")
 
 
 def is_stripped(name: str) -> bool:
     """Whether a header (name in lower case) is removed before anything looks at it."""
     return name in _STRIPPED or name.startswith(REMOVED_PREFIXES)
+
+
+def has_another_meaning(name: str) -> bool:
+    """Whether a header (name in lower case) is HTTP's, a proxy's or ours, and so cannot say a request's tenant.
+
+    Proxies set, drop, split and join these by rules of their own, each one by another: enforcement points would differ.
+    """
+    return is_stripped(name) or name in _HTTPS_OWN or name.startswith(_HTTPS_OWN_PREFIXES)

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import cedarpy
@@ -59,8 +59,14 @@ class Entities:
     """The entities of an estate (``cedar_entities``), parsed once."""
 
     def __init__(self, schema: str, entities: str) -> None:
-        self.schema = cedarpy.Schema.from_str(schema)
+        self.schema = _parsed(schema)
         self.handle = cedarpy.Entities.from_json_str(entities, self.schema)
+
+
+@lru_cache(maxsize=2)
+def _parsed(schema: str) -> cedarpy.Schema:
+    """One schema for all that is asked of an estate: a large one takes a second to read."""
+    return cedarpy.Schema.from_str(schema)
 
 
 class TooManyQuestions(InvalidInput):

@@ -83,11 +83,13 @@ def load_estate(files: Mapping[str, bytes]) -> Estate:
     return _assemble(settings, read, findings)
 
 
-def load_services(files: Mapping[str, bytes]) -> tuple[Service, ...]:
-    """The services alone, of files that were an estate once; what this version cannot read is left out."""
-    names = [name for name in sorted(files) if name.startswith("services/") and name.endswith(".yaml")]
-    found = [_files.read(name, files[name]) for name in names]
-    return tuple(thing.value for one in found for thing in one.things if isinstance(thing.value, Service))
+def load_parts(files: Mapping[str, bytes]) -> tuple[tuple[Service, ...], tuple[Workload, ...]]:
+    """Services and workloads alone, of files that were an estate once; what this version cannot read is left out."""
+    folders = ("services/", "workloads/")
+    names = [name for name in sorted(files) if name.startswith(folders) and name.endswith(".yaml")]
+    values = [thing.value for name in names for thing in _files.read(name, files[name]).things]
+    services = tuple(value for value in values if isinstance(value, Service))
+    return services, tuple(value for value in values if isinstance(value, Workload))
 
 
 def is_estate_file(name: str) -> bool:

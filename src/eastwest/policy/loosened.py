@@ -14,8 +14,10 @@ from eastwest.policy.enforcement import MtlsMode, Recording
 from eastwest.policy.estate import (
     Administrator,
     Estate,
+    Lifetime,
     NodeGroup,
     Profile,
+    ProfileNames,
     Right,
     Rollout,
     Service,
@@ -24,6 +26,14 @@ from eastwest.policy.estate import (
 )
 from eastwest.policy.forms import duration
 
+BUILT_IN = Profile(
+    profile="workload",
+    doors=("workload-api", "spire-api"),
+    keys=("ec-p256", "ec-p384", "ed25519"),
+    lifetime=Lifetime(default="1h", max="4h"),
+    names=ProfileNames(dns=("*",)),
+)
+"""What ``workload`` says where the estate has no profile of this name: ``eastwest.pki.profile.WORKLOAD``."""
 _DECIDING = frozenset({Right.EVERYTHING, Right.APPROVALS})
 
 
@@ -41,11 +51,15 @@ def loosened_identities(before: Estate, after: Estate) -> Iterator[tuple[str, st
             continue  # a new caller: the table has what it may do
         told = [
             *_workload(was, workload),
-            *_group(was, groups),
-            *_profile(profiles[0].get(was.profile), profiles[1].get(workload.profile)),
+            *_group(was.node, groups),
+            *_profile(profiles[0].get(was.profile, BUILT_IN), profiles[1].get(workload.profile, BUILT_IN)),
         ]
         if told:
             yield workload.spiffe_id, "; ".join(told)
+    wider = [name for name in groups[1] if any(_group(f"group:{name}", groups))]
+    for caller in before.registered if wider else ():
+        # Where it was registered by API nobody knows here.
+        yield caller.spiffe_id, f"other nodes belong to group {', '.join(wider)}, and it may be registered there"
     yield from _federations(before, after)
 
 
@@ -56,20 +70,15 @@ def _workload(was: Workload, now: Workload) -> Iterator[str]:
         yield f"it is given out on {now.node}, not on {was.node}"
 
 
-def _group(was: Workload, groups: tuple[Mapping[str, NodeGroup], Mapping[str, NodeGroup]]) -> Iterator[str]:
-    name = was.node.removeprefix("group:")
+def _group(node: str, groups: tuple[Mapping[str, NodeGroup], Mapping[str, NodeGroup]]) -> Iterator[str]:
+    name = node.removeprefix("group:")
     old, new = groups[0].get(name), groups[1].get(name)
-    if name != was.node and old and new and not set(old.selectors) <= set(new.selectors):
+    if name != node and old and new and not set(old.selectors) <= set(new.selectors):
         yield f"other nodes belong to group {name}"
 
 
-def _profile(was: Profile | None, now: Profile | None) -> Iterator[str]:
-    """Profiles by what they say: a workload's may have another name. None: the built-in one."""
-    if was == now:
-        return
-    if was is None or now is None:
-        yield "its profile is another"
-        return
+def _profile(was: Profile, now: Profile) -> Iterator[str]:
+    """Profiles by what they say: a workload's may have another name."""
     if not _covers(was.environments, now.environments):
         yield "its profile holds in more environments"
     for field, words in (("doors", "may be asked for at more doors"), ("keys", "certifies more kinds of keys")):
@@ -80,7 +89,7 @@ def _profile(was: Profile | None, now: Profile | None) -> Iterator[str]:
     for field in ("default", "max"):
         if duration(getattr(now.lifetime, field)) > duration(getattr(was.lifetime, field)):
             yield f"its certificates live longer ({field} {getattr(now.lifetime, field)})"
-    if not set(now.names.dns) <= set(was.names.dns):
+    if "*" not in was.names.dns and not set(now.names.dns) <= set(was.names.dns):
         yield "its profile allows more DNS names"
     if was.revocation != now.revocation:
         yield f"its certificates are revoked by {now.revocation}"

@@ -11,14 +11,18 @@ All texts are bytes read as Latin-1, as WSGI and HTTP/1 parsers have them.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from ipaddress import ip_address
 
-from eastwest.policy.headers import is_stripped
+from eastwest.policy.headers import KEPT_ONCE, is_stripped
 
-MAX_TARGET = 60 * 1024
-"""Bytes of a request target; Envoy bounds all headers together at 60 KiB."""
+MAX_BYTES = 60 * 1024
+"""Of the request line and all headers together, as they are written; in HTTP/2 of names and values."""
+NEWER_VERSIONS = frozenset({"2", "3"})
+"""Of HTTP, beside 1.1; their requests are alike."""
 MAX_HEADERS = 100
 """HTTP/2's pseudo-headers count as well."""
 ONE_HOST = r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?"
@@ -80,11 +84,12 @@ def normalise(
     ``host``, the others as they came; a name in capitals is the server's to refuse there, which may have rewritten it.
     """
     try:
-        if http_version in {"0.9", "1.0"}:
-            raise _Refusal("HTTP/1.1 is the oldest version that is taken")
         if http_version == "1.1":
             return _http1(method, target, headers, tls=tls)
-        return _http2(method, target, headers)
+        # Parsers of HTTP/1 hand on what stands on the request line, were it HTTP/1.2 or 2.0.
+        if http_version not in NEWER_VERSIONS:
+            raise _Refusal("HTTP/1.1 and HTTP/2 are the versions that are taken")
+        return _http2(method, target, headers, tls=tls)
     except _Refusal as refusal:
         return Refused(str(refusal))
 
@@ -101,7 +106,7 @@ def _http1(method: str, target: str, headers: Headers, *, tls: bool) -> Request:
     if method not in METHODS:
         raise _Refusal("the method is not known")
     fields = [(name.lower(), value.strip(" \t")) for name, value in headers]
-    _check_fields(fields, len(fields))
+    _check_fields(fields, len(fields), len(f"{method} {target} HTTP/1.1\r\n\r\n") + len(": \r\n") * len(fields))
     _check_codings(fields)
     kept = _without_hop_by_hop(fields)
     path, query, authority = _target(method, target, tls=tls)
@@ -114,11 +119,11 @@ def _http1(method: str, target: str, headers: Headers, *, tls: bool) -> Request:
     return Request(method, path, query, authority, _handed_on(kept))
 
 
-def _http2(method: str, target: str, headers: Headers) -> Request:
+def _http2(method: str, target: str, headers: Headers, *, tls: bool) -> Request:
     if not _METHOD.fullmatch(method):
         raise _Refusal("the method has a character that methods do not have")
     fields = [(name.lower(), value) for name, value in headers]
-    _check_fields(fields, len(fields) + _OTHER_PSEUDO_HEADERS)
+    _check_fields(fields, len(fields) + _OTHER_PSEUDO_HEADERS, _PSEUDO + tls + len(method) + len(target))
     hosts = [value for name, value in fields if name == "host"]
     if not hosts:
         raise _Refusal("it names no host")
@@ -134,6 +139,12 @@ def _http2(method: str, target: str, headers: Headers) -> Request:
             kept.append((name, value))
         elif value.lower() != "trailers":
             raise _Refusal("te says more than trailers")
+    crumbs = [value for name, value in kept if name == "cookie"]
+    if crumbs:
+        # They may come in several headers, which are one (RFC 9113, section 8.2.3).
+        kept = [pair for pair in kept if pair[0] != "cookie"]
+        joined = reduce(lambda before, crumb: f"{before}; {crumb}" if before else crumb, crumbs)
+        kept += [("cookie", joined)] if joined else []
     if ("te", "trailers") in fields:
         kept.append(("te", "trailers"))
     if method == "QUERY" and not any(name == "content-type" and value for name, value in fields):
@@ -170,8 +181,6 @@ def _target(method: str, target: str, *, tls: bool) -> tuple[str, str, str | Non
 
 def _split(target: str) -> tuple[str, str]:
     """Path and query of a target in the form of a path."""
-    if len(target) > MAX_TARGET:
-        raise _Refusal("the target is too long")
     if "#" in target:
         raise _Refusal("the target has a fragment")
     raw, mark, query = target.partition("?")
@@ -192,9 +201,12 @@ def _is_address(absolute: re.Match[str]) -> bool:
     return int(absolute["port"] or 0) < 1 << 16
 
 
-def _check_fields(fields: Headers, count: int) -> None:
+def _check_fields(fields: Headers, count: int, others: int) -> None:
+    """``others``: bytes of the request beside ``fields``."""
     if count > MAX_HEADERS:
         raise _Refusal("there are too many headers")
+    if others + sum(len(name) + len(value) for name, value in fields) > MAX_BYTES:
+        raise _Refusal("target and headers are too long")
     for name, value in fields:
         if not _NAME.fullmatch(name):
             raise _Refusal("a header's name has a character that names do not have")
@@ -215,7 +227,15 @@ def _check_codings(fields: Headers) -> None:
 
 
 def _handed_on(fields: Headers) -> tuple[tuple[str, str], ...]:
-    return tuple((name, value) for name, value in fields if name != "host" and not is_stripped(name))
+    kept = [(name, value) for name, value in fields if name != "host" and not is_stripped(name)]
+    repeated = {name for name, count in Counter(name for name, _ in kept).items() if count > 1 and name in KEPT_ONCE}
+    for once in repeated:
+        joined = _joined([value for name, value in kept if name == once])
+        place = next(place for place, (name, _) in enumerate(kept) if name == once)
+        kept[place] = once, joined or ""
+        kept = [pair for at, pair in enumerate(kept) if at <= place or pair[0] != once]
+    # A caller that waits to be told so is told by whoever decides.
+    return tuple(pair for pair in kept if pair[0] != "expect" or pair[1].lower() != "100-continue")
 
 
 def _without_hop_by_hop(fields: Headers) -> list[tuple[str, str]]:
@@ -359,4 +379,5 @@ _NOT_NAMES = frozenset({"close", "http2-settings", "keep-alive", "upgrade"})  # 
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te"})
 _NOT_IN_HTTP2 = _HOP_BY_HOP - {"te"}
 _OTHER_PSEUDO_HEADERS = 3  # beside the authority
+_PSEUDO = len(":method:path:scheme:authority") - len("host") + len("http")  # bytes beside values that vary
 _AUTHORITY_AND_HOST = 2

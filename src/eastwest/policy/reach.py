@@ -6,7 +6,7 @@ Enforcement points do not use this; it is the ground of ``blast``, ``lint`` and 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from eastwest.policy.enforcement import Cell, OperationRules, OriginRules, Rule, TokenRules, Verdict
@@ -71,23 +71,26 @@ class Way:
     policies: tuple[str, ...]  # those that the table names as deciding
 
 
-def ways(operation: OperationRules, cell: Cell) -> tuple[Way, ...]:
-    """How the callers of ``cell`` are allowed ``operation``: the freest way first, none where they are refused."""
+def ways(operation: OperationRules, cell: Cell, void: Collection[str] = ()) -> tuple[Way, ...]:
+    """How the callers of ``cell`` are allowed ``operation``: the freest way first, none where they are refused.
+
+    ``void``: who may neither begin nor approve a transaction.
+    """
     if cell.rule is not None:
-        held = _held(cell.rule)
-        return () if held is None else (Way(held, None, _policies([cell.rule])),)
+        held = _held(cell.rule, void)
+        return () if held is None else (Way(held, None, _policies([cell.rule], void)),)
     if cell.tenants is None:
         return ()
     claim = operation.tenant is not None and operation.tenant.claim
     rules = cell.tenants.by_tenant
     found = []
     for held in Held:
-        named = frozenset(t for t, rule in rules.items() if _needs(rule, claim=claim) is held)
-        any_other = _needs(cell.tenants.otherwise, claim=claim) is held
+        named = frozenset(t for t, rule in rules.items() if _needs(rule, void, claim=claim) is held)
+        any_other = _needs(cell.tenants.otherwise, void, claim=claim) is held
         if named or any_other:
             excepted = frozenset(rules) - named if any_other else frozenset[str]()
             deciding = [rules[t] for t in named] + ([cell.tenants.otherwise] if any_other else [])
-            found.append(Way(held, Tenants(named, any_other, excepted), _policies(deciding)))
+            found.append(Way(held, Tenants(named, any_other, excepted), _policies(deciding, void)))
     return tuple(found)
 
 
@@ -99,38 +102,38 @@ def demanded(demands: Iterable[Demand]) -> Held:
     return Held.STEP_UP if wanted else Held.NOTHING
 
 
-def _needs(rule: Rule, *, claim: bool) -> Held | None:
-    held = _held(rule)
+def _needs(rule: Rule, void: Collection[str], *, claim: bool) -> Held | None:
+    held = _held(rule, void)
     # No call without a token has a tenant where the tenant is in the token.
     return Held.STEP_UP if claim and held is Held.NOTHING else held
 
 
-def _held(rule: Rule) -> Held | None:
+def _held(rule: Rule, void: Collection[str]) -> Held | None:
     if rule.verdict is Verdict.ALLOW:
         return Held.NOTHING
     if rule.token is None:
         return None
-    for held, origins in ((Held.STEP_UP, [rule.token.unapproved]), (Held.APPROVAL, _approved(rule.token))):
-        if any(_allowed(one) for one in origins):
+    for held, origins in ((Held.STEP_UP, [rule.token.unapproved]), (Held.APPROVAL, _approved(rule.token, void))):
+        if any(_allowed(one, void) for one in origins):
             return held
     return None
 
 
-def _approved(token: TokenRules) -> list[OriginRules]:
-    return [token.approved, *token.approved_by.values()]
+def _approved(token: TokenRules, void: Collection[str]) -> list[OriginRules]:
+    return [token.approved, *(origins for name, origins in token.approved_by.items() if name not in void)]
 
 
-def _allowed(origins: OriginRules) -> list[Rule]:
-    rules = [origins.otherwise, *origins.by_origin.values()]
+def _allowed(origins: OriginRules, void: Collection[str]) -> list[Rule]:
+    rules = [origins.otherwise, *(rule for name, rule in origins.by_origin.items() if name not in void)]
     return [rule for rule in rules if rule.verdict is Verdict.ALLOW]
 
 
-def _policies(rules: Iterable[Rule]) -> tuple[str, ...]:
+def _policies(rules: Iterable[Rule], void: Collection[str]) -> tuple[str, ...]:
     found = set()
     for rule in rules:
         if rule.verdict is Verdict.ALLOW:
             found.add(rule.policy)
         elif rule.token is not None:
-            for origins in (rule.token.unapproved, *_approved(rule.token)):
-                found |= {told.policy for told in _allowed(origins)}
+            for origins in (rule.token.unapproved, *_approved(rule.token, void)):
+                found |= {told.policy for told in _allowed(origins, void)}
     return tuple(sorted(found - {""}))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
+from eastwest.policy.applications import application, nodes_of
 from eastwest.policy.enforcement import Inbound, MtlsMode, OperationRules
 from eastwest.policy.estate import Estate, Operation, Sensitivity, Service
 from eastwest.policy.gains import Gain, gains, holders
@@ -94,6 +96,15 @@ class _Side:
         self.inbound = {one.service: one for sidecar in compiled.sidecars.values() for one in sidecar.inbound}
         self.classes = {o.name: o.sensitivity for service in estate.services for o in service.operations}
         self.owners = {workload.spiffe_id: (workload.domain, workload.owner) for workload in estate.workloads}
+        self.nodes = nodes_of(estate.workloads)
+        self.applications = {name: application(service, self.nodes) for name, service in self.services.items()}
+
+
+class _Shared(NamedTuple):
+    """The strictest class that an operation's requests have by way of other services, and whose these are."""
+
+    sensitivity: str
+    owners: frozenset[tuple[str, str]]
 
 
 class _Comparison:
@@ -114,12 +125,13 @@ class _Comparison:
     def _service(self, name: str) -> Iterator[Widening]:
         was, now = self._before.services.get(name), self._after.services[name]
         old, new = self._before.inbound.get(name), self._after.inbound[name]
-        if was == now and old == new:
+        if was == now and old == new and not self._retargeted(was, now):
             return
         operations = old.operations if old is not None else ()
         walked = list(regions(operations, new.operations))
-        risk = self._risks(was, now, new, walked)
-        yield from self._access(was, now, operations, walked, risk)
+        shared = self._shared(now, new)
+        risk = self._risks(was, now, walked, shared)
+        yield from self._access(was, now, operations, walked, risk, shared)
         yield from self._lowered(was, now, walked, risk)
         if was is not None:
             yield from self._loosened(was, now, old, new, risk)
@@ -135,6 +147,7 @@ class _Comparison:
         operations: Sequence[OperationRules],
         walked: Sequence[Region],
         risk: Mapping[str, str],
+        shared: Mapping[str, _Shared],
     ) -> Iterator[Widening]:
         """What the table newly allows, by operation."""
         found: dict[tuple[str, str, str, str], set[Gain]] = defaultdict(set)
@@ -144,7 +157,8 @@ class _Comparison:
             told = gains(region)
             if region.before is not None and region.after.name not in known:
                 told = (*told, *gains(Region(None, region.after)))  # what nobody had by this name is new
-            for domain, owner in owners if told else ():
+            others = shared[region.after.name].owners if was is not None and region.after.name in shared else ()
+            for domain, owner in {*owners, *others} if told else ():
                 found[region.after.name, domain, owner, self._said(region, risk)].update(told)
         for (operation, domain, owner, sensitivity), gained in found.items():
             callers = len({one.caller for one in gained})
@@ -171,30 +185,47 @@ class _Comparison:
 
     def _same_application(self, now: Service) -> list[Service]:
         """Other services of before behind which the same application stands."""
+        before, here = self._before, self._after.applications[now.service]
         return [
             one
-            for one in self._before.estate.services
-            if one.service != now.service and (one.workload, one.upstream) == (now.workload, now.upstream)
+            for name, one in before.services.items()
+            if name != now.service
+            and ((one.workload, one.upstream) == (now.workload, now.upstream) or before.applications[name].may_be(here))
         ]
 
-    def _risks(self, was: Service | None, now: Service, new: Inbound, walked: Sequence[Region]) -> Mapping[str, str]:
+    def _shared(self, now: Service, new: Inbound) -> Mapping[str, _Shared]:
+        """For each operation whose requests other services pass on to the same application: how they count there."""
+        found: dict[str, _Shared] = {}
+        for other in self._same_application(now):
+            for region in regions(self._before.inbound[other.service].operations, new.operations):
+                worst = self._earlier(region)
+                if worst in RISKY:
+                    known = found.get(region.after.name, _Shared("", frozenset()))
+                    owners = known.owners | {(other.domain, other.owner)}
+                    found[region.after.name] = _Shared(_strictest(known.sensitivity, worst), owners)
+        return found
+
+    def _risks(
+        self, was: Service | None, now: Service, walked: Sequence[Region], shared: Mapping[str, _Shared]
+    ) -> Mapping[str, str]:
         """For each operation the strictest class that its requests had behind the same application, now or earlier.
 
         Earlier versions are asked about what has no class now: so nothing is had for less by taking it away first.
         """
-        found: dict[str, str] = {}
-        retargeted = was is None or (was.workload, was.upstream) != (now.workload, now.upstream)
-        for other in self._same_application(now) if retargeted else ():
-            for region in regions(self._before.inbound[other.service].operations, new.operations):
-                classes = [self._before.classes.get(region.before.name) if region.before else None]
-                found[region.after.name] = _strictest(found.get(region.after.name), *classes)
+        found = {name: one.sensitivity for name, one in shared.items()}
+        retargeted = was is None or self._retargeted(was, now)
         for region in walked:
             name = region.after.name
             by_name = None if self._before.classes.get(name) else self._past.of_name(name)
             known = self._earlier(region) and not retargeted
-            by_requests = None if known else self._past.of_requests(now, region.after.match)
+            by_requests = None if known else self._past.of_requests(now, self._after.nodes, region.after.match)
             found[name] = _strictest(found.get(name), by_name, by_requests)
         return found
+
+    def _retargeted(self, was: Service, now: Service) -> bool:
+        """Whether another application, or the same elsewhere, stands behind it than before."""
+        places = self._before.applications[was.service], self._after.applications[now.service]
+        return (was.workload, was.upstream) != (now.workload, now.upstream) or places[0] != places[1]
 
     def _earlier(self, region: Region) -> Sensitivity | None:
         """The class that the region's requests have before."""
@@ -212,8 +243,12 @@ class _Comparison:
         requests: dict[str, str] = {}
         for region in walked:
             requests[region.after.name] = _strictest(requests.get(region.after.name), self._earlier(region))
+        same = {} if was is None or self._retargeted(was, now) else {o.name: o for o in was.operations}
         for operation in now.operations:
             name, after = operation.name, operation.sensitivity
+            known = same.get(name)
+            if known is not None and (known.match, known.sensitivity) == (operation.match, after):
+                risk = {**risk, name: ""}  # it counted for less before
             told = (
                 (self._before.classes.get(name) or "", ""),
                 (requests.get(name, ""), "its requests were "),
@@ -231,10 +266,12 @@ class _Comparison:
         owned = was.domain, was.owner
         for kind, why in loosened_service(was, now):
             yield self._of_service(owned, was.operations, now, kind, why, risk)
+            for other in self._same_application(now) if kind == "mode" else ():
+                yield self._of_service((other.domain, other.owner), other.operations, now, kind, why, {})
         if old is not None and old.post_quantum and not new.post_quantum:
             why = "classical certificates are accepted again"
             yield self._of_service(owned, was.operations, now, "post-quantum", why, risk)
-        if (was.workload, was.upstream) != (now.workload, now.upstream):
+        if self._retargeted(was, now):
             for other in self._same_application(now):
                 why = f"{was.service} leads to the application of {other.service}"
                 yield self._of_service((other.domain, other.owner), other.operations, now, "answered-by", why, risk)

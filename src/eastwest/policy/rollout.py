@@ -3,7 +3,8 @@
     rolling ──all acknowledged──▶ soaking ──soak over, or promote──▶ rolling in the next ring … ──▶ finished
        └──────────────────────────────┴──▶ braked │ rolled back │ replaced
 
-A pause stops the clock and not the brake. Nothing here waits or knows the time; ``eastwest.server.rollout`` does.
+A pause stops the clock and not the brake. What break-glass replaced is rolling again after it, paused. Nothing here
+waits or knows the time; ``eastwest.server.rollout`` does.
 """
 
 from __future__ import annotations
@@ -117,6 +118,10 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         """Go on; a soak begins anew."""
         self._check_open("resumed")
         return msgspec.structs.replace(self, paused=False, since=now) if self.paused else self
+
+    def reopened(self, now: float) -> Progress:
+        """Again where it was when something that could not wait replaced it; paused, until somebody says to go on."""
+        return msgspec.structs.replace(self, state=State.ROLLING, reason="", paused=True, since=now)
 
     def end(self, state: State, reason: str, now: float) -> Progress:
         """The rules before hold again, or others."""

@@ -2,7 +2,7 @@
 
 One permit for each service and group of callers with equal needs. It names callers, operations and tenants one by one;
 the caller's own tenants stand for them only where every one of these was seen. Forbids, and rules in report mode, stay
-as they are; permits that decide about services looked at are replaced.
+as they are; permits that decide about services looked at are replaced (``superseded``).
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from eastwest.policy.analysis import Analysis, analyse
 from eastwest.policy.estate import Estate, Service, Workload
-from eastwest.policy.schema import SERVICE
+from eastwest.policy.superseded import Superseded, without_permits
 
 MAX_TENANTS = 200
 """Tenants that one permit names; more cannot be told apart in a table at a reasonable price."""
@@ -92,8 +91,8 @@ class Suggestion:
             "confidence": self.confidence,
             "why": list(self.why),
             "days": self.days,
-            "first": self.first.isoformat(),
-            "last": self.last.isoformat(),
+            "first": _rfc3339(self.first),
+            "last": _rfc3339(self.last),
             "policy": self.text,
         }
 
@@ -103,9 +102,7 @@ class Suggested:
     """Permits, the files of the estate with them, and what could not be put into a permit."""
 
     permits: tuple[Suggestion, ...]
-    files: dict[str, bytes]
-    replaced: tuple[str, ...]
-    kept: tuple[str, ...]  # permits that reach the services looked at, and others too: they stay, and allow more
+    superseded: Superseded  # with the files, suggestions included
     left_out: tuple[str, ...]
 
 
@@ -131,10 +128,12 @@ def suggest_policies(
     window: Window,
     *,
     only: Collection[str] | None = None,
+    narrow: bool = True,
 ) -> Suggested:
     """Permits for ``seen``, and ``files`` with them in place of those that there are.
 
-    ``only``: about these services; permits that are about others too are then kept (``Suggested.kept``).
+    ``only``: about these services; permits that are about others too then hold for those alone, or without ``narrow``
+    for both as before.
     """
     services = {s.service: s for s in estate.services if only is None or s.service in only}
     workloads = {w.spiffe_id: w for w in estate.callers}
@@ -148,8 +147,9 @@ def suggest_policies(
             left_out[why] = left_out.get(why, 0) + each.calls
             continue
         by_service[each.service].append(each)
-    replaced, kept, edited = _without_permits(estate, files, None if only is None else services)
-    taken = {p.id for p in estate.policies if p.id not in replaced}
+    superseded = without_permits(estate, files, None if only is None else services, narrow=narrow)
+    edited = superseded.files
+    taken = {p.id for p in estate.policies if p.id not in superseded.replaced}
     permits: list[Suggestion] = []
     for name, rows in sorted(by_service.items()):
         made = _of_service(services[name], workloads, rows, window, taken, left_out)
@@ -158,7 +158,7 @@ def suggest_policies(
             path = _free(f"policies/suggested-{name}.cedar", edited)
             edited[path] = "\n".join(one.text for one in made).encode()
     missing = tuple(f"{why} ({calls} calls)" for why, calls in sorted(left_out.items()))
-    return Suggested(tuple(permits), edited, replaced, kept, missing)
+    return Suggested(tuple(permits), superseded, missing)
 
 
 def _of_service(
@@ -308,62 +308,6 @@ def _text(name: str, service: Service, needs: _Needs, callers: Sequence[str], re
     )
 
 
-def _without_permits(
-    estate: Estate, files: Mapping[str, bytes], only: Collection[str] | None
-) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, bytes]]:
-    """Ids of permits that go, those that stay although they reach the services, and the files without the first."""
-    replaced, kept = [], []
-    edited = dict(files)
-    for policy in estate.policies:
-        if policy.effect != "permit" or policy.report:
-            continue
-        reached = _services_of(analyse(policy), estate)
-        if only is not None and not reached & set(only):
-            continue
-        path = estate.position("policy", policy.id).file
-        text = edited.get(path, b"").decode()
-        if (only is not None and not reached <= set(only)) or policy.text not in text:
-            kept.append(policy.id)
-            continue
-        replaced.append(policy.id)
-        left = text.replace(policy.text, "", 1)
-        if _says_something(left):
-            edited[path] = re.sub(r"\n{3,}", "\n\n", left).encode()
-        else:
-            del edited[path]
-    return tuple(replaced), tuple(kept), edited
-
-
-def _services_of(policy: Analysis, estate: Estate) -> set[str]:
-    """The services about which a policy can say anything."""
-    among = policy.resource.among
-    names = {name for kind, name in among if kind == SERVICE} if among is not None else None
-    if among is not None and any(kind != SERVICE for kind, _ in among):
-        names = None
-    found = {s.service for s in estate.services} if names is None else set(names)
-    actions = policy.action.among
-    if actions is None:
-        return found
-    wanted = {name for _, name in actions}
-    return {
-        s.service
-        for s in estate.services
-        if s.service in found and any(o.name in wanted or (o.sensitivity or "") in wanted for o in s.operations)
-    }
-
-
-def unused(estate: Estate, decided: Mapping[str, int], *, only: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """Permits in force that decided no allowed call. ``decided``: calls by the policy that allowed them."""
-    found = []
-    for policy in estate.policies:
-        if policy.effect != "permit" or policy.report or decided.get(policy.id):
-            continue
-        if only is not None and not _services_of(analyse(policy), estate) <= set(only):
-            continue
-        found.append({"policy": policy.id, "owner": policy.owner, "where": str(estate.position("policy", policy.id))})
-    return found
-
-
 def _united(found: Iterable[set[str] | None]) -> tuple[str, ...]:
     """All names; none where some are not told apart."""
     sets = list(found)
@@ -379,10 +323,6 @@ def _token(row: Seen) -> str:
 def _tenants(caller: Any) -> tuple[str, ...]:
     value = caller.tenants if isinstance(caller, Workload) else caller.attributes.get("tenants", ())
     return (value,) if isinstance(value, str) else tuple(value)
-
-
-def _says_something(text: str) -> bool:
-    return any(line.strip() and not line.strip().startswith("//") for line in text.splitlines())
 
 
 def _free(path: str, files: Mapping[str, bytes]) -> str:
@@ -405,6 +345,5 @@ def _quoted(text: str) -> str:
     return f'"{"".join(escaped)}"'
 
 
-def day(moment: datetime) -> int:
-    """The ordinal of the day (UTC)."""
-    return moment.astimezone(UTC).toordinal()
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

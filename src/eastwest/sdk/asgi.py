@@ -10,7 +10,8 @@ request as it was decided: normalised, without headers that could be taken for o
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -20,11 +21,13 @@ from eastwest.errors import Unauthenticated
 from eastwest.mesh.http import CALLER_HEADER
 from eastwest.mesh.replies import CODE_HEADER, REQUEST_REFUSED, sentence
 from eastwest.policy.enforcement import DecisionCode
+from eastwest.policy.normalise import NEWER_VERSIONS
 from eastwest.sdk import refusals
 from eastwest.sdk.decide import CallInfo, Decision, OnDecision, decide, use_once
 from eastwest.sdk.peers import Peer, Peers, chain_of_pem
 from eastwest.sdk.recording import refused_certificate, told
 from eastwest.sdk.source import RuleSource
+from eastwest.sdk.underway import CutOff
 from eastwest.spiffe.id import MalformedSpiffeId, SpiffeId
 
 SCOPE_KEY = "eastwest"
@@ -74,9 +77,27 @@ class EnforcementMiddleware:
         if self._on_decision is not None:
             self._on_decision(decision)
         if not decision.passes or decision.request is None:
-            await _refuse(decision, reference, send)
+            await _refuse(scope, decision, reference, send)
             return
-        await self._app(_handed_on(scope, decision), receive, send)
+        await self._serve(_handed_on(scope, decision), receive, send, decision, reference)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, decision: Decision, reference: str) -> None:
+        """Have the application answer; who is contained meanwhile gets no more of it."""
+        begun = False
+
+        async def answer(message: Message) -> None:
+            nonlocal begun
+            call.check()
+            begun = True
+            await send(message)
+
+        try:
+            with self._source.underway.serving(decision.principal, decision.token) as call:
+                await self._app(scope, receive, answer)
+        except CutOff as cut_off:
+            # An answer that is never completed: the server of ASGI then ends the connection.
+            if not begun:
+                await _refuse(scope, replace(decision, code=cut_off.code), reference, send)
 
     async def _decide(self, scope: Scope) -> Decision:
         rules, now = self._source.rules, self._source.now()
@@ -168,12 +189,16 @@ def _handed_on(scope: Scope, decision: Decision) -> Scope:
     }
 
 
-async def _refuse(decision: Decision, reference: str, send: Send) -> None:
+async def _refuse(scope: Scope, decision: Decision, reference: str, send: Send) -> None:
     """The answer that our Envoys give."""
     code = decision.code
     body = refusal_body(code, reference, refusals.said(decision))
     status = _FORBIDDEN if code in DecisionCode.__members__ else _BAD_REQUEST
-    await send({"type": "http.response.start", "status": status, "headers": _headers(code, body)})
+    headers = _headers(code, body)
+    if status == _BAD_REQUEST and scope.get("http_version", "1.1") not in NEWER_VERSIONS:
+        # What can be read two ways may end in two places: nothing that follows is a request (RFC 9112, 6.3).
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -196,7 +221,7 @@ async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
 
 
-def _headers(code: str, body: bytes) -> Iterable[tuple[bytes, bytes]]:
+def _headers(code: str, body: bytes) -> list[tuple[bytes, bytes]]:
     return [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

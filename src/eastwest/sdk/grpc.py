@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -26,6 +27,7 @@ from eastwest.sdk.grpc_calls import handed_on, serve
 from eastwest.sdk.peers import Peer, Peers, chain_of_pem
 from eastwest.sdk.recording import refused_certificate, told
 from eastwest.sdk.source import RuleSource
+from eastwest.sdk.underway import CutOff
 
 current_call: ContextVar[CallInfo] = ContextVar("current_call")
 """The call that a handler serves, as ``scope["eastwest"]`` for ASGI; only there set."""
@@ -69,8 +71,13 @@ class EnforcementInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] 
                 await _abort(context, decision, reference)
             current_call.set(decision.call)
             decided = handed_on(metadata, decision)
-            async for answer in serve(continuation, handler_call_details, decided, requests, context):
-                yield answer
+            try:
+                with self._source.underway.serving(decision.principal, decision.token) as call:
+                    async for answer in serve(continuation, handler_call_details, decided, requests, context):
+                        call.check()
+                        yield answer
+            except CutOff as cut_off:
+                await _abort(context, replace(decision, code=cut_off.code), reference)
 
         return grpc.stream_stream_rpc_method_handler(guarded)
 

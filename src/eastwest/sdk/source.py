@@ -29,6 +29,7 @@ from eastwest.policy.enforcement import Inbound, Outbound, Sidecar, decode_sidec
 from eastwest.registry.containment import NOBODY, Contained
 from eastwest.rpc.client import Channel, method
 from eastwest.rpc.workload_client import OwnSvid, watch_own_svids
+from eastwest.sdk.underway import Underway
 from eastwest.spiffe.id import MalformedSpiffeId, TrustDomain
 
 SOCKET_VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
@@ -112,6 +113,8 @@ class RuleSource:
         self.clock = clock or SystemClock()
         self.rules: Rules | None = None
         self.identity: OwnSvid | None = None
+        self.underway = Underway()
+        """Calls that are being served by these rules."""
         self._problems: dict[str, str] = {}
         self._expected: set[str] = set()
         self.lost = 0
@@ -229,7 +232,8 @@ class RuleSource:
         async with channel.stream(method(_API, "Watch")) as stream:
             await stream.send_message(api.WatchRequest(), end=True)
             while (message := await stream.recv_message()) is not None:
-                self.rules = read_rules(message)
+                self.rules = rules = read_rules(message)
+                self.underway.follow(rules.sidecar.spiffe_id if rules.sidecar is not None else "", rules.contained)
                 self._look_for_services()
                 self._set_problem(self._watch_rules.__name__)
             await stream.recv_trailing_metadata()

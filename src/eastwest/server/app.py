@@ -307,7 +307,7 @@ class Server:
         spans = SqliteSensors(database)
         self.sensors = SensorHistory(spans, self.hub, self._clock)
         await self.sensors.load()
-        self.mtls = Reports(self.estate, self.ledger, spans, self.hub, self._clock)
+        self.mtls = Reports(self.estate, self.ledger, spans, self.sensors, self.hub, self._clock)
         self.estate.warn = self.mtls.warnings
         self.rollouts = RolloutKeeper(
             self.estate,
@@ -421,6 +421,7 @@ class Server:
         issuers = OwnIssuers(lambda: self.ca.state)
         port_gate = PortGate(self.registry, self.administrators, self._clock, issuers, self.tally)
         port_gate.refuse = self.containments.check
+        await self.containments.void_again()
         socket_gate = SocketGate(self.administrators, self.tally)
         if self.tokens is not None:
             self.tokens.count(self.metrics.token_requests)

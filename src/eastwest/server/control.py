@@ -31,6 +31,8 @@ MAX_ACK = 4 * 1024 * 1024
 """Bytes of one message of an agent's stream; the report of a sidecar has some hundreds."""
 MAX_EXAMINATION = 16 * 1024
 """Bytes of what an agent tells of one sidecar that it looked at; a longer text is cut, and then means nothing."""
+SILENT = 60.0
+"""Seconds after which an agent that can say that it is well (capability ``alive``), and does not, is not there."""
 MAX_CAPABILITIES = 64
 """What an agent may say that it can."""
 _POLICY = frozenset({pb.ResourceName.KIND_SIDECAR, pb.ResourceName.KIND_POLICY_VERSION})
@@ -77,9 +79,16 @@ class AgentStream:
     """What the agent said that it can (``control.proto``), as it came: a lie harms its own node alone."""
     sidecars: dict[str, pb.SidecarStatus] = field(default_factory=dict)
     session: object | None = None
+    heard_at: float = 0.0
+    """When (monotonic) the last message of the session came."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     pushed: OrderedDict[int, float] = field(default_factory=OrderedDict)
     """When (monotonic) each update was pushed that is not acknowledged yet; of the newest ``HISTORY`` ones."""
+
+    def is_there(self, now: float) -> bool:
+        """Whether the agent is connected and does not hang. ``now``: seconds, monotonic."""
+        hangs = "alive" in self.capabilities and now - self.heard_at > SILENT
+        return self.session is not None and not hangs
 
     def next_update(
         self, current: Mapping[Key, Item], base: int | None, *, first: bool = True
@@ -203,6 +212,7 @@ class ControlHub:
         self._check_skew(first.hello.time_unix_ms)
         stream = self.streams.setdefault(agent, AgentStream(agent))
         session = stream.session = object()
+        stream.heard_at = self._clock.monotonic()
         stream.wake.set()  # the session before ends
         stream.version = first.hello.agent_version[:64]
         stream.contained = 0  # until it says what it has now
@@ -271,11 +281,16 @@ class ControlHub:
         reader.cancel()
 
     async def _read(self, stream: AgentStream, session: object, call: Call) -> None:
+        last = None
         try:
             async for message in call:
                 if message.WhichOneof("message") != "ack" or stream.session is not session:
                     continue
-                ack = _bounded(message.ack)
+                stream.heard_at = self._clock.monotonic()
+                if message.ack == last:  # the agent only says that it is well
+                    continue
+                last = message.ack
+                ack = _bounded(last)
                 stream.acknowledged = max(stream.acknowledged, ack.number)
                 for number in [number for number in stream.pushed if number <= ack.number]:
                     self._metrics.ack_seconds.observe(self._clock.monotonic() - stream.pushed.pop(number))

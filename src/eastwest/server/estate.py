@@ -256,6 +256,7 @@ class EstateKeeper:
         """Put a version in force again, everywhere and at once, and end a rollout that is under way as ``state``.
 
         Asks nobody: for what must not wait. ``events`` go into the log with it; ``reason`` is kept with the rollout.
+        A version whose rollout break-glass has cut short comes back as far as it had come, paused.
         ``only``: nothing happens unless this very rollout is under way. Raises ``NotFound`` for a version that never
         was in force.
         """
@@ -276,8 +277,22 @@ class EstateKeeper:
         now, ended = self._clock.now(), self.tables.progress
         if ended is not None:
             ended = ended.end(state, reason, now.timestamp()) if ended.is_open else None
+        earlier, begun = None, self.cut_short(found)
+        if begun is not None and (before := await self._store.find(begun.previous)) is not None:
+            earlier, begun = await self._table(before, Memory()), begun.reopened(now.timestamp())
+            paused = rollout_event("paused", begun, actor, self._trust_domain.uri, paused="yes")
+            events = (*events, paused)
         applied = replace(found, applied_at=now, applied_by=actor, previous=self.version, cause=cause)
-        await self._activate(applied, table, None, None, ended, *events)
+        await self._activate(applied, table, earlier, begun, ended, *events)
+
+    def cut_short(self, found: AppliedEstate) -> Progress | None:
+        """The rollout of this version, where it was under way when the break-glass began that is in force."""
+        progress, standing = self.tables.progress, self.applied.standing if self.applied is not None else None
+        if progress is None or standing is None or not standing.break_glass:
+            return None
+        # Put in force since then without a rollout, it is everywhere.
+        cut = progress.state is State.REPLACED and found.applied_at.timestamp() <= progress.since
+        return progress if cut and progress.version == found.version else None
 
     async def _activate(
         self,
@@ -293,7 +308,8 @@ class EstateKeeper:
         more = list(events)
         if ended is not None and ended.state in {State.REPLACED, State.ROLLED_BACK}:
             more.append(rollout_event("rolled_back", ended, actor, subject, to=applied.version))
-        if begun is not None and begun is not self.tables.progress:
+        here = self.tables.progress
+        if begun is not None and (here is None or begun.started != here.started):
             facts = {"rings": list(begun.names), "breaks": len(begun.breaks)}
             more.append(rollout_event("started", begun, actor, subject, **facts))
         await self._journal.record_all(activation_events(applied, table.estate, self.intended, subject, *more))

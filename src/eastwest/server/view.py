@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 
 from eastwest.api.eastwest.control.v1 import control_pb2 as pb
@@ -157,6 +157,15 @@ class AgentView:
         if not capable and earlier is not None and earlier.version in versions.values():
             return earlier.version
         return self._estate.version
+
+    def elsewhere(self, heard: Collection[SpiffeId]) -> Iterator[tuple[SpiffeId, SpiffeId]]:
+        """Agents that may still run, beside those that are ``heard``, each with every workload that it may run."""
+        now = self._clock.now()
+        for node in self._registry.nodes.list().items:
+            ended = max(node.not_after, node.new_not_after) < now.timestamp()
+            if node.spiffe_id not in heard and not node.banned and not ended:
+                entries = self._registry.authorized(node.spiffe_id, now).entries
+                yield from sorted({(node.spiffe_id, entry.spiffe_id) for entry in entries})
 
     def services(self, agent: SpiffeId) -> Collection[str]:
         """The services that the agent was told to run since this server started, those since removed included.

@@ -387,6 +387,8 @@ def conditions(query: DecisionQuery) -> tuple[str, list[str | int]]:
     for name in FLAGS:
         if getattr(query, name):
             where(f"{_field(name)} = 1")
+    if query.no_canary:
+        where(f"{_field('canary')} <> 1")
     if query.start is not None:
         where("time >= ?", micros(query.start))
     if query.end is not None:

@@ -279,6 +279,8 @@ def where_of(query: DecisionQuery) -> tuple[str, list[Any]]:
     for name in FLAGS:
         if getattr(query, name):
             where(f'"{name}"')
+    if query.no_canary:
+        where("NOT canary")
     if query.start is not None:
         where('"time" >= CAST(? AS TIMESTAMPTZ)', query.start.isoformat())
     if query.end is not None:

@@ -21,14 +21,15 @@ import msgspec
 from eastwest.errors import Error, InvalidInput, NotFound
 from eastwest.ledger.impact import NOT_AT_HAND, Histories, Impact, Names, sealed
 from eastwest.ledger.observed import Observed, time_of
-from eastwest.ledger.query import DecisionQuery
+from eastwest.ledger.query import DecisionQuery, micros, moment
 from eastwest.mesh.action import inbound_version
 from eastwest.policy.cells import Memory
 from eastwest.policy.estate import Estate, ForeignWorkload
 from eastwest.policy.load import load_estate
 from eastwest.policy.replay import Replayer
 from eastwest.policy.suggest import Window as Evidence
-from eastwest.policy.suggest import suggest_policies, unused
+from eastwest.policy.suggest import suggest_policies
+from eastwest.policy.superseded import unused
 from eastwest.policy.table import CompiledPolicy, compile_estate
 from eastwest.store.estate import peek_versions
 from eastwest.store.ledger_inputs import LedgerInputs, Window, reading
@@ -147,15 +148,20 @@ class Replay:
                 days=inputs.days(),
                 lost=inputs.lost() if job.query.scope is None else {},
             )
-            made = suggest_policies(before.estate, job.before, observed.seen(), evidence, only=self._services())
-            after = self.compile(made.files)
+            narrow = job.query.scope is None  # who sees a part changes nothing about the rest
+            made = suggest_policies(
+                before.estate, job.before, observed.seen(), evidence, only=self._services(), narrow=narrow
+            )
+            files = made.superseded.files
+            after = self.compile(files)
             report = self.replayed(inputs, window, after)
             report |= {
                 "suggestions": [each.to_dict() for each in made.permits],
-                "files": {n: t.decode() for n, t in made.files.items() if t != job.before.get(n)},
-                "removed": sorted(job.before.keys() - made.files.keys()),
-                "replaced": list(made.replaced),
-                "kept": list(made.kept),
+                "files": {n: t.decode() for n, t in files.items() if t != job.before.get(n)},
+                "removed": sorted(job.before.keys() - files.keys()),
+                "replaced": list(made.superseded.replaced),
+                "narrowed": list(made.superseded.narrowed),
+                "kept": list(made.superseded.kept),
                 "unused": unused(before.estate, inputs.permitted(), only=self._services()),
                 "left_out_of_policies": [*made.left_out, *observed.left_out()],
                 "problems": [str(each) for each in after.policy.problems],
@@ -197,8 +203,8 @@ class Replay:
             "before": self.before.policy.version if self.before is not None else "",
             "candidate": after.policy.version,
             "window": {
-                "from": query.start.isoformat() if query.start is not None else "",
-                "to": query.end.isoformat() if query.end is not None else "",
+                "from": moment(micros(query.start)) if query.start is not None else "",
+                "to": moment(micros(query.end)) if query.end is not None else "",
                 "service": query.service,
                 "limited": query.scope is not None,
             },

@@ -36,6 +36,15 @@ TAIL_TILES = 16
 
 def check_database(connection: sqlite3.Connection) -> tuple[TreeHead, TreeHead]:
     """Recompute the stored tree; return (head, published) or raise ``Corrupt`` naming what differs."""
+    try:
+        return _check_database(connection)
+    except sqlite3.OperationalError as error:
+        if "no such" not in str(error):  # table or column: what our migrations made is not there any more
+            raise
+        raise Corrupt(f"the database was changed: {error}", fix=RESTORE) from error
+
+
+def _check_database(connection: sqlite3.Connection) -> tuple[TreeHead, TreeHead]:
     head = read_head(connection)
     published = read_published(connection)
     _check_tail(connection, head.size)
@@ -156,11 +165,13 @@ def check_mark(connection: sqlite3.Connection, mark: Path, keys: Sequence[NoteKe
         )
 
 
-def verify_database(connection: sqlite3.Connection, reader: ProvenReader, where: str) -> list[Problem]:
+def verify_database(
+    connection: sqlite3.Connection, reader: ProvenReader, where: str, *, pruned: int = 0
+) -> list[Problem]:
     """Compare every entry and hash in the database with the log's proven tiles; what differs, by entry.
 
-    ``where`` names the database in the problems. Tiles that are not proven themselves are passed over: those
-    problems are the public files' own.
+    ``where`` names the database in the problems. Entries below ``pruned`` may be gone, as the log says. Tiles that are
+    not proven themselves are passed over: those problems are the public files' own.
     """
     problems: list[Problem] = []
     for tile in tiles_of(reader.checkpoint.size, 0):
@@ -174,6 +185,8 @@ def verify_database(connection: sqlite3.Connection, reader: ProvenReader, where:
             problems.append(Problem(where, error.message))
             continue
         stored = split_hashes(joined)
+        if entries is None and first + tile.width > pruned:
+            problems.append(Problem(where, f"lacks entries {first} to {first + tile.width - 1}, which were not pruned"))
         try:
             right = reader.tile(0, tile.index)[: tile.width]
         except (Corrupt, NotFound):
@@ -187,6 +200,12 @@ def verify_database(connection: sqlite3.Connection, reader: ProvenReader, where:
                 problems.append(Problem(where, f"entry {index} is not the one in the log", index))
             elif stored[place] != hash_:
                 problems.append(Problem(where, f"the hash of entry {index} is not the one in the log", index))
+    if not problems:
+        # The entries are right: so must be what is computed from them, by which the log goes on.
+        try:
+            check_database(connection)
+        except Corrupt as error:
+            problems.append(Problem(where, error.message))
     return problems
 
 

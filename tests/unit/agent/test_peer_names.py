@@ -1,10 +1,14 @@
 """What can be said of a process that holds a socket, and how much of it is its own word."""
 
 import os
+import shutil
 import socket
+import subprocess
+import sys
 
 import pytest
 
+from eastwest.agent.peers.namespaces import MAX_WALKS, Namespaces
 from eastwest.agent.peers.processes import (
     MAX_NAME,
     Holder,
@@ -12,6 +16,7 @@ from eastwest.agent.peers.processes import (
     holders_of,
     name_of,
     program_of,
+    same_process,
     unit_of,
 )
 from eastwest.agent.peers.sockets import Ends, owner_of
@@ -68,6 +73,59 @@ def test_what_is_no_address_is_refused(address):
         owner_of(Ends((address, 1), ("127.0.0.1", 2)))
     with pytest.raises(InvalidInput):
         owner_of(Ends(("127.0.0.1", 70_000), ("127.0.0.1", 2)))
+
+
+IN_A_CONTAINER = """
+import socket, sys
+with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+    port = server.getsockname()[1]
+    four = socket.create_connection(("10.99.7.1", port), source_address=("10.99.7.1", 0))
+    six = socket.create_connection(("fd99::7", port), source_address=("fd99::7", 0))
+    mapped = socket.socket(socket.AF_INET6)
+    mapped.connect(("::ffff:10.99.7.1", port))
+    for each in (four, six, mapped):
+        print(each.fileno(), port, each.getsockname()[1], flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "ip"))), reason="network namespaces need root and ip"
+)
+def test_a_socket_of_another_namespace_is_found_by_its_own_address():
+    up = "ip link set lo up && ip addr add 10.99.7.1/32 dev lo && ip addr add fd99::7/128 dev lo nodad"
+    with subprocess.Popen(
+        ["unshare", "-n", "sh", "-c", f'{up} && exec "$0" -c "$1"', sys.executable, IN_A_CONTAINER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as container:
+        assert container.stdout is not None
+        others = Namespaces()
+        for address in ("10.99.7.1", "fd99::7", "10.99.7.1"):
+            descriptor, served, port = container.stdout.readline().split()
+            ends = Ends((address, int(port)), (address, int(served)))
+            assert owner_of(ends) is None
+            owner = others.owner_of(ends, 0.0)
+            assert owner is not None
+            assert os.readlink(f"/proc/{container.pid}/fd/{descriptor}") == f"socket:[{owner.inode}]"
+            assert owner.uid == 0
+            assert others.owner_of(Ends((address, 1), ends.remote), 0.0) is None
+        container.communicate()
+    assert others.owner_of(ends, 0.5) is None
+
+
+def test_addresses_of_elsewhere_do_not_make_the_agent_walk_for_each(tmp_path):
+    """Nor do loopback addresses, or what is none, make it walk at all."""
+    others = Namespaces(tmp_path)
+    for address in ("127.0.0.1", "::1", "nowhere", ""):
+        assert others.owner_of(Ends((address, 1), (address, 2)), 0.0) is None
+    assert not others._walks
+    walks = []
+    others._walk = lambda: walks.append(1) or {}
+    for number in range(100):
+        assert others.owner_of(Ends(("192.0.2.1", number), ("192.0.2.2", 80)), number / 100) is None
+    assert len(walks) == MAX_WALKS
 
 
 def test_the_process_is_found_among_all(pair):
@@ -147,6 +205,24 @@ def test_a_name_is_plain_text_in_parts_that_cannot_pass_for_two(tmp_path):
     keys = [part.partition(":")[0] for part in name.split(" ")]
     assert keys == ["uid", "user", "unit", "exe", "program", "id"]
     assert "unit:a%20b.service" in name
+
+
+def test_a_program_that_is_no_script_has_the_one_that_started_it(tmp_path):
+    uid = os.geteuid()
+    curl = fake(tmp_path, 53, uid, cmdline=b"curl\0-H\0secret\0", stat=b"53 (curl) S 52 1 1\n")
+    (curl / "exe").symlink_to("/usr/bin/curl")
+    limit = fake(tmp_path, 52, uid, cmdline=b"timeout\x005\0curl\0", stat=b"52 (a) b (c) S 51 1 1\n")
+    (limit / "exe").symlink_to("/usr/bin/timeout")
+    script = fake(tmp_path, 51, uid, cmdline=b"/bin/sh\0/etc/cron.daily/re port\0", stat=b"51 (report) S 1 1 1\n")
+    (script / "exe").symlink_to("/usr/bin/dash")
+    name = name_of(uid, Holder(53, 1), "", tmp_path)
+    assert name.endswith(" exe:/usr/bin/curl from:re%20port")
+    (script / "cmdline").write_bytes(b"sh\0-c\0curl\0")
+    alone = name_of(uid, Holder(53, 1), "", tmp_path)
+    assert alone.endswith(" exe:/usr/bin/curl")
+    assert same_process(name, alone)
+    assert not same_process(alone, name)
+    assert not same_process(name, alone.replace("curl", "wget"))
 
 
 def test_a_name_is_bounded(tmp_path):

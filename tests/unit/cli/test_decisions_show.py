@@ -7,7 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
+from eastwest.cli.decisions.command import app
 from eastwest.cli.decisions.filters import moment_of
 from eastwest.cli.decisions.show import print_csv, print_rows, print_totals, write_pieces
 from eastwest.errors import InvalidInput
@@ -90,3 +92,15 @@ def test_times_are_written_as_people_do():
     for text in ("yesterday", "", "9999999d", "999999d", "2026-13-01"):
         with pytest.raises(typer.BadParameter, match="is no time"):
             moment_of(text, NOW)
+
+
+@pytest.mark.parametrize("words", [["--service", "orders", "top"], ["--ledger", ".", "edges"]])
+def test_filters_before_a_command_are_refused_and_not_forgotten(words):
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 2
+    assert "unexpected extra argument" in found.output
+
+
+def test_without_a_command_it_is_a_search():
+    assert "search [OPTIONS]" in CliRunner().invoke(app, ["--verdict", "deny", "--limit", "0"]).output
+    assert "export" in CliRunner().invoke(app, ["--help"]).output

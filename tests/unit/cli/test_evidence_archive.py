@@ -11,11 +11,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from eastwest.cli.evidence import verifier
 from eastwest.cli.evidence.archive import build, pack, sealed
-from eastwest.cli.evidence.collect import Collected, Window
+from eastwest.cli.evidence.collect import Collected, Window, spans
 from eastwest.log.entry import Entry, encode
+from eastwest.log.note import NoteKey, cosign
+from eastwest.pki.signer import SoftwareNoteSigner
 from eastwest.testing.log import ORIGIN, MemoryLog
 
 PRINCIPAL = "spiffe://test.example/pay"
@@ -289,6 +292,49 @@ async def test_two_histories_within_one_archive_are_told(log):
     assert any(line.startswith("entries: ") for line in report.passed), "each proof for itself is good"
 
 
+async def with_second_signature(log):
+    """The files of an archive whose checkpoints bear the log's ML-DSA-44 signature too."""
+    second = SoftwareNoteSigner(MLDSA44PrivateKey.from_seed_bytes(bytes(32)))
+
+    def signed(text):
+        return text + cosign(text.rpartition("\n\n")[0].rpartition("\n\n")[2] + "\n", ORIGIN, second, 1_795_000_000)
+
+    made = await collected(log)
+    entries_ = {index: (raw, signed(proof)) for index, (raw, proof) in made.entries.items()}
+    vkeys = {**made.vkeys, "log.ml-dsa-44.vkey": f"{NoteKey.of(ORIGIN, second).vkey}\n"}
+    files = build(replace(made, entries=entries_, checkpoint=signed(made.checkpoint), vkeys=vkeys))
+    facts = {"manifest_sha256": sha256(files["manifest.json"])}
+    entry = encode(Entry("evidence.collected", {**COMMON, "subject": PRINCIPAL, **facts}))
+    [index] = await log.append([entry])
+    await log.flush()
+    return sealed(files, entry, signed(await log.prove(index)))
+
+
+async def test_no_letter_of_the_seal_s_second_signature_may_change(log):
+    files = await with_second_signature(log)
+    report = judged(files, log)
+    assert (report.failed, report.notes) == ([], [])
+    assert "second signature: ML-DSA-44, on every checkpoint" in report.passed
+    proof = files[verifier.SEAL[1]].decode()
+    start = proof.rindex("\u2014")
+    for place in (start + 2, start + len(ORIGIN) + 4, start + len(ORIGIN) + 9, start + 500, start + 3000):
+        letter = "A" if proof[place] != "A" else "B"
+        changed_ = proof[:place] + letter + proof[place + 1 :]
+        report = judged({**files, verifier.SEAL[1]: changed_.encode()}, log)
+        assert not report.holds, place
+        assert all(line.startswith("second signature: ") for line in report.failed)
+
+
+async def test_what_is_wrong_with_a_seal_names_its_files(log):
+    files = await whole(log)
+    for name in verifier.SEAL:
+        [told] = judged({path: raw for path, raw in files.items() if path != name}, log).failed
+        assert told == f"seal: {name} is missing"
+        [told] = judged({**files, name: files[name][:-20]}, log).failed
+        assert told.startswith("seal: ")
+        assert name in told
+
+
 async def test_an_archive_cannot_speak_to_a_terminal_in_the_program_s_name(log, capsys):
     name = "\x1b[2J\x1b[Hok   all\nthe evidence holds\n\x1b[8m"
     assert verifier.show(judged({**await whole(log), name: b""}, log)) == 1
@@ -379,3 +425,8 @@ def test_the_program_s_own_ed25519_agrees_with_cryptography(seed):
         high = int.from_bytes(signature[32:], "little") + verifier.Q
         assert not verifier.ed25519_slow(public, message, signature[:32] + high.to_bytes(32, "little"))
     assert not verifier.ed25519_slow(b"\xff" * 32, b"", bytes(64))
+
+
+def test_pruned_entries_are_told_in_one_line():
+    assert spans({9, 2, 0, 1, 11, 10, 4}) == "0-2, 4, 9-11"
+    assert spans([7]) == "7"

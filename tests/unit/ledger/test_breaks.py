@@ -1,5 +1,6 @@
 """Who would break, and whether the record is enough to say so: rows in, a report out."""
 
+import time
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -106,6 +107,33 @@ def test_a_process_that_was_named_less_well_at_times_is_one():
     other = plain(peer="uid:33 exe:/usr/bin/perl", source="10.0.3.7")
     assert len(judge(fine(A), *rows, other).breaks) == 3
     assert len(judge(fine(A), plain(peer=full, source="10.0.3.7"), plain(peer="uid:33", source="10.0.3.8")).breaks) == 2
+
+
+def test_many_addresses_of_one_user_are_judged_at_once():
+    """Anybody on the node makes as many as a report takes: loopback has millions."""
+    rows = [plain(peer="uid:33 exe:/usr/bin/php", source=f"127.1.{n >> 8}.{n & 255}") for n in range(10_000)]
+    rows += [plain(peer="uid:33", source=f"127.1.{n >> 8}.{n & 255}") for n in range(10_000)]
+    begin = time.process_time()
+    assert len(judge(*rows).breaks) == 10_000
+    assert time.process_time() - begin < 5
+
+
+def test_a_job_that_calls_by_a_tool_is_to_get_a_user_of_its_own():
+    peer = "uid:0 user:root exe:/usr/bin/curl from:nightly.sh"
+    [one] = judge(plain(peer=peer, source="127.0.0.1")).breaks
+    assert one.fix.startswith("run nightly.sh as a user of its own; ")
+    assert "curl" not in one.fix
+    [cut] = judge(plain(peer=f"uid:33 exe:/{'x' * 95}", source="127.0.0.1")).breaks
+    assert "unix:path" not in cut.fix
+    [encoded] = judge(plain(peer="uid:33 exe:/opt/a%20b", source="127.0.0.1")).breaks
+    assert "unix:path" not in encoded.fix
+
+
+def test_who_speaks_old_http_fails_in_every_mode_and_is_told_so():
+    old = seen(code="UNLISTED_OPERATION", cause="low_version", enforced=True, peer="uid:33", source="127.0.0.1")
+    [one] = judge(old).breaks
+    assert (one.cause, one.passes_today, one.confidence) == ("old_http", False, "process")
+    assert "HTTP/1.1" in one.fix
 
 
 def test_one_program_at_two_addresses_is_two_callers_unless_it_is_registered():

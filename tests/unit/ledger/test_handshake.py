@@ -38,6 +38,7 @@ def test_known_texts(text, code, name):
         (("https://td.test/web",), "malformed_san"),
         (("spiffe://TD.test/web",), "malformed_san"),
         (("spiffe://td.test",), "malformed_san"),
+        (("spiffe://other.test/web", WEB), "several_ids"),
     ],
 )
 def test_without_a_bundle_the_names_say_what_is_wrong(uris, name):

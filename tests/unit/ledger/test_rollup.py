@@ -209,6 +209,17 @@ def test_names_that_a_flood_only_claims_do_not_make_rows():
     assert [row.count for row in rollup.take(START, everything=True)] == [20]
 
 
+def test_a_name_that_was_told_in_full_keeps_its_calls_in_a_flood():
+    """Three expired callers that try again at once must not become a fourth without a name."""
+    rollup = Rollup(full_refusals=3)
+    for number in range(30):
+        rollup.add(later(DENY, 0, caller=f"spiffe://td.test/{number % 3}", claimed=True, reference="r"))
+    rollup.add(later(DENY, 0, caller="spiffe://td.test/new", claimed=True, reference="r"))
+    rows = rollup.take(START, everything=True)
+    told = {f"spiffe://td.test/{number}": 9 for number in range(3)} | {"": 1}
+    assert {row.caller: row.count for row in rows if not row.reference} == told
+
+
 def test_a_flood_whose_calls_are_of_several_minutes_is_bounded_in_each():
     rollup = Rollup(full_refusals=3)
     for number in range(200):

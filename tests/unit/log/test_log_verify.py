@@ -4,7 +4,7 @@ import pytest
 
 from eastwest.log.checkpoint import Checkpoint, sign_checkpoint
 from eastwest.log.note import NoteKey
-from eastwest.log.tiles import bundle_path, decode_bundle, encode_bundle
+from eastwest.log.tiles import CHECKPOINT_PATH, WITNESSED_PATH, bundle_path, decode_bundle, encode_bundle
 from eastwest.log.tree import leaf_hash, root_of
 from eastwest.log.verify import MAX_PROBLEMS, verify_log
 from eastwest.testing.log import TestSigner, build_files
@@ -176,3 +176,20 @@ def test_the_number_of_defects_told_is_bounded():
         if path.startswith("tile/entries/"):
             files[path] = encode_bundle(b"x" for _ in decode_bundle(files[path]))
     assert len(verify_log(files, KEY).problems) == MAX_PROBLEMS
+
+
+def test_the_witnessed_checkpoint_is_of_the_same_history():
+    files = log_of(300)
+    files[WITNESSED_PATH] = log_of(270)[CHECKPOINT_PATH]
+    assert check(files) == []
+    files[WITNESSED_PATH] = log_of(270, start=1)[CHECKPOINT_PATH]
+    assert check(files) == [WITNESSED_PATH]
+    files[WITNESSED_PATH] = files[CHECKPOINT_PATH].replace(b"300", b"299")
+    assert check(files) == [WITNESSED_PATH]
+
+
+def test_every_key_that_is_given_must_have_signed():
+    files = log_of(3)
+    second = NoteKey.of(KEY.name, TestSigner(bytes(31) + b"2"))
+    report = verify_log(files, KEY, files, [second])
+    assert [problem.where for problem in report.problems] == [CHECKPOINT_PATH]

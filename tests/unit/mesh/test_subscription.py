@@ -227,3 +227,18 @@ def test_a_stream_that_never_acknowledges_is_ended():
         assert sent(session.on_request(request(names.CLUSTER, "one"))) == {"one": "1"}
     with pytest.raises(NeverAcknowledges):
         session.on_request(request(names.CLUSTER, "one"))
+
+
+def test_an_envoy_that_starts_is_told_that_there_are_no_clusters():
+    listener = resource(names.LISTENER, "egress", "l")
+    session = DeltaSession()
+    session.on_snapshot(replace(snapshot("v", listener), contained=3))
+    [first] = session.on_request(request(names.CLUSTER, node={"id": "n"}))
+    assert (list(first.resources), list(first.removed_resources)) == ([], [])
+    assert session.on_request(ack(first)) == [], "once"
+    [second] = session.on_request(request(names.LISTENER))
+    assert session.on_request(ack(second)) == []
+    assert session.status().contained_acked == 3
+    held = DeltaSession()
+    held.on_snapshot(snapshot("v", ONE))
+    assert held.on_request(request(names.CLUSTER, initial_resource_versions={"one": ONE.version})) == []

@@ -70,6 +70,15 @@ ERRORS = [
     (BILLING, "unix: /run/billing/app.sock", "tcp: x", "6:17: field 'tcp': 'x' is not host:port"),
     (BILLING, "mtls: strict", "mtls: strict, address: localhost", "field 'address': 'localhost' is not an IP address"),
     (NOTIFICATION, "x-tenant", "X_Tenant", "7:18: field 'header': header 'X_Tenant' has an underscore"),
+    *(
+        (NOTIFICATION, "x-tenant", name, f"7:18: field 'header': header {name!r} has a meaning of its own to HTTP")
+        # Envoy sets, drops or joins each of these by a rule of its own, so the SDK would read another tenant.
+        for name in ("host", "x-request-id", "x-forwarded-proto", "x-envoy-external-address", "x-forwarded-client-cert")
+    ),
+    *(
+        (NOTIFICATION, "x-tenant", name, f"field 'header': header {name!r} has a meaning of its own to HTTP")
+        for name in ("x-eastwest-token-tenant", "te", "connection", "cookie", "authorization", "txn-token", "x-real-ip")
+    ),
     (NOTIFICATION, "2027-03-31", "2027-02-31", "5:63: field 'until': '2027-02-31' is not a date (write year-month-day"),
     (PROFILE, "default: 1h", "default: 1x", "5:21: field 'default': '1x' is not a duration"),
     (ALL, "unix:user:storefront", "storefront", "7:17: an item of field 'selectors': 'storefront' is not a selector"),

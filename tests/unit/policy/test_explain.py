@@ -151,3 +151,48 @@ def test_exit_codes(pytestconfig, monkeypatch, words: list[str], code: int) -> N
     monkeypatch.chdir(pytestconfig.rootpath)
     monkeypatch.delenv("EASTWEST_DATA", raising=False)
     assert CliRunner().invoke(app, ["explain", *words]).exit_code == code
+
+
+def test_what_a_token_would_bring_is_no_part_that_holds(edited) -> None:
+    body = f"""{HEAD} permit (
+        principal == Workload::"{CONSOLE}", action == Action::"billing:adjustments:create", resource
+      ) when {{ context has approval && context.tenant == "acme" }};"""
+    files = edited("policies/x.cedar", None, body)
+    asked = {"caller": CONSOLE, "operation": "billing:adjustments:create"}
+    found = explained(files, **asked, tenant="acme")
+    assert (found.code, found.policy) == (DecisionCode.APPROVAL_REQUIRED, "x")
+    assert found.nearest == found.deciding
+    told = "\n".join(lines({"explanation": explanation_json(found)}))
+    assert "fails: when context has approval" in told
+    assert "holds" not in told
+    elsewhere = explained(files, **asked, tenant="globex")
+    assert elsewhere.nearest is not None
+    assert elsewhere.nearest.policy == "x", "a permit about this operation is nearer than one about another"
+    assert elsewhere.unlocks == ()
+    assert [one.sentence for one in elsewhere.together if one.change == "tenant"] == [
+        "for the tenant acme, with a token that anybody who may has approved"
+    ]
+
+
+def test_a_step_up_that_is_not_all_is_not_said_to_be(edited) -> None:
+    files = edited(
+        "services/admin.yaml", "sensitivity: control", "sensitivity: control\n    demands: [step-up, approval]"
+    )
+    name = next(o.name for s in load_estate(files).services if s.service == "admin" for o in s.operations if o.demands)
+    found = explained(files, caller=CONSOLE, operation=name)
+    assert (found.code, found.step_up, found.approval) == (DecisionCode.STEP_UP_REQUIRED, False, True)
+    assert "that somebody has approved" in found.meaning
+    assert "would be allowed" not in found.meaning
+
+
+def test_a_token_that_does_not_count_is_told_with_the_policy_that_wants_one(edited) -> None:
+    files = edited("services/admin.yaml", "sensitivity: control", "sensitivity: control\n    demands: [step-up]")
+    name = next(o.name for s in load_estate(files).services if s.service == "admin" for o in s.operations if o.demands)
+    wanted = explained(files, caller=CONSOLE, operation=name)
+    found = explained(files, DecisionCode.TOKEN_WRONG_ACTION, caller=CONSOLE, operation=name, token=True)
+    assert (found.code, found.policy, found.where) == (
+        DecisionCode.TOKEN_WRONG_ACTION,
+        wanted.policy,
+        wanted.where,
+    )
+    assert changes(found) == {"step-up": [""], "approval": ["anybody who may"]}

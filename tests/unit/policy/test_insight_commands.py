@@ -247,3 +247,36 @@ def test_blast_by_selector_hops_and_modes():
     assert "did you mean" in run("blast", CONSOLE + "x", EXAMPLE).exception.fix
     assert run("blast", CONSOLE, EXAMPLE, "--through", "nothing").exit_code == 2
     assert run("blast", "", EXAMPLE).exit_code == 2
+
+
+@pytest.mark.parametrize(("option", "least"), [("--min-coverage", 15), ("--min-allowing", 9), ("--min-policies", 40)])
+def test_too_little_coverage_fails_and_says_of_what(option, least):
+    """15.3% of cells, 9.8% of those that allow something, 40% of policies: most cells only deny."""
+    enough = run("policy", "test", EXAMPLE, option, least, "--json")
+    short = run("policy", "test", EXAMPLE, option, least + 1, "--json")
+    assert (enough.exit_code, short.exit_code) == (0, 1)
+    told = json.loads(short.stdout)
+    assert (json.loads(enough.stdout)["ok"], told["ok"]) == (True, False)
+    assert f"less than {least + 1}%" in told["short"][0]
+
+
+def test_lint_says_in_json_whether_it_fails(copy):
+    append(copy / "policies" / "platform.cedar", WIDE)
+    assert json.loads(run("policy", "lint", copy, "--json").stdout)["ok"] is False
+    assert json.loads(run("policy", "lint", EXAMPLE, "--json").stdout)["ok"] is True
+
+
+def test_cases_in_a_file_that_nobody_reads_are_an_error(copy):
+    (copy / "tests" / "more.yml").write_text("cases: []\n")
+    result = run("policy", "test", copy)
+    assert result.exit_code == 1
+    assert "more.yml" in str(result.exception)
+
+
+def test_containing_one_closes_its_services_and_ends_its_transactions():
+    told = json.loads(run("blast", CONSOLE, EXAMPLE, "--contain", NOTIFICATION, "--json").stdout)
+    assert {"notification:messages:send", "billing:contacts:read"} <= set(told["gone"])
+    assert not [one for one in told["after"]["reached"] if one["service"] == "notification"]
+    # It mutes users in transactions that the console began, and in no others.
+    told = json.loads(run("blast", NOTIFICATION, EXAMPLE, "--contain", CONSOLE, "--json").stdout)
+    assert told["gone"] == ["admin:users:mute"]

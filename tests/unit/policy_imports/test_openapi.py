@@ -50,6 +50,22 @@ def test_an_ordinary_document(document):
     assert [n.message for n in contents.notes] == ["1 webhooks are calls that the service makes: not imported"]
 
 
+def test_operations_that_are_references():
+    """As in documents that are spread over files: what is not read is told, as an extension may be in it."""
+    contents = read(
+        text_of(
+            "paths:\n  /a:\n    get: {$ref: other.yaml}\n    put: {$ref: '#/components/x-one'}\n"
+            "components:\n  x-one: {operationId: things/replace, x-eastwest-sensitivity: control}\n"
+        )
+    )
+    outside, inside = contents.operations
+    assert (outside.method, outside.path, outside.sensitivity) == ("GET", "/a", "")
+    assert (inside.names[0], inside.sensitivity) == (("things", "replace"), "control")
+    [note] = contents.notes
+    assert note.where.line == 5
+    assert note.message.startswith("1 operations are references out of the document")
+
+
 def test_ids_of_two_parts_and_parameters_of_any_name(document):
     contents = read_openapi("code-host.json", document("code-host.json"))
     assert contents.operations[0].names[0] == ("meta", "root")

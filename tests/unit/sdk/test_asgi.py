@@ -1,5 +1,6 @@
 """The middleware: whom it believes, what it answers, and what it hands on."""
 
+import asyncio
 import json
 import re
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from eastwest.policy.enforcement import (
     Sidecar,
     Verdict,
 )
+from eastwest.registry.containment import Contained
 from eastwest.sdk.asgi import BehindSidecar, EnforcementMiddleware
 from eastwest.sdk.decide import CallInfo
 from eastwest.sdk.peers import pem
@@ -192,9 +194,23 @@ async def test_a_refusal_can_be_found_by_its_reference(request_id, extensions, t
 
 
 async def test_requests_in_no_accepted_form():
-    for path, more in (("/open%2fa", {}), ("/open/a", {"root_path": "/x"}), ("/open/a", {"http_version": "1.0"})):
+    odd = [{"http_version": version} for version in ("1.0", "1.2", "2.0", "")]
+    for path, more in (("/open%2fa", {}), ("/open/a", {"root_path": "/x"}), *(("/open/a", version) for version in odd)):
         sent, scope = await ask(enforced(source()), path, extensions=shown(WEB), **more)
         assert (code(sent), scope) == ("REQUEST_REFUSED", None)
+
+
+async def test_what_follows_a_request_in_no_accepted_form_is_not_read():
+    async def closes(path, *headers, **more) -> bool:
+        sent, _ = await ask(enforced(source()), path, *headers, extensions=shown(WEB), **more)
+        return (b"connection", b"close") in sent[0]["headers"]
+
+    both = (("content-length", "5"), ("transfer-encoding", "chunked"))
+    assert await closes("/open/a", *both)
+    assert await closes("/open/a", http_version="2.0"), "there is no such version: it stood on a request line"
+    assert not await closes("/open/a", *both, http_version="2"), "it has no such header"
+    assert await closes("/open%2fa")
+    assert not await closes("/elsewhere")
 
 
 async def test_websockets_are_refused():
@@ -223,3 +239,33 @@ async def test_an_expired_certificate_on_an_old_connection():
     late.now = lambda: datetime(2100, 1, 1, tzinfo=UTC)
     sent, scope = await ask(enforced(late), extensions=shown(WEB))
     assert (code(sent), scope) == ("CERTIFICATE_REFUSED", None)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_response_that_lasts_ends_when_its_caller_is_contained(begun: bool) -> None:
+    kept, sent, waits = source(), [], asyncio.Event()
+
+    async def application(scope, receive, send):
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"a part", "more_body": True})
+        waits.set()
+        await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "GET", "raw_path": b"/open/a", "query_string": b"", "headers": [(b"host", b"svc")],
+        "scheme": "https", "http_version": "1.1", "extensions": shown(WEB),
+    }  # fmt: skip
+    serving = asyncio.create_task(EnforcementMiddleware(application, kept, "svc")(scope, None, send))
+    async with asyncio.timeout(5):
+        await waits.wait()
+        kept.underway.follow("spiffe://td.test/svc", Contained(1, (WEB,)))
+        await serving
+    if begun:
+        assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+        assert sent[-1]["more_body"], "never completed, so that the connection is ended"
+    else:
+        assert (sent[0]["status"], dict(sent[0]["headers"])[b"x-eastwest-code"]) == (403, b"CALLER_CONTAINED")

@@ -24,7 +24,7 @@ from eastwest.policy.enforcement import (
     TokenRules,
     Verdict,
 )
-from eastwest.policy.transaction import Token
+from eastwest.policy.transaction import NoToken, Token
 from eastwest.registry.containment import Contained
 from eastwest.sdk.decide import decide, use_once
 from eastwest.sdk.peers import Peer
@@ -159,6 +159,18 @@ def test_a_token(brought, code):
     # Where tokens make no difference none is looked at.
     assert ask("GET", "/open", ("txn-token", brought)).code == "ALLOWED"
     assert brought not in repr(decision) or len(brought) < 6
+
+
+def test_no_token_of_a_stranger_is_verified(monkeypatch):
+    """Whoever has an SVID of ours could make a service verify signatures all day."""
+    verified = []
+    monkeypatch.setattr("eastwest.sdk.decide.read", lambda *asked: verified.append(asked) or NoToken.INVALID)
+    brought = ("txn-token", MINT.mint(GOOD))
+    assert ask("POST", "/pay", brought, who=peer(STRANGER)).code == "UNKNOWN_CALLER"
+    assert ask("POST", "/pay", brought, who=False).code == "MTLS_REQUIRED"
+    assert not verified
+    assert ask("POST", "/pay", brought).code == "TOKEN_INVALID"
+    assert len(verified) == 1
 
 
 def test_two_tokens_are_none():

@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 
 from eastwest.api.eastwest.control.v1 import control_pb2 as pb
-from eastwest.ledger.sensors import AGENT, PROCESS, STREAM, gaps
-from eastwest.server.control import AgentStream
+from eastwest.ledger.sensors import AGENT, PROCESS, STREAM, Span, gaps
+from eastwest.server.control import SILENT, AgentStream
 from eastwest.server.mtls.sensors import GRACE, SensorHistory
 from eastwest.spiffe.id import SpiffeId
 from eastwest.store.database import Database
@@ -79,6 +79,25 @@ async def test_an_agent_that_is_away_for_an_hour_leaves_a_gap(world):
     assert ("s1", HOUR) in [(gap.node, gap.length) for gap in found]
 
 
+async def test_an_agent_that_hangs_is_away_though_it_is_connected(world):
+    """Its kernel answers for it, and nobody reads what its sidecars write."""
+    clock, hub, store, started = world
+    history = await started()
+    hub.connect("s1")
+    stream = hub.streams[AGENT_ID]
+    stream.heard_at = clock.monotonic()
+    await history.look()
+    clock.advance(SILENT + 1)
+    await history.look()
+    assert await spans(store, clock) == [("s1", "", True)], "an older one, which cannot say so, is taken to be well"
+    stream.capabilities = frozenset({"alive"})
+    await history.look()
+    assert await spans(store, clock) == [("s1", AGENT, False)]
+    stream.heard_at = clock.monotonic()
+    await history.look()
+    assert await spans(store, clock) == [("s1", AGENT, False), ("s1", "", True)]
+
+
 async def test_a_sidecar_that_lost_its_stream_is_told_from_one_that_ended(world):
     clock, hub, store, started = world
     history = await started()
@@ -114,6 +133,32 @@ async def test_a_server_that_was_away_ends_nothing_that_comes_back(world):
     assert await spans(store, clock) == [("s1", "", True)]
 
 
+async def test_what_has_not_come_back_yet_does_not_count_as_there(world):
+    """A server that has just started must not vouch for an agent that ended while it was away."""
+    clock, hub, store, started = world
+
+    async def kept() -> list[Span]:
+        return await store.spans(SHOP, clock.now() - timedelta(days=30), clock.now() + HOUR)
+
+    history = await started()
+    hub.connect("a")
+    await history.look()
+    clock.advance(3600)
+    await history.look()
+    assert history.known(await kept()) == await kept()
+    seen = clock.now()
+    hub.disconnect()
+    clock.advance(5)
+    history = await started()
+    await history.look()
+    clock.advance(5)
+    known = history.known(await kept())
+    assert {(span.node, span.end, span.why) for span in known} == {("", seen, AGENT), ("a", seen, AGENT)}
+    assert gaps(known, seen - HOUR, clock.now()), "though it is shorter than what is tolerated"
+    hub.connect("a")
+    assert not gaps(history.known(await kept()), seen - HOUR, clock.now())
+
+
 async def test_and_ends_what_does_not_when_it_was_last_seen(world):
     clock, hub, store, started = world
     history = await started()
@@ -130,8 +175,7 @@ async def test_and_ends_what_does_not_when_it_was_last_seen(world):
     await again.look()
     [span] = [one for one in await store.spans(SHOP, seen - HOUR, clock.now()) if one.node]
     assert span.why == AGENT
-    assert span.end is not None
-    assert span.end <= seen + timedelta(seconds=601)
+    assert span.end == seen
 
 
 async def test_what_is_kept_is_bounded(world, monkeypatch):

@@ -141,6 +141,27 @@ async def test_a_lost_quorum_is_told_and_can_close_the_log_until_it_is_back(ours
     await ours.grow(1)
 
 
+async def test_a_cosignature_that_is_repeated_does_not_stay_fresh(ours):
+    liar = Liar("repeats.example")
+    now = int(ours.clock.now().timestamp())
+    liar.answer = lambda _, text: PlainTextResponse(cosign(text, liar.name, liar.signer, now))
+    await ours.grow(3)
+    async with listening(liar.app) as url:
+        witnesses = ours.witnesses(
+            policy_of(ours, lines_for("w", liar.keys, url), quorum="quorum w0\n"), witness_stale_after=300
+        )
+        await witnesses._round()
+        ours.clock.advance(299)
+        await witnesses._round()
+        assert (witnesses.warnings(), round(witnesses.age)) == ([], 299)
+        ours.clock.advance(2)
+        await witnesses._round()
+    assert "it repeats what it signed then" in witnesses.warnings()[0]
+    assert "no quorum" in witnesses.warnings()[1]
+    [lost] = await entries_of(ours.log, "witness.quorum_lost")
+    assert lost["missing"] == ["w0"]
+
+
 def forged(asked, text):
     return PlainTextResponse(Liar("liar.example").honest(asked, text.replace("\n3\n", "\n4\n")).body.decode())
 

@@ -5,10 +5,10 @@ import random
 import pytest
 
 from eastwest.errors import Corrupt, InvalidInput, NotFound
+from eastwest.log.checkpoint import open_checkpoint
 from eastwest.log.index import LogQuery, find
 from eastwest.log.proven import ProvenReader
 from eastwest.log.tree import leaf_hash
-from eastwest.log.verify import open_checkpoint
 from eastwest.store.log_index import RUN, Covered, SqliteLogIndex, catch_up
 from eastwest.testing.log import ORIGIN, MemoryLog
 

@@ -100,6 +100,12 @@ def swapped(entries):
     return entries
 
 
+def dropped(folder, table):
+    with sqlite3.connect(folder / "db") as connection:
+        connection.execute(f"DROP TABLE {table}")
+    connection.close()
+
+
 def swap_rows(folder, first, second):
     """Two rows of entries change places, hashes and all."""
     with sqlite3.connect(folder / "db") as connection:
@@ -233,10 +239,22 @@ CASES = {
     "an upper hash changed in the database": Case(
         lambda f: sql(f, "UPDATE log_node SET hash = zeroblob(32) WHERE level = 1 AND n = 7"),
         "hashes of tile/0/007 in the database|entries in the database do not give the root",
-        "",
+        "server.db: (the hashes of tile/0/007|the 5300 entries)",
     ),
     "the head changed": Case(
-        lambda f: sql(f, "UPDATE log_head SET edge = zeroblob(length(edge))"), "do not give the root stored", ""
+        lambda f: sql(f, "UPDATE log_head SET edge = zeroblob(length(edge))"),
+        "do not give the root stored",
+        "server.db: the 5300 entries in the database do not give the root stored",
+    ),
+    "a table dropped in the database": Case(
+        lambda f: dropped(f, "log_node"),
+        "no such table: log_node",
+        "server.db: the database was changed: no such table",
+    ),
+    "entries taken away as if they had been pruned": Case(
+        lambda f: sql(f, "UPDATE log_bundle SET data = NULL WHERE n = 8"),
+        "",
+        "server.db: lacks entries 2048 to 2303, which were not pruned",
     ),
     "reordered entries in the database": Case(
         lambda f: swap_rows(f, 256, 512), "", "server.db: entry 256 is not the one in the log"

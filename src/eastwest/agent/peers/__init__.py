@@ -2,5 +2,5 @@
 
 A plaintext caller proves nothing, so nothing is decided by what stands here; it is for people who have to find the
 caller. Start at ``finder.py``; what the kernel vouches for, and what is the process's own claim, is said in
-``processes.py``. Callers on other nodes, and those in other network namespaces, are not seen.
+``processes.py``. Callers in containers are seen (``namespaces.py``), those on other nodes are not.
 """

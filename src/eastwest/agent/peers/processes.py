@@ -1,9 +1,10 @@
 """Which process holds a socket, and what can be said of it.
 
 Vouched for by the kernel: the ``uid`` that made the socket, and the ``unit`` (the process's control group, which only
-root moves). A claim of the process: ``exe`` and ``program``, for it runs what it likes from where it likes. Of several
-processes that hold a socket those of the user that made it count, and of these the one that started first: a set-uid
-program or a child that inherited it is not taken for who called. Processes of one user may lend each other sockets.
+root moves). A claim of the process: ``exe``, ``program`` and ``from``, for it runs what it likes from where it likes.
+Of several processes that hold a socket those of the user that made it count, and of these the one that started first: a
+set-uid program or a child that inherited it is not taken for who called. Processes of one user may lend each other
+sockets.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ MAX_DESCRIPTORS = 4096
 MAX_PART = 96
 """Characters of one part of a name."""
 MAX_NAME = 240
+MAX_ABOVE = 4
+"""Processes above one that are looked at for the script that started it."""
 _MAX_FILE = 4096
+_FROM = "from"
 _SOCKET = "socket:["
 _SAFE = "/._-@+,=:"
 _INTERPRETER = re.compile(r"(python|php|ruby|perl|node|bash|dash|sh|java|lua)[0-9.]*(-fpm|-cgi)?")
@@ -77,6 +81,9 @@ def holders_of(sockets: Mapping[int, int], pids: Iterable[int], proc: Path = PRO
 def name_of(uid: int, holder: Holder | None, spiffe_id: str = "", proc: Path = PROC) -> str:
     """``uid:33 user:www-data unit:reports.service exe:/usr/bin/php program:report.php id:spiffe://...``
 
+    A program that is no script of its own has the script that started it, where that is still there:
+    ``exe:/usr/bin/curl from:nightly.sh``.
+
     What is not known is left out. Printable ASCII without spaces inside a part, at most ``MAX_NAME`` characters.
     """
     parts = [f"uid:{uid}"]
@@ -116,7 +123,42 @@ def _facts(pid: int, proc: Path) -> Iterator[tuple[str, str]]:
     with suppress(OSError):
         executable = str((place / "exe").readlink())
     yield "exe", _text(executable)
-    yield "program", _text(program_of(_read(place / "cmdline"), executable))
+    program = program_of(_read(place / "cmdline"), executable)
+    yield "program", _text(program)
+    if not program:
+        yield _FROM, _text(_started_by(pid, proc))
+
+
+def _started_by(pid: int, proc: Path) -> str:
+    """The script of the nearest process above that runs one: jobs that call by ``curl`` are told apart by theirs."""
+    for _ in range(MAX_ABOVE):
+        pid = _parent(pid, proc)
+        if pid <= 1:
+            break
+        with suppress(OSError):
+            place = proc / str(pid)
+            if program := program_of(_read(place / "cmdline"), str((place / "exe").readlink())):
+                return program
+    return ""
+
+
+def _parent(pid: int, proc: Path) -> int:
+    # The second field, the program's name in brackets, may hold anything, brackets and spaces included.
+    fields = _read(proc / str(pid) / "stat").rpartition(b")")[2].split()
+    return int(fields[1]) if len(fields) > 1 and fields[1].isdigit() else 0
+
+
+def image_of(pid: int, proc: Path = PROC) -> bytes:
+    """What a process runs, to be compared: it may become another program and keep its pid and its start."""
+    place, executable = proc / str(pid), b""
+    with suppress(OSError):
+        executable = bytes((place / "exe").readlink())
+    return executable + b"\0" + _read(place / "cmdline")
+
+
+def same_process(before: str, after: str) -> bool:
+    """Whether a name only lost who started the process, which may have ended since."""
+    return " ".join(part for part in before.split(" ") if not part.startswith(f"{_FROM}:")) == after
 
 
 def program_of(cmdline: bytes, executable: str) -> str:

@@ -1,6 +1,6 @@
 """Whose a TCP socket of this machine is: one question to the kernel (netlink ``sock_diag``), no table read.
 
-See sock_diag(7) and ``linux/inet_diag.h``. Sockets of other network namespaces are not found.
+See sock_diag(7) and ``linux/inet_diag.h``. Sockets of other network namespaces: ``namespaces.py``.
 """
 
 from __future__ import annotations

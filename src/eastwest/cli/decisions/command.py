@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from eastwest.cli.decisions.filters import (
     After,
@@ -35,7 +36,17 @@ from eastwest.cli.decisions.filters import (
 )
 from eastwest.cli.options import ensure_file, examples, print_json, run
 
-app = typer.Typer(add_completion=False, invoke_without_command=True)
+
+class _Searching(TyperGroup):
+    """What begins with an option, or is nothing, is a search."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["search", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(add_completion=False, cls=_Searching)
 
 _EXAMPLES = examples(
     "eastwest decisions --data data --service orders --verdict deny",
@@ -45,43 +56,11 @@ _EXAMPLES = examples(
 
 
 @app.callback(epilog=_EXAMPLES)
-def decisions(
-    context: typer.Context,
-    data: Data = None,
-    ledger: Ledger = None,
-    caller: Caller = "",
-    service: Service = "",
-    operation: Operation = "",
-    tenant: Tenant = "",
-    verdict: Verdict = "",
-    code: Code = "",
-    cause: Cause = "",
-    report_code: ReportCode = "",
-    report_policy: ReportPolicy = "",
-    class_: Class = "",
-    reference: Reference = "",
-    start: From = "",
-    end: To = "",
-    kind: Kind = "decision",
-    after: After = 0,
-    limit: Annotated[int, typer.Option(min=1, max=5000, help="At most this many rows.")] = 50,
-    *,
-    first: First = False,
-    break_glass: BreakGlass = False,
-    canary: Canary = False,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Show new rows as they come, until interrupted.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Show decisions, the newest last: who called what, for which tenant, the verdict, its code and its policy.
+def decisions() -> None:
+    """Ask the ledger of decisions: who called what, for which tenant, with what answer.
 
-    Without a command it is `search`.
+    Without a command it is `search`, and takes its options.
     """
-    if context.invoked_subcommand is not None:
-        return
-    query = asked(locals(), newest_first=not after, limit=limit, after=after)
-    _search(data, ledger, query, class_, follow=follow, as_json=as_json)
 
 
 @app.command()
@@ -293,17 +272,21 @@ def _search(
     as_json: bool,
     clickhouse: Path | None = None,
 ) -> None:
+    from eastwest.cli.decisions.filters import without_canaries
     from eastwest.cli.decisions.show import print_lost, print_rows
     from eastwest.cli.decisions.source import Source
 
     async def work() -> None:
         async with Source.open(data, ledger, clickhouse) as source:
-            wanted = await source.of_class(query, class_)
+            wanted = without_canaries(await source.of_class(query, class_))
             rows, lost, notes = await source.rows(wanted)
+            hidden = await source.canaries_beside(wanted, rows)
+            if hidden and not as_json:
+                notes = [*notes, f"{hidden} calls of `verify run` are left out; --canary shows them"]
             for note in notes:
                 print(f"note: {note}", file=sys.stderr)
             if as_json and not follow:
-                print_json({"decisions": rows, "lost": lost})
+                print_json({"decisions": rows, "lost": lost, "canaries_left_out": hidden})
                 return
             print_rows(rows, as_json=as_json, follow=follow)
             if follow:

@@ -41,7 +41,7 @@ ReportCode = Annotated[
     str, typer.Option(help="Only calls of which rules in report mode would have made this, such as ALLOWED.")
 ]
 ReportPolicy = Annotated[str, typer.Option(help="Only calls that this rule in report mode would have decided.")]
-Canary = Annotated[bool, typer.Option("--canary", help="Only calls of `verify run`, which no total counts by itself.")]
+Canary = Annotated[bool, typer.Option("--canary", help="Only calls of `verify run`, which are left out otherwise.")]
 Cause = Annotated[str, typer.Option(help="Only refusals for this cause, such as expired.")]
 Class = Annotated[str, typer.Option("--class", help="Only this class of failure, such as expired or stale_bundle.")]
 Reference = Annotated[str, typer.Option(help="Only the call whose caller was given this reference.")]
@@ -73,3 +73,13 @@ def asked(options: Mapping[str, Any], **more: Any) -> DecisionQuery:
         if text := options.get(name):
             fields[name] = moment_of(text, now, option)
     return DecisionQuery(**fields, **more).checked()
+
+
+def without_canaries(query: DecisionQuery) -> DecisionQuery:
+    """The query for calls that somebody made who is no canary, unless it asks for canaries, or for one call."""
+    import msgspec
+
+    from eastwest.policy.canary import PREFIX
+
+    asked_for = query.canary or query.reference or PREFIX in query.caller or query.kind != "decision"
+    return query if asked_for else msgspec.structs.replace(query, no_canary=True)

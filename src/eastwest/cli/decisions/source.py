@@ -80,6 +80,15 @@ class Source(ABC):
         rows.sort(key=lambda row: row["row"])
         return rows, lost, () if rows else await self.notes(query)
 
+    async def canaries_beside(self, query: DecisionQuery, rows: Sequence[dict[str, Any]]) -> int:
+        """How many calls of canaries ``query`` left out among these rows, which are sorted; up to a page of them."""
+        if not query.no_canary:
+            return 0
+        page, _ = await self.page(replace(query, no_canary=False, canary=True, limit=MAX_PAGE))
+        if len(rows) < query.limit:
+            return len(page)
+        return sum(rows[0]["row"] < row["row"] < rows[-1]["row"] for row in page)
+
     async def follow(self, query: DecisionQuery, rows: Sequence[dict[str, Any]]) -> AsyncIterator[list[dict[str, Any]]]:
         """Matching rows that come after these, as they come."""
         if rows:

@@ -7,7 +7,7 @@ read. What a bound cuts off is said in ``Collected.cut``, never left out in sile
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -93,7 +93,21 @@ def collect(data: Path, principal: str, window: Window, *, whole_segments: bool)
         _decisions(data / "server" / "ledger", found, made, whole_segments=whole_segments)
         for index, raw in sorted(found.raw.items()):
             made.entries[index] = (raw, proof_of(index, raw, checkpoint, note, reader))
+        if found.pruned:
+            told = f"{len(found.pruned)} that may concern the principal are pruned, their texts are gone"
+            made.cut.append(f"entries: {told}: {spans(found.pruned)}")
     return made
+
+
+def spans(numbers: Collection[int]) -> str:
+    """Numbers in order for people, those in a row as ``first-last``."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ", ".join("-".join(map(str, part)) for part in parts)
 
 
 class _Entries:
@@ -103,6 +117,7 @@ class _Entries:
         self._finder = finder
         self._made = made
         self.raw: dict[int, bytes] = {}
+        self.pruned: set[int] = set()
 
     def choose(self) -> None:
         principal, window = self._made.principal, self._made.window
@@ -135,8 +150,7 @@ class _Entries:
         for index, raw in found:
             if keep is None or keep(msgspec.json.decode(raw)):
                 self.raw[index] = raw
-        for index in self._finder.pruned:
-            self._made.cut.append(f"entries: the text of entry {index} is pruned; it may concern the principal")
+        self.pruned.update(self._finder.pruned)
         self._finder.pruned.clear()
 
     def values(self, kind: str = "") -> Iterator[dict[str, Any]]:

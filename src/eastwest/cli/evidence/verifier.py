@@ -38,6 +38,9 @@ MAX_GROWTH = 200
 """How many times its own size an archive may unpack to, beyond ``FREE_BYTES``: a bomb says so by its size."""
 FREE_BYTES = 256 << 20
 SEAL = ("seal/entry.json", "seal/entry.tlog-proof")
+SECOND_VKEY = "log/log.ml-dsa-44.vkey"
+ED25519, ML_DSA_44 = (1, 32), (6, 1312)
+"""Type and key length of a log's verifier keys (C2SP signed-note)."""
 
 
 class Defect(Exception):
@@ -83,12 +86,19 @@ def verify(files: Files, vkey: str | None = None, *, unsealed: bool = False) -> 
     if vkey is None:
         report.notes.append(f"no --vkey was given: the archive's own key was used; compare it: {given}")
     try:
-        key = read_vkey(vkey or given)
+        key = read_vkey(given if vkey is None else from_argument(vkey))
+    except (Defect, ValueError, OSError) as error:
+        report.failed.append(f"verifier key: {error}")
+        return report
+    try:
         manifest = json.loads(files["manifest.json"])
         if manifest["format"] != FORMAT:
             raise Defect(f"the format is {manifest['format']!r}, not {FORMAT}")
-    except (Defect, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
-        report.failed.append(f"manifest: {error}")
+    except Defect as defect:
+        report.failed.append(f"manifest: {defect}")
+        return report
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        report.failed.append(f"manifest: manifest.json cannot be used: {error}")
         return report
     notes: Notes = {}
     report.check("files", lambda: check_files(files, manifest))
@@ -98,7 +108,7 @@ def verify(files: Files, vkey: str | None = None, *, unsealed: bool = False) -> 
     report.check("policy", lambda: check_policy(files, manifest))
     report.check("segments", lambda: check_segments(files, manifest))
     report.check("decisions", lambda: check_decisions(files, manifest))
-    if SEAL[0] in files:
+    if any(path in files for path in SEAL):
         report.check("seal", lambda: check_seal(files, key, notes))
     else:
         told = "the archive has no seal: the choice of its contents, rows of decisions and pages are its maker's word"
@@ -107,6 +117,10 @@ def verify(files: Files, vkey: str | None = None, *, unsealed: bool = False) -> 
         else:
             report.failed.append(f"seal: {told}; --unsealed takes that")
     report.check("one history", lambda: check_history(notes))
+    if SECOND_VKEY in files and knows_ml_dsa():
+        report.check("second signature", lambda: check_second(files, key, notes, report.notes))
+    elif SECOND_VKEY in files:
+        report.notes.append("the log's ML-DSA-44 signatures were not checked: that takes a newer package cryptography")
     return report
 
 
@@ -223,16 +237,48 @@ def check_decisions(files: Files, manifest: dict[str, Any]) -> str:
             loose += 1
     if [len(lines), calls, loose] != [told["rows"], told["calls"], told["unsealed_rows"]]:
         raise Defect(f"{len(lines)} rows of {calls} calls, {loose} unsealed; the manifest says {told}")
-    return f"{len(lines)} rows for {calls} calls, {loose} rows not sealed yet when this was collected"
+    return f"{len(lines)} rows for {calls} calls, {loose} rows in no sealed segment that is proven here"
 
 
 def check_seal(files: Files, key: Key, notes: Notes) -> str:
     """The log has an entry that names this very manifest."""
-    entry = json.loads(files[SEAL[0]])
-    check_proof(files[SEAL[0]], files[SEAL[1]], key, notes)
+    if missing := [path for path in SEAL if path not in files]:
+        raise Defect(f"{missing[0]} is missing")
+    try:
+        check_proof(files[SEAL[0]], files[SEAL[1]], key, notes)
+        entry = json.loads(files[SEAL[0]])
+    except (Defect, ValueError, IndexError) as error:
+        raise Defect(f"{SEAL[0]} or {SEAL[1]} was changed: {error}") from None
     if entry["kind"] != "evidence.collected" or entry["manifest_sha256"] != sha256(files["manifest.json"]):
-        raise Defect("the entry is not about this manifest")
+        raise Defect("the entry is not about this manifest: manifest.json was changed, or the seal is another's")
     return f"the log recorded this very collection at {entry['time']}, by {entry['actor']}"
+
+
+def check_second(files: Files, key: Key, notes: Notes, told: list[str]) -> str:
+    """The log's ML-DSA-44 signatures on checkpoints; ``told`` gets whose signatures nothing here can check.
+
+    The archive's own key is used, which the seal vouches for. Where the log's head bears such a signature, all do.
+    """
+    name, key_id, public = read_vkey(files[SECOND_VKEY].decode("ascii"), ML_DSA_44)
+    signed: set[str] = set()
+    others: set[str] = set()
+    for note in notes:
+        text, _, signatures = note.rpartition("\n\n")
+        for line in signatures[:-1].split("\n"):
+            _, signer, encoded = line.split(" ")
+            blob = unbase64(encoded)
+            if (signer, blob[:4]) == (name, key_id):
+                if not ml_dsa_44(public, name, f"{text}\n", blob[4:]):
+                    where = next((path for path in sorted(files) if files[path].endswith(note.encode())), "")
+                    raise Defect(f"the ML-DSA-44 signature of {name} on the checkpoint in {where} is false")
+                signed.add(note)
+            elif (signer, blob[:4]) != key[:2]:
+                others.add(signer)
+    if others:
+        told.append(f"not checked, their keys are not known here: signatures by {', '.join(sorted(others)[:5])}")
+    if signed and len(signed) != len(notes):
+        raise Defect("a checkpoint lacks the log's ML-DSA-44 signature that others here bear")
+    return "ML-DSA-44, on every checkpoint" if signed else "none"
 
 
 def entries(files: Files, manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -316,18 +362,49 @@ def unbase64(text: str) -> bytes:
     return raw
 
 
-def read_vkey(text: str) -> Key:
-    """(name, key ID, public key) of a verifier key of type Ed25519."""
-    if "+" not in text or Path(text).is_file():
-        text = Path(text).read_text(encoding="ascii")
+def from_argument(text: str) -> str:
+    """A verifier key's text, which may be given as the file that holds it."""
+    if "+" not in text or (len(text) < 250 and Path(text).is_file()):
+        return Path(text).read_text(encoding="ascii")
+    return text
+
+
+def read_vkey(text: str, kind: tuple[int, int] = ED25519) -> Key:
+    """(name, key ID, public key) of a verifier key of this type."""
     parts = text.strip().split("+", 2)
     if len(parts) != 3:
         raise Defect("a verifier key has the form name+id+base64")
     raw = base64.b64decode(parts[2], validate=True)
     key_id = hashlib.sha256(parts[0].encode() + b"\n" + raw).digest()[:4]
-    if raw[:1] != b"\x01" or len(raw) != 33 or key_id.hex() != parts[1]:
-        raise Defect("the verifier key is not a whole Ed25519 one")
+    if raw[:1] != bytes(kind[:1]) or len(raw) != 1 + kind[1] or key_id.hex() != parts[1]:
+        raise Defect(f"the verifier key is not a whole one of type {kind[0]}")
     return parts[0], key_id, raw[1:]
+
+
+def knows_ml_dsa() -> bool:
+    """Whether the library that can check such signatures is here."""
+    try:
+        from cryptography.hazmat.primitives.asymmetric import mldsa
+    except ImportError:
+        return False
+    return hasattr(mldsa, "MLDSA44PublicKey")
+
+
+def ml_dsa_44(public: bytes, name: str, text: str, blob: bytes) -> bool:
+    """Whether a timed signature of a checkpoint by its log is true (C2SP tlog-cosignature)."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey
+
+    origin, size, root = text.split("\n")[:3]
+    cosigner, log = (bytes([len(part)]) + part for part in (name.encode(), origin.encode()))
+    tree = bytes(8) + int(size).to_bytes(8, "big") + unbase64(root)
+    try:
+        MLDSA44PublicKey.from_public_bytes(public).verify(
+            blob[8:], b"subtree/v1\n\0" + cosigner + blob[:8] + log + tree
+        )
+    except InvalidSignature:
+        return False
+    return True
 
 
 # Ed25519 (RFC 8032, 5.1.7). Verification handles no secrets, so speed is all that this form of it lacks.

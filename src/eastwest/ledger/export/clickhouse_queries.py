@@ -112,6 +112,7 @@ def _where(ledger: str, query: DecisionQuery) -> tuple[str, dict[str, str]]:
             clauses.append(f"d.`{name}` = {{{name}:String}}")
             parameters[name] = _text(value)
     clauses += [f"d.`{name}`" for name in FLAGS if getattr(query, name)]
+    clauses += ["NOT d.`canary`"] if query.no_canary else []
     for name, sign, value in (("start", ">=", query.start), ("end", "<", query.end)):
         if value is not None:
             clauses.append(f"d.`time` {sign} {{{name}:DateTime64(6, 'UTC')}}")

@@ -59,6 +59,7 @@ class _Reader:
         self._shapes: dict[tuple[str, tuple[str | None, ...]], int] = {}  # places in operations
         self._tenant: tuple[str, str] | None = None
         self._callbacks = 0
+        self._elsewhere: list[Position] = []  # operations that are references which lead nowhere here
         self._version = ""
 
     def contents(self) -> Contents:
@@ -133,6 +134,12 @@ class _Reader:
             return
         if not self._budget.spend(_STEPS + len(value)):
             return
+        if "$ref" in value:
+            target = self._followed(value)
+            if not isinstance(target, dict):
+                self._elsewhere.append(where)
+            elif self._budget.spend(len(target)):
+                value = {**target, **value}
         self._callbacks += bool(value.get("callbacks"))
         said = read_extensions(self._document, value, "operation", above, where, self.findings)
         if said.ignore:
@@ -227,6 +234,9 @@ class _Reader:
             note(where, f"{len(top['webhooks'])} webhooks are calls that the service makes: not imported")
         if self._callbacks:
             note(Position(self._document.file), f"{self._callbacks} operations have callbacks: not imported")
+        if self._elsewhere:
+            told = "operations are references out of the document, so nothing of them was read but method and path"
+            note(self._elsewhere[0], f"{len(self._elsewhere)} {told}: bundle it into one file")
         if not paths:
             note(Position(self._document.file), "the document has no paths")
         if self._budget.exhausted:

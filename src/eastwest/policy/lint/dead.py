@@ -117,5 +117,4 @@ def _why(name: str, combinations: Mapping[Combination, int], removed: set[str]) 
     covering = {n for permits, forbids in combinations if name in permits and not forbids for n in permits} - removed
     if not covering:
         return f"policy {name!r} permits nothing: wherever it holds, {some(overruling)} forbids it"
-    also = f", and elsewhere {some(overruling)} forbids it" if overruling else ""
-    return f"policy {name!r} permits only what is permitted anyway, by {some(covering)}{also}"
+    return f"policy {name!r} permits only what is permitted anyway, by {some(covering)}"

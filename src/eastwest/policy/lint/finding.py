@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,18 +13,16 @@ from eastwest.policy.enforcement import OperationRules
 from eastwest.policy.estate import (
     Environment,
     Estate,
-    ForeignWorkload,
     Policy,
     Sensitivity,
-    Workload,
 )
-from eastwest.policy.lint.held import Held, Holding, what_holds
+from eastwest.policy.lint.held import Caller, Held, Holding, what_holds
+from eastwest.policy.lint.newcomers import Entrants, ToCome, entrants, to_come
 from eastwest.policy.lint.rules import CATALOGUE, Level
 from eastwest.policy.problems import Position
 from eastwest.policy.reach import Way, ways
 from eastwest.policy.table import CompiledPolicy
 
-Caller = Workload | ForeignWorkload
 CHANGING = frozenset({Sensitivity.MUTATE, Sensitivity.CONTROL})
 SHOWN = 3
 
@@ -76,6 +75,7 @@ class Ground:
         self.today = today
         self.registrations = tuple(registrations)
         self._compiled = compiled
+        self._allowed: dict[tuple[int, bool], Mapping[str, Way]] = {}
 
     @cached_property
     def held(self) -> Held:
@@ -96,6 +96,16 @@ class Ground:
                 for name in holding.permits:
                     found.setdefault(name, []).append(holding)
         return {name: tuple(holdings) for name, holdings in found.items()}
+
+    @cached_property
+    def entrants(self) -> Mapping[str, Entrants]:
+        """What permits let callers do that nobody has named, by policy."""
+        return entrants(self.estate, self.analyses)
+
+    @cached_property
+    def to_come(self) -> ToCome:
+        """Which permits hold for operations and services that there may be."""
+        return to_come(self.estate, self.analyses, self.effective)
 
     @cached_property
     def environments(self) -> Mapping[str, Environment]:
@@ -127,12 +137,21 @@ class Ground:
     def allowed(self, operation: str) -> Mapping[str, Way]:
         """Who is allowed an operation, by the freest way."""
         rules = self.rules[operation]
-        found: dict[str, Way] = {}
-        for cell in rules.cells:
-            made = ways(rules, cell)
-            if made:
-                found.update(dict.fromkeys(cell.callers, made[0]))
-        return found
+        # Operations share their cells.
+        key = (id(rules.cells), rules.tenant is not None and rules.tenant.claim)
+        if key not in self._allowed:
+            found: dict[str, Way] = {}
+            for cell in rules.cells:
+                made = ways(rules, cell)
+                if made:
+                    found.update(dict.fromkeys(cell.callers, made[0]))
+            self._allowed[key] = found
+        return self._allowed[key]
+
+    @cached_property
+    def population(self) -> Mapping[str, int]:
+        """Callers of each environment."""
+        return Counter(caller.environment for caller in self.estate.callers)
 
     def finding(
         self,

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import cedarpy
 from cedarpy import pst
@@ -20,24 +20,36 @@ from eastwest.policy.analysis import Analysis, analyse
 from eastwest.policy.cells import Slice, caller_texts
 from eastwest.policy.estate import Demand, Estate, ForeignWorkload, Operation, Service, Workload
 from eastwest.policy.judge import Entities, fresh_text
+from eastwest.policy.lint.tree import Compared, compared_with_tenant, said_of
 from eastwest.policy.operations import can_be_tenant, method_of, tenant_source
-from eastwest.policy.schema import ACTION, DOMAIN, ENVIRONMENT, SERVICE, WORKLOAD, cedar_entities, uid
+from eastwest.policy.schema import (
+    ACTION,
+    DOMAIN,
+    ENVIRONMENT,
+    RESERVED_ATTRIBUTES,
+    SERVICE,
+    WORKLOAD,
+    cedar_entities,
+    uid,
+)
 
 MAX_QUESTIONS = 20_000
 """About one kind of caller at one kind of operation; where there would be more, all that may hold counts as needed."""
 BATCH = 5_000
 """Questions that are held as answers at one time."""
 Policies = frozenset[str]
+_NONE: Policies = frozenset()
+Caller = Workload | ForeignWorkload
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
     """Callers that policies cannot tell apart."""
 
-    callers: tuple[Workload | ForeignWorkload, ...]
+    callers: tuple[Caller, ...]
 
     @property
-    def first(self) -> Workload | ForeignWorkload:
+    def first(self) -> Caller:
         """The one that is asked about."""
         return self.callers[0]
 
@@ -53,7 +65,8 @@ class Alike:
 class Holding:
     """Permits and forbids that hold together for a kind of caller at some operations, for some tenant and token.
 
-    Only questions that the operations' own demands let through are asked.
+    Only questions that the operations' own demands let through are asked. Where forbids hold, permits that are known to
+    allow something elsewhere may be missing.
     """
 
     kind: Kind
@@ -86,17 +99,27 @@ class Held:
     forbidding: frozenset[Policies]
 
 
-def what_holds(estate: Estate) -> Held:
-    """Ask about the whole estate; rules in report mode are left out, as they decide nothing."""
-    return _Asking(estate).all()
+def what_holds(estate: Estate, callers: Collection[Caller] | None = None) -> Held:
+    """Ask about the whole estate; or only about some ``callers`` of it, and then only what they are allowed.
+
+    Rules in report mode are left out, as they decide nothing.
+    """
+    asking = _Asking(estate, estate.callers if callers is None else callers)
+    if callers is not None:
+        asking.alive.update(policy.id for policy in estate.policies)
+    return asking.all()
 
 
 _Found = frozenset[tuple[Policies, Policies]]
+_Head = dict[tuple[str, str] | None, int]
 
 
 class _Asking:
-    def __init__(self, estate: Estate) -> None:
+    def __init__(self, estate: Estate, callers: Collection[Caller]) -> None:
         self._estate = estate
+        self._callers = callers
+        self.alive: set[str] = set()
+        """Permits of which nothing more is to be found out where a forbid holds."""
         self._policies = [analyse(policy) for policy in estate.policies if not policy.report]
         self._entities = Entities(estate.schema, cedar_entities(estate))
         self._environments = {w.spiffe_id: w.environment for w in estate.workloads}
@@ -110,8 +133,8 @@ class _Asking:
     def all(self) -> Held:
         """Questions that no policy tells apart are asked once."""
         kinds: dict[int, list[Kind]] = {}
-        for kind in _kinds(self._estate, self._policies):
-            kinds.setdefault(self._mask(p.principal.covers(_names(kind)) for p in self._policies), []).append(kind)
+        for kind in _kinds(self._callers, self._policies):
+            kinds.setdefault(self._admitting(kind), []).append(kind)
         answers: dict[tuple[int, Hashable], tuple[Kind, _Found, list[Alike]]] = {}
         unasked: set[str] = set()
         forbidding: set[Policies] = set()
@@ -123,15 +146,18 @@ class _Asking:
                     continue
                 part = self._part(applying)
                 key = self._key(applying, *place.operations[0])
-                fresh = []
+                fresh: dict[Hashable, list[Kind]] = {}
                 for kind in members:
                     known = answers.get((id(kind), key))
                     if known is None:
-                        fresh.append(kind)
+                        fresh.setdefault(part.seen_of(kind), []).append(kind)
                     else:
                         known[2].append(place)
-                for kind, found in zip(fresh, self._ask(part, fresh, *place.operations[0]), strict=True):
-                    answers[id(kind), key] = kind, found or frozenset(), [place]
+                first = [alike[0] for alike in fresh.values()]
+                told = self._ask(part, first, *place.operations[0])
+                for alike, found in zip(fresh.values(), told, strict=True):
+                    for kind in alike:
+                        answers[id(kind), key] = kind, found or frozenset(), [place]
                     if found is None:
                         unasked |= {policy.policy.id for policy in part.policies}
                     for _, forbids in found or ():
@@ -158,16 +184,19 @@ class _Asking:
                     alike.setdefault(key, (chosen, Alike([])))[1].operations.append((service, operation))
         yield from alike.values()
 
-    @staticmethod
-    def _mask(bits: Iterable[bool]) -> int:
-        return sum(1 << i for i, bit in enumerate(bits) if bit)
+    def _admitting(self, kind: Kind) -> int:
+        """The policies whose head lets callers of a kind through."""
+        mask = self._heads[0].get(None, 0)
+        for name in _names(kind):
+            mask |= self._heads[0].get(name, 0)
+        return mask
 
     @cached_property
-    def _heads(self) -> tuple[dict[tuple[str, str] | None, int], dict[tuple[str, str] | None, int]]:
-        """For the action and the resource line of heads: which policies each name lets through, None every one."""
-        found: tuple[dict[tuple[str, str] | None, int], dict[tuple[str, str] | None, int]] = ({}, {})
+    def _heads(self) -> tuple[_Head, _Head, _Head]:
+        """For the three lines of heads: which policies each name lets through, one bit each; None: every name."""
+        found: tuple[_Head, _Head, _Head] = ({}, {}, {})
         for i, policy in enumerate(self._policies):
-            for heads, scope in zip(found, (policy.action, policy.resource), strict=True):
+            for heads, scope in zip(found, (policy.principal, policy.action, policy.resource), strict=True):
                 for name in () if scope.never else [None] if scope.among is None else scope.among:
                     heads[name] = heads.get(name, 0) | 1 << i
         return found
@@ -177,7 +206,7 @@ class _Asking:
         action = ((ACTION, operation.name), (ACTION, str(operation.sensitivity)))
         resource = ((SERVICE, service.service), (DOMAIN, service.domain), (ENVIRONMENT, here))
         masks = []
-        for heads, names in zip(self._heads, (action, resource), strict=True):
+        for heads, names in zip(self._heads[1:], (action, resource), strict=True):
             mask = heads.get(None, 0)
             for name in names:
                 mask |= heads.get(name, 0)
@@ -186,7 +215,9 @@ class _Asking:
 
     def _part(self, chosen: int) -> _Part:
         if chosen not in self._parts:
-            self._parts[chosen] = _Part([p for i, p in enumerate(self._policies) if chosen >> i & 1], self._entities)
+            self._parts[chosen] = _Part(
+                [p for i, p in enumerate(self._policies) if chosen >> i & 1], self._entities, self.alive
+            )
         return self._parts[chosen]
 
     def _key(self, chosen: int, service: Service, operation: Operation) -> Hashable:
@@ -211,27 +242,27 @@ class _Asking:
         """What holds for each kind; None where that would take too many questions."""
         questions = [self._questions(part, kind, service, operation) for kind in kinds]
         every = [question for some in questions for question in some or ()]
-        answers = zip(part.holding(part.permits, every), part.holding(part.forbids, every), strict=True)
+        answers = part.holding(every)
         for some in questions:
             if some is None:
                 yield None
                 continue
-            told = itertools.islice(answers, len(some))
             # A call at which a policy fails is refused, whatever else holds.
-            yield frozenset((held, no) for held, no in told if held is not None and no is not None)
+            yield frozenset(told for told in itertools.islice(answers, len(some)) if told is not None)
 
     def _questions(
         self, part: _Part, kind: Kind, service: Service, operation: Operation
     ) -> list[dict[str, Any]] | None:
         source = tenant_source(service, operation)
-        texts = part.slice.texts | frozenset(caller_texts(kind.first)) | {service.owner, method_of(operation)}
+        texts = part.slice.texts | part.texts_of(kind) | {service.owner, method_of(operation)}
         if part.slice.reads_others:
             texts |= self._texts
         if part.slice.uses_tokens:
             texts |= {operation.name, service.service}
         tenants: list[str | None] = [None]
         if source is not None:
-            named = sorted(t for t in texts if can_be_tenant(source, t)) if part.slice.uses_tenant else []
+            said = part.tenants_of(kind)
+            named = sorted(t for t in (texts if said is None else said) if can_be_tenant(source, t))
             tenants = [fresh_text("any-other", texts), *named]
         tokens = list(_tokens(part, texts, operation))
         if len(tenants) * len(tokens) > MAX_QUESTIONS:
@@ -244,32 +275,91 @@ class _Asking:
 class _Part:
     """Policies that may hold together, ready to be asked."""
 
-    def __init__(self, policies: Sequence[Analysis], entities: Entities) -> None:
+    def __init__(self, policies: Sequence[Analysis], entities: Entities, alive: set[str]) -> None:
         self.policies = policies
         self.slice = Slice(policies, entities)
         self._entities = entities
-        self.permits = [p for p in policies if p.policy.effect == "permit"]
-        self.forbids = [p for p in policies if p.policy.effect == "forbid"]
+        self._alive = alive
+        self._permits = [p for p in policies if p.policy.effect == "permit"]
         self.failing: set[str] = set()
-        self._sets: dict[int, cedarpy.PolicySet] = {}
+        self._sets: dict[bool, cedarpy.PolicySet] = {}
+        said = [said_of(p.policy) for p in policies]
+        self._whole = any(one.principal_itself for one in said) or self.slice.reads_others
+        bound = {"tenants"} if any(p.is_bound for p in policies) else set()
+        self._looks = tuple(sorted(bound.union(*(one.principal_attributes for one in said))))
 
-    def holding(self, policies: Sequence[Analysis], questions: Sequence[dict[str, Any]]) -> Iterator[Policies | None]:
-        """Of ``policies``, those that hold at each question; None where one fails, which ``failing`` then has."""
-        if not policies:
-            yield from (frozenset() for _ in questions)
-            return
-        if id(policies) not in self._sets:
-            trees = {p.policy.id: replace(p.tree, id=p.policy.id) for p in policies}
-            whole = pst.PolicySet(templates={}, static_policies=trees, template_links=())
-            self._sets[id(policies)] = cedarpy.PolicySet.from_pst(whole)
-        kept = self._sets[id(policies)]
+    def seen_of(self, kind: Kind) -> Hashable:
+        """What these policies can see of a caller, apart from their heads."""
+        if self._whole:
+            return id(kind)
+        return tuple(_values(kind.first, name) for name in self._looks)
+
+    def texts_of(self, kind: Kind) -> frozenset[str]:
+        """What they can compare of it with something else."""
+        if self._whole:
+            return frozenset(caller_texts(kind.first))
+        return frozenset(text for name in self._looks for text in _values(kind.first, name) or ())
+
+    @cached_property
+    def _compared(self) -> list[Compared | None]:
+        return [compared_with_tenant(policy.tree) for policy in self.policies]
+
+    def tenants_of(self, kind: Kind) -> frozenset[str] | None:
+        """Texts that they may compare the tenant with; None: any that there is."""
+        if not self.slice.uses_tenant:
+            return frozenset()
+        compared = self._compared
+        if self.slice.uses_tokens or any(one is None for one in compared):
+            return None
+        names = {name for one in compared if one is not None for name in one.attributes}
+        texts = {text for one in compared if one is not None for text in one.texts}
+        return frozenset(texts.union(*(_values(kind.first, name) or () for name in names)))
+
+    def holding(self, questions: Sequence[dict[str, Any]]) -> Iterator[tuple[Policies, Policies] | None]:
+        """Permits and forbids that hold at each question; None where a policy fails, which ``failing`` then has."""
         for start in range(0, len(questions), BATCH):
             some = list(questions[start : start + BATCH])
-            for answer in cedarpy.is_authorized_batch(some, kept, self._entities.handle, None):
-                errors = answer.diagnostics.errors
-                for error in errors:
-                    self.failing |= {p.policy.id for p in policies if f"`{p.policy.id}`" in error}
-                yield None if errors else frozenset(answer.diagnostics.reasons)
+            answers = self._asked(some, permits=False)
+            # Cedar names forbids alone where one holds: only then are permits asked by themselves.
+            self._alive.update(name for answer in answers if answer.allowed for name in answer.reasons)
+            forbidden = [i for i, answer in enumerate(answers) if answer.reasons and not answer.allowed]
+            if self._alive.issuperset(p.policy.id for p in self._permits):
+                forbidden = []
+            again = self._asked([some[i] for i in forbidden], permits=True) if forbidden else []
+            permits = dict(zip(forbidden, again, strict=False))
+            for i, answer in enumerate(answers):
+                if answer.failed:
+                    yield None
+                elif answer.allowed:
+                    yield answer.reasons, _NONE
+                else:
+                    yield (permits[i].reasons if i in permits else _NONE), answer.reasons
+
+    def _asked(self, questions: list[dict[str, Any]], *, permits: bool) -> list[_Told]:
+        if permits not in self._sets:
+            chosen = self._permits if permits else self.policies
+            trees = {p.policy.id: replace(p.tree, id=p.policy.id) for p in chosen}
+            whole = pst.PolicySet(templates={}, static_policies=trees, template_links=())
+            self._sets[permits] = cedarpy.PolicySet.from_pst(whole)
+        found = []
+        for answer in cedarpy.is_authorized_batch(questions, self._sets[permits], self._entities.handle, None):
+            errors = answer.diagnostics.errors
+            for error in errors:
+                self.failing |= {p.policy.id for p in self.policies if f"`{p.policy.id}`" in error}
+            found.append(_Told(answer.allowed, frozenset(answer.diagnostics.reasons), bool(errors)))
+        return found
+
+
+class _Told(NamedTuple):
+    allowed: bool
+    reasons: Policies
+    failed: bool
+
+
+def _values(caller: Caller, name: str) -> tuple[str, ...] | None:
+    """What a caller's attribute says, sorted; None where it has none."""
+    value = getattr(caller, name) if name in RESERVED_ATTRIBUTES else caller.attributes.get(name)
+    return (value,) if isinstance(value, str) else None if value is None else tuple(sorted(value))
 
 
 def _tokens(part: _Part, texts: Iterable[str], operation: Operation) -> Iterator[tuple[str, str] | None]:
@@ -311,10 +401,10 @@ def _question(
     }
 
 
-def _kinds(estate: Estate, policies: Sequence[Analysis]) -> Iterator[Kind]:
+def _kinds(callers: Iterable[Caller], policies: Sequence[Analysis]) -> Iterator[Kind]:
     named = frozenset(name for p in policies for name in p.callers)
-    groups: dict[Hashable, list[Workload | ForeignWorkload]] = {}
-    for caller in estate.callers:
+    groups: dict[Hashable, list[Caller]] = {}
+    for caller in callers:
         said = tuple(sorted((k, v if isinstance(v, str) else tuple(sorted(v))) for k, v in caller.attributes.items()))
         alone = caller.spiffe_id if caller.spiffe_id in named else ""
         key = (caller.environment, caller.domain, caller.owner, said, alone)

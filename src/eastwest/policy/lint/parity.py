@@ -17,6 +17,9 @@ _CHANGING_VERBS = frozenset(
         *("create", "update", "delete", "write", "set", "put", "patch", "remove", "add", "send", "grant", "revoke"),
         *("disable", "enable", "mute", "void", "cancel", "refund", "approve", "reject", "import", "reset", "rotate"),
         *("edit", "modify", "insert", "upsert", "replace", "purge", "drop", "assign", "transfer", "publish"),
+        *("append", "submit", "issue", "close", "lock", "unlock", "ban", "block", "unblock", "suspend", "resume"),
+        *("activate", "deactivate", "archive", "restore", "rename", "move", "merge", "pay", "charge", "reserve"),
+        *("register", "invite", "promote", "demote", "deploy", "install", "start", "stop", "wipe", "erase", "destroy"),
     }
 )
 MOST = 0.8
@@ -64,10 +67,10 @@ def _unlike(
     for write in writes:
         for caller, way in ground.allowed(write.name).items():
             if caller != service.workload:
-                writers.setdefault(caller, way)
+                known = writers.get(caller, way)
+                writers[caller] = min(known, way, key=lambda one: one.held.rank)
     readers: dict[str, set[str]] = {}
-    here = ground.environment_of[service.service]
-    everybody = sum(c.environment == here for c in ground.callers.values()) - 1
+    everybody = ground.population[ground.environment_of[service.service]] - 1
     for read in reads:
         allowed = {name: way for name, way in ground.allowed(read.name).items() if name != service.workload}
         for name in allowed:
@@ -81,16 +84,47 @@ def _unlike(
                 service=service.service,
                 pairs=[(name, read.name) for name in sorted(allowed)[:3]],
             )
-    beyond = writers.keys() - readers.keys()
-    if readers and beyond and len(writers) > FEW * len(readers):
+    yield from _wider_writes(ground, service, reads, writes)
+    free = {name for name, way in writers.items() if way.held is Held.NOTHING}  # the others bring a token each time
+    beyond = free - readers.keys()
+    if readers and beyond and len(free) > FEW * len(readers):
         yield ground.finding(
             "write-wider-than-read",
             ground.estate.position("operation", writes[0].name),
-            f"{some(o.name for o in writes)} is open to {counted(writers, 'caller')}, and its reads to {len(readers)}: "
+            f"{some(o.name for o in writes)} is open to {counted(free, 'caller')}, and its reads to {len(readers)}: "
             f"{some(beyond)} may write what they may not read",
             service=service.service,
             pairs=[(name, o.name) for name in sorted(beyond)[:3] for o in writes if name in ground.allowed(o.name)][:3],
         )
+
+
+def _wider_writes(
+    ground: Ground, service: Service, reads: Sequence[Operation], writes: Sequence[Operation]
+) -> Iterator[Finding]:
+    """Reads that are held to tenants, and changes that are not."""
+    closed = [read for read in reads if read.sensitivity is not Sensitivity.OPEN]
+    readers = [ground.allowed(read.name) for read in closed]
+    per_tenant = bool(closed) and all(tenant_source(service, read) is not None for read in closed)
+    held = any(readers) and not any(_any_tenant(ground, allowed) for allowed in readers)
+    for write in writes:
+        allowed = {name: way for name, way in ground.allowed(write.name).items() if name != service.workload}
+        problem = ""
+        if per_tenant and tenant_source(service, write) is None and _without_token(allowed):
+            problem = f"whatever the tenant, and {some(read.name for read in closed)} is per tenant"
+        elif per_tenant and held and _any_tenant(ground, allowed):
+            problem = f"for any tenant, and reads are held to the callers' own ({some(read.name for read in closed)})"
+        if problem:
+            yield ground.finding(
+                "write-wider-than-read",
+                ground.estate.position("operation", write.name),
+                f"{write.name} is open to {counted(allowed, 'caller')}, {problem}",
+                service=service.service,
+                pairs=[(name, write.name) for name in sorted(allowed)[:3]],
+            )
+
+
+def _without_token(allowed: Mapping[str, Way]) -> bool:
+    return any(way.held is Held.NOTHING for way in allowed.values())
 
 
 def _wider(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from eastwest.policy.cedar import ANY_TENANT
 from eastwest.policy.enforcement import MtlsMode
 from eastwest.policy.estate import Sensitivity
 from eastwest.policy.lint.finding import Finding, Ground, counted, some
@@ -94,9 +95,14 @@ def unclassified(ground: Ground) -> Iterator[Finding]:
 
 
 def free_tenants(ground: Ground) -> Iterator[Finding]:
-    """A header is the caller's own word: whoever may name any tenant there is held to none."""
+    """Callers that serve tenants, and may name any other.
+
+    In a header that is nothing but their word. Elsewhere a permit that is silent holds them to their own tenants; one
+    that looks at the tenant and lets any through is hardly meant, unless it says so.
+    """
+    said_so = {p.policy.id for p in ground.analyses if p.tree.annotations.get("tenants") == ANY_TENANT}
     for service in ground.estate.services:
-        if service.tenant is None or service.tenant.header is None:
+        if service.tenant is None or service.tenant.claim:
             continue
         for operation in service.operations:
             if operation.sensitivity in {None, Sensitivity.OPEN}:
@@ -104,14 +110,18 @@ def free_tenants(ground: Ground) -> Iterator[Finding]:
             unbound = sorted(
                 name
                 for name, way in ground.allowed(operation.name).items()
-                if way.tenants is not None and way.tenants.any_other and "tenants" in ground.callers[name].attributes
+                if way.tenants is not None
+                and way.tenants.any_other
+                and "tenants" in ground.callers[name].attributes
+                and (service.tenant.header is not None or said_so.isdisjoint(way.policies))
             )
             if unbound:
+                header = service.tenant.header
+                where = f"that they write into the header {header}" if header is not None else "there is"
                 yield ground.finding(
                     "free-tenant",
                     ground.estate.position("operation", operation.name),
-                    f"{some(unbound)} may do {operation.name} for any tenant that they write into the header "
-                    f"{service.tenant.header}",
+                    f"{some(unbound)} may do {operation.name} for any tenant {where}",
                     service=service.service,
                     workloads=unbound,
                     pairs=[(name, operation.name) for name in unbound[:3]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from eastwest.policy.estate import Service, Workload
@@ -9,6 +10,8 @@ from eastwest.policy.lint.finding import Finding, Ground, some
 
 _BROAD = frozenset({"gid", "group", "supplementary_gid", "supplementary_group", "ns", "cluster"})
 """Names of selectors that programs of any kind share."""
+_INTERPRETER = re.compile(r"(python|perl|ruby|node|nodejs|java|php|bash|dash|sh|zsh|env|busybox)[0-9.]*")
+"""Names of programs that run others' programs: every script of the machine has their path."""
 _ANYBODY = frozenset({"unix:uid:0", "unix:user:root", "unix:user:nobody", "unix:user:www-data"})
 
 
@@ -40,10 +43,7 @@ def _services(ground: Ground) -> Iterator[Finding]:
 
 def _selectors(ground: Ground) -> Iterator[Finding]:
     """Of two workloads on the same nodes one has all the selectors of the other, or the same ones."""
-    by_node: dict[str, list[Workload]] = {}
-    for workload in ground.estate.workloads:
-        by_node.setdefault(workload.node, []).append(workload)
-    for workloads in by_node.values():
+    for workloads in _by_node(ground).values():
         by_selectors: dict[frozenset[str], list[Workload]] = {}
         for workload in workloads:
             by_selectors.setdefault(frozenset(workload.selectors), []).append(workload)
@@ -71,6 +71,24 @@ def _selectors(ground: Ground) -> Iterator[Finding]:
                 )
 
 
+def _by_node(ground: Ground) -> dict[str, list[Workload]]:
+    """Workloads that one node may run: those of a group with fewer selectors are on the nodes of one with more too."""
+    groups = {f"group:{group.name}": frozenset(group.selectors) for group in ground.estate.settings.node_groups}
+    found: dict[str, list[Workload]] = {}
+    for workload in ground.estate.workloads:
+        found.setdefault(workload.node, []).append(workload)
+    here = {node: groups[node] for node in found if node in groups}
+    return {
+        node: [
+            workload
+            for other, workloads in found.items()
+            if other == node or (node in here and other in here and here[other] < here[node])
+            for workload in workloads
+        ]
+        for node in found
+    }
+
+
 def _broad(ground: Ground) -> Iterator[Finding]:
     for workload in ground.estate.workloads:
         if all(_is_broad(selector) for selector in workload.selectors):
@@ -83,7 +101,10 @@ def _broad(ground: Ground) -> Iterator[Finding]:
 
 
 def _is_broad(selector: str) -> bool:
-    return selector in _ANYBODY or selector.split(":")[1] in _BROAD
+    kind = selector.split(":")[1]
+    if kind == "path":
+        return _INTERPRETER.fullmatch(selector.rpartition("/")[2]) is not None
+    return selector in _ANYBODY or kind in _BROAD
 
 
 def _registrations(ground: Ground) -> Iterator[Finding]:

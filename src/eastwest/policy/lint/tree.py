@@ -13,6 +13,8 @@ from cedarpy import pst
 from eastwest.policy.estate import Policy
 
 _TOKENS = frozenset({"step_up", "approval", "transaction"})
+_TENANT = pst.GetAttr(pst.Var("context"), "tenant")
+_STEP_UP = pst.GetAttr(pst.Var("context"), "step_up")
 _ALWAYS = (pst.When(pst.BoolLit(True)), pst.Unless(pst.BoolLit(False)))
 
 
@@ -43,6 +45,48 @@ def said_of(policy: Policy) -> Said:
         resource_attributes=frozenset(attributes["resource"]),
         token=bool(attributes["context"] & _TOKENS),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """With what a policy compares the tenant: texts, and attributes of the caller."""
+
+    texts: frozenset[str] = frozenset()
+    attributes: frozenset[str] = frozenset()
+
+
+def compared_with_tenant(policy: pst.Template) -> Compared | None:
+    """None where it does something with the tenant that is not told apart here."""
+    texts: set[str] = set()
+    attributes: set[str] = set()
+    known = 0
+    nodes = [node for clause in policy.clauses for node in _nodes(clause.expr)]
+    for node in nodes:
+        if not isinstance(node, pst.BinaryOp) or _TENANT not in (node.left, node.right):
+            continue
+        other = node.right if node.left == _TENANT else node.left
+        match other:
+            case pst.StringLit():
+                texts.add(other.value)
+            case pst.Set():
+                named = [one.value for one in other.elements if isinstance(one, pst.StringLit)]
+                if len(named) < len(other.elements):
+                    return None
+                texts.update(named)
+            case pst.GetAttr(base=pst.Var("principal")):
+                attributes.add(other.attr)
+            case _:
+                return None
+        known += 1
+    if known != sum(node == _TENANT for node in nodes) or any(node == _STEP_UP for node in nodes):
+        return None
+    return Compared(frozenset(texts), frozenset(attributes))
+
+
+def _nodes(node: Any) -> Iterator[Any]:
+    yield node
+    for child in _children(node):
+        yield from _nodes(child)
 
 
 def _walk(node: Any, attributes: dict[str, set[str]], bare: set[str]) -> None:

@@ -1,20 +1,21 @@
-"""Permits that are wider than people mean: by who calls, by what is done, by where."""
+"""Permits that are wider than people mean: by who calls, by what is done, by where.
+
+What counts is what a permit lets through, not how it is written: see ``newcomers``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from eastwest.policy.analysis import Analysis, Scope
 from eastwest.policy.estate import Operation, Sensitivity, Service
 from eastwest.policy.lint.finding import CHANGING, Finding, Ground, counted, some
 from eastwest.policy.lint.held import Holding
-from eastwest.policy.lint.tree import Said, said_of
-from eastwest.policy.schema import ACTION, DOMAIN, ENVIRONMENT
+from eastwest.policy.lint.newcomers import Entrants, Operations, beyond_open
+from eastwest.policy.lint.tree import said_of
+from eastwest.policy.schema import DOMAIN, ENVIRONMENT
 
-_GROUPS = frozenset((ACTION, sensitivity.value) for sensitivity in Sensitivity)
-_LIGHT = frozenset({"environment", "tenants"})
-"""Attributes by which a condition does not choose callers: everybody has the one and serves some of the other."""
+_NOBODY_NEW = Entrants()
 MAX_PAIRS = 5
 
 
@@ -32,57 +33,83 @@ def wide(ground: Ground) -> Iterator[Finding]:
 def restricted_across_domains(ground: Ground) -> Iterator[Finding]:
     """Whole groups of callers that read another domain's restricted data, and nothing is asked of them."""
     for policy in ground.analyses:
-        if policy.policy.effect != "permit" or _names_workloads(policy) or said_of(policy.policy).conditions:
-            continue
-        if policy.principal == Scope():
-            continue  # is told as wide-caller
-        pairs = [
-            (kind, service, operation)
-            for holding in ground.effective.get(policy.policy.id, ())
-            for kind in (holding.kind,)
-            for service, operation in holding.operations
-            if operation.sensitivity is Sensitivity.RESTRICTED_READ and service.domain != kind.first.domain
-        ]
-        if pairs:
-            kind, service, operation = pairs[0]
+        entrants = ground.entrants.get(policy.policy.id, _NOBODY_NEW)
+        if said_of(policy.policy).token or _everybody(ground, policy, entrants):
+            continue  # is told as wide-caller, or has to bring something
+        callers = [caller for h in ground.effective.get(policy.policy.id, ()) for caller in h.kind.callers]
+        there = {caller.domain for caller in callers}
+        read = sorted(
+            (domain, operation.name, service.domain, service.service)
+            for domain, places in entrants.unasked.items()
+            for service, operation in beyond_open(places if domain in there else {})
+            if operation.sensitivity is Sensitivity.RESTRICTED_READ and service.domain != domain
+        )
+        for domain, operation, where, service in read[:1]:
+            caller = next(caller.spiffe_id for caller in callers if caller.domain == domain)
             yield ground.finding(
                 "restricted-across-domains",
                 ground.at_policy(policy.policy),
-                f"policy {policy.policy.id!r} lets every caller of {_whom(policy)} read {operation.name}, which is "
-                f"restricted and of domain {service.domain}, and asks nothing of them",
+                f"policy {policy.policy.id!r} lets every caller of {_whom(policy, entrants.unasked)} read {operation}, "
+                f"which is restricted and of domain {where}, and asks nothing of them",
                 policy=policy.policy.id,
-                service=service.service,
-                pairs=[(kind.first.spiffe_id, operation.name)],
+                service=service,
+                pairs=[(caller, operation)],
             )
 
 
 def _judged(ground: Ground, policy: Analysis, holdings: Sequence[Holding]) -> Finding | None:
-    said = said_of(policy.policy)
-    if said.token:
+    if said_of(policy.policy).token:
         return None  # whoever calls has to have been given something for it
-    beyond_open = list(_operations(holdings, lambda o: o.sensitivity is not Sensitivity.OPEN))
-    if not beyond_open:
+    reached = list(_operations(holdings, lambda o: o.sensitivity is not Sensitivity.OPEN))
+    if not reached:
         return None
-    changing = [(s, o) for s, o in beyond_open if o.sensitivity in CHANGING]
-    control = [(s, o) for s, o in beyond_open if o.sensitivity is Sensitivity.CONTROL]
-    anybody = policy.principal in (Scope(), _everything(policy)) and not _chooses_callers(said)
-    group = _is_group(policy) and not _chooses_callers(said, and_domain=False)
-    any_action = policy.action == Scope() and not policy.uses_action
-    wildcard = any_action or bool((policy.action.among or frozenset()) & _GROUPS)
-    any_resource = policy.resource == Scope() and wildcard and not _chooses_services(said, policy)
-    whole_domain = not _single_service(policy) and not _chooses_services(said, policy)
-    who = f"every caller of {_whom(policy)}" if group else "its callers"
-    if anybody:
-        return _finding(ground, "wide-caller", policy, holdings, beyond_open, "permits every caller, whoever it is")
-    if group and control:
-        return _finding(ground, "wide-domain", policy, holdings, control, f"lets {who} control something")
-    if group and changing and (wildcard or whole_domain):
-        return _finding(ground, "wide-domain", policy, holdings, changing, f"lets {who} change things by a wildcard")
-    if any_action:
-        return _finding(ground, "wide-action", policy, holdings, beyond_open, f"permits {who} whatever can be done")
-    if any_resource:
-        return _finding(ground, "wide-resource", policy, holdings, beyond_open, f"permits {who} the same everywhere")
+    name = policy.policy.id
+    entrants = ground.entrants.get(name, _NOBODY_NEW)
+    if _everybody(ground, policy, entrants):
+        return _finding(ground, "wide-caller", policy, holdings, reached, "permits every caller, whoever it is")
+    groups = {domain: beyond_open(places) for domain, places in entrants.of_domain.items()}
+    control = {
+        domain for domain, found in groups.items() if any(o.sensitivity is Sensitivity.CONTROL for _, o in found)
+    }
+    if control and (there := _only(reached, {Sensitivity.CONTROL})):
+        words = f"lets every caller of {_whom(policy, control)} control something"
+        return _finding(ground, "wide-domain", policy, holdings, there, words)
+    changing = {domain for domain, found in groups.items() if any(o.sensitivity in CHANGING for _, o in found)}
+    wildcard = name in ground.to_come.changes
+    whole = _of_environment(policy) and any(o.sensitivity in CHANGING for _, o in beyond_open(entrants.anybody))
+    if changing and (wildcard or whole) and (there := _only(reached, CHANGING)):
+        words = f"lets every caller of {_whom(policy, changing)} change things{' by a wildcard' if wildcard else ''}"
+        return _finding(ground, "wide-domain", policy, holdings, there, words)
+    who = f"every caller of {_whom(policy, groups)}" if groups else "its callers"
+    if (policy.action == Scope() and not policy.uses_action) or name in ground.to_come.everything:
+        return _finding(ground, "wide-action", policy, holdings, reached, f"permits {who} whatever can be done")
+    if name in ground.to_come.elsewhere:
+        return _finding(ground, "wide-resource", policy, holdings, reached, f"permits {who} the same everywhere")
     return None
+
+
+def _everybody(ground: Ground, policy: Analysis, entrants: Entrants) -> Operations:
+    """What the permit lets anybody do; one that names an environment is about a group, if a large one."""
+    if _of_environment(policy):
+        return ()
+    found = beyond_open(entrants.anybody)
+    if not found and len(entrants.of_domain) == len(ground.estate.settings.domains) > 1:
+        # Every domain, one by one.
+        everywhere = set.intersection(*(set(places) for places in entrants.of_domain.values()))
+        first = next(iter(entrants.of_domain.values()))
+        return beyond_open({key: first[key] for key in everywhere})
+    return found
+
+
+def _of_environment(policy: Analysis) -> bool:
+    among = policy.principal.among
+    return bool(among) and all(kind == ENVIRONMENT for kind, _ in among or ())
+
+
+def _only(
+    operations: Iterable[tuple[Service, Operation]], kinds: Collection[Sensitivity]
+) -> list[tuple[Service, Operation]]:
+    return [(service, operation) for service, operation in operations if operation.sensitivity in kinds]
 
 
 def _finding(
@@ -110,7 +137,7 @@ def _finding(
     )
 
 
-def _operations(holdings: Iterable[Holding], keep: Any) -> Iterator[tuple[Service, Operation]]:
+def _operations(holdings: Iterable[Holding], keep: Callable[[Operation], bool]) -> Iterator[tuple[Service, Operation]]:
     seen: set[int] = set()
     for place in (place for holding in holdings for place in holding.places):
         if id(place) not in seen:
@@ -118,39 +145,8 @@ def _operations(holdings: Iterable[Holding], keep: Any) -> Iterator[tuple[Servic
             yield from ((service, operation) for service, operation in place.operations if keep(operation))
 
 
-def _everything(policy: Analysis) -> Scope:
-    """``principal is Workload``: the same as ``principal``."""
-    return policy.principal if policy.principal.among is None and not policy.principal.never else Scope()
-
-
-def _is_group(policy: Analysis) -> bool:
-    among = policy.principal.among or frozenset()
-    return bool(among) and all(kind in {DOMAIN, ENVIRONMENT} for kind, _ in among)
-
-
-def _names_workloads(policy: Analysis) -> bool:
-    among = policy.principal.among or frozenset()
-    return bool(among) and not _is_group(policy)
-
-
-def _single_service(policy: Analysis) -> bool:
-    among = policy.resource.among
-    if among is not None and all(kind not in {DOMAIN, ENVIRONMENT} for kind, _ in among):
-        return True
-    # Operations that are named say their service.
-    actions = policy.action.among
-    return actions is not None and not actions & _GROUPS
-
-
-def _chooses_callers(said: Said, *, and_domain: bool = True) -> bool:
-    """Whether a condition asks something of the caller that sets it apart from others."""
-    light = _LIGHT if and_domain else _LIGHT | {"domain"}
-    return said.principal_itself or bool(said.principal_attributes - light)
-
-
-def _chooses_services(said: Said, policy: Analysis) -> bool:
-    return policy.names_services or bool(said.resource_attributes - {"environment"})
-
-
-def _whom(policy: Analysis) -> str:
-    return some(f"{kind.lower()} {name}" for kind, name in policy.principal.among or ())
+def _whom(policy: Analysis, domains: Iterable[str]) -> str:
+    """The groups that its head names, else those that it lets through."""
+    among = policy.principal.among or ()
+    named = [f"{kind.lower()} {name}" for kind, name in among if kind in {DOMAIN, ENVIRONMENT}]
+    return some(named or (f"domain {name}" for name in domains))

@@ -15,17 +15,18 @@ from eastwest.clock import Clock
 from eastwest.entropy import Entropy
 from eastwest.errors import FailedPrecondition
 from eastwest.log.note import NoteKey
+from eastwest.log.tiles import CHECKPOINT_PATH
 from eastwest.pki.rotation.state import Kind, Stage
 from eastwest.pki.signer import KeyAlgorithm, KeyStore
 from eastwest.pki.upstream import UpstreamAuthority, UpstreamContext
-from eastwest.process.files import make_private, replace_file
+from eastwest.process.files import make_private
 from eastwest.process.plugins import UPSTREAM_AUTHORITIES, load_plugin
 from eastwest.server.ca.authority import Lifetimes, Maker, log_name, open_key_store
 from eastwest.server.ca.rotation import AuthorityKeeper
 from eastwest.server.config import ServerConfig
 from eastwest.server.journal import Event, Journal
 from eastwest.server.log.fork import refuse_forked
-from eastwest.server.log.keys import open_second_key, write_vkey
+from eastwest.server.log.keys import check_first_key, open_second_key, write_vkey
 from eastwest.store.authority import SqliteAuthority
 from eastwest.store.database import Database
 from eastwest.store.log import SqliteLog
@@ -52,11 +53,18 @@ async def open_authority(config: ServerConfig, clock: Clock, entropy: Entropy, s
     store = SqliteAuthority(database)
     found = await store.load()
     if found is None:
+        if (config.paths.log / CHECKPOINT_PATH).exists():
+            raise FailedPrecondition(
+                "the database is gone or empty, and the log's public files are here",
+                where=str(config.paths.database),
+                fix="restore its newest copy; see docs/how-to/recover-the-log.md, 'The database was rolled back'",
+            )
         raise FailedPrecondition("the trust domain has no CA", fix="run `eastwest server init` on a new directory")
     keys = open_key_store(config)
     refuse_forked(config.paths)
     log_signer = keys.load(found[0].log_key)
     origin = log_name(config.trust_domain)
+    await check_first_key(database, config.paths, NoteKey.of(origin, log_signer), found[0].log_key)
     second = await asyncio.to_thread(open_second_key, keys, config.paths, origin)
     log = await SqliteLog.open(
         database,
@@ -78,8 +86,6 @@ async def open_authority(config: ServerConfig, clock: Clock, entropy: Entropy, s
         await _begin(config, keeper, journal, log.key.vkey, added)
     elif second.is_new:
         await journal.record_all(added)
-    if not config.paths.log_vkey.exists():  # whoever removed it would find every command about the log failing
-        replace_file(config.paths.log_vkey, f"{log.key.vkey}\n".encode(), 0o644)
     for key in log.keys[1:]:
         write_vkey(config.paths, key)
     return Opened(database, store, log, journal, keeper, keys, second.lacking)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from eastwest.policy.load import load_services
-from eastwest.policy.past import Past
+from eastwest.policy.applications import nodes_of
+from eastwest.policy.load import load_parts
+from eastwest.policy.past import Past, Version
 from eastwest.store.estate import SqliteEstates
 
 MAX_VERSIONS = 1000
@@ -38,4 +39,5 @@ class History:
 
 
 def _joined(past: Past, versions: Sequence[Mapping[str, bytes]]) -> Past:
-    return past.joined(load_services(files) for files in versions)
+    parts = map(load_parts, versions)
+    return past.joined(Version(services, nodes_of(workloads)) for services, workloads in parts)

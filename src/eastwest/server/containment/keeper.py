@@ -80,6 +80,21 @@ class Containments:
         await to_the_end(self.void(made.spiffe_ids, actor, made.id))
         return made
 
+    async def void_again(self) -> None:
+        """Void what a server that was killed after the deny did not come to; call once, before anything is served.
+
+        Until it is void a release would bring it back, and nothing else: who is contained may use none of it.
+        """
+        for one in self.known:
+            if one.is_active:
+                try:
+                    voided = await self.void(one.spiffe_ids, one.started_by, one.id)
+                except (Error, OSError) as error:
+                    _log.error("containment.approvals.not_voided", containment=one.id, error=str(error))
+                else:
+                    if voided:
+                        _log.warning("containment.approvals.voided", containment=one.id, count=voided)
+
     async def stop(self) -> None:
         """Give up what is still being looked back at."""
         for task in self._looking_back:

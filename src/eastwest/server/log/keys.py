@@ -1,14 +1,22 @@
-"""The log's ML-DSA-44 key, beside the Ed25519 one that every log has."""
+"""The log's keys: the Ed25519 one that every log began with, and the ML-DSA-44 one beside it."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
-from eastwest.errors import FailedPrecondition, InvalidInput, NotFound
+import structlog
+
+from eastwest.errors import Error, FailedPrecondition, InvalidInput, NotFound
+from eastwest.log.entry import decode
 from eastwest.log.note import NoteKey
 from eastwest.pki.signer import KeyStore, NoteKeyStore, NoteSigner
 from eastwest.process.files import replace_file
 from eastwest.server.config import ServerPaths
+from eastwest.store.database import Database
+from eastwest.store.log_rows import read_entries
+
+_log = structlog.get_logger()
 
 ML_DSA_KEY = "log-ml-dsa-1"
 
@@ -20,6 +28,29 @@ class SecondKey:
     signer: NoteSigner | None = None
     lacking: str = ""
     is_new: bool = False
+
+
+async def check_first_key(database: Database, paths: ServerPaths, key: NoteKey, name: str) -> None:
+    """Raise ``FailedPrecondition`` unless ``key``, the key store's ``name``, is the one that this log began with.
+
+    Before anything is signed: what another key signs is no part of this log to whoever knows it. ``log.vkey`` is
+    written again where it is missing or damaged and the log's first entry confirms the key.
+    """
+    first = ""
+    with suppress(Error):  # one that is pruned or damaged, of which the log's own checks know more
+        entries = await database.read(lambda connection: read_entries(connection, 0, 1))
+        first = str(decode(entries[0]).body.get("vkey", "")) if entries else ""
+    told = paths.log_vkey.read_text(encoding="utf-8", errors="replace").strip() if paths.log_vkey.exists() else ""
+    if (first or told or key.vkey) != key.vkey:
+        raise FailedPrecondition(
+            f"the key {name} is not the one that this log began with",
+            where=str(paths.log_vkey),
+            fix="put the original key back in the key store; see docs/how-to/recover-the-log.md",
+        )
+    if told != key.vkey:
+        if told:
+            _log.warning("log.vkey_restored", file=str(paths.log_vkey))
+        replace_file(paths.log_vkey, f"{key.vkey}\n".encode(), 0o644)
 
 
 def open_second_key(keys: KeyStore, paths: ServerPaths, origin: str) -> SecondKey:

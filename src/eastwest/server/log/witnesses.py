@@ -139,7 +139,14 @@ class Witnesses:
             await self._weigh(answer)
             return False
         now = self._clock.now()
-        self._lines |= {signature.key: (now, line) for signature, line in answer}
+        for signature, line in answer:
+            # The witness's own word on when: what it signed long ago and repeats is not fresh for coming now.
+            at = datetime.fromtimestamp(min(now.timestamp(), signature.seconds), UTC)
+            self._lines[signature.key] = (at, line)
+            if (now - at).total_seconds() > self._settings.witness_stale_after:
+                peer.problem = (
+                    f"it signed at {at:%Y-%m-%dT%H:%M:%SZ}: it repeats what it signed then, or its clock is wrong"
+                )
         return bool(answer)
 
     async def _publish(self, checkpoint: Checkpoint, note: str) -> None:

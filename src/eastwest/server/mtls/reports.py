@@ -23,6 +23,7 @@ from eastwest.server.control import ControlHub
 from eastwest.server.estate import EstateKeeper
 from eastwest.server.ledger.keeper import Ledger
 from eastwest.server.mtls.facts import StrictRules, subject_of
+from eastwest.server.mtls.sensors import SensorHistory
 from eastwest.store.ledger_callers import MAX_CALLERS
 from eastwest.store.sensors import SqliteSensors
 
@@ -35,11 +36,18 @@ class Reports:
     """Makes reports; reads only."""
 
     def __init__(
-        self, estate: EstateKeeper, ledger: Ledger, sensors: SqliteSensors, hub: ControlHub, clock: Clock
+        self,
+        estate: EstateKeeper,
+        ledger: Ledger,
+        sensors: SqliteSensors,
+        history: SensorHistory,
+        hub: ControlHub,
+        clock: Clock,
     ) -> None:
         self._estate = estate
         self._ledger = ledger
         self._sensors = sensors
+        self._history = history
         self._hub = hub
         self._clock = clock
 
@@ -78,6 +86,7 @@ class Reports:
             spans = await self._sensors.spans(service.workload, since, until)
             if not spans:  # no sidecar: applications that enforce by the SDK report through their agents
                 spans = await self._sensors.agents(sorted({row.agent for row in rows}), since, until)
+            spans = self._history.known(spans)
             missing = [row for row in lost if _concerns(row, service.service, spans)]
             begun = recording_since(spans)
             evidence = Evidence(

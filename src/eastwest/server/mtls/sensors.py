@@ -1,16 +1,18 @@
 """Keeps when each agent and sidecar was connected: spans, begun and ended as their streams are.
 
 A server that was away says nothing about its agents: they go on recording to their disks. So what was open when it
-stopped goes on, if it is there again within ``GRACE``.
+stopped goes on, if it is there again within ``GRACE``; until then nobody knows, and it does not count as there.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
 
+import msgspec
 import structlog
 
 from eastwest.clock import Clock
@@ -45,15 +47,29 @@ class SensorHistory:
         self._open: dict[_Point, int] = {}
         self._gone: dict[_Point, tuple[int, datetime]] = {}  # sidecars that were away, and perhaps have ended
         self._looked: datetime | None = None
+        self._left: datetime | None = None  # when the server before looked last
         self._waiting: set[_Point] = set()
         self._began = clock.monotonic()
 
     async def load(self) -> None:
         """Go on from what the server before knew."""
         spans, self._looked = await self._store.open_spans()
-        self._open = {_Point(span.agent, span.node, span.spiffe_id): number for number, span in spans.items()}
+        self._left = self._looked
+        self._open = {_point(span): number for number, span in spans.items()}
         self._waiting = set(self._open)
         self._began = self._clock.monotonic()
+
+    def known(self, spans: Sequence[Span]) -> list[Span]:
+        """``spans`` as far as is known: points that have not come back yet were last seen by the server before."""
+        left, away = self._left, self._waiting - self._present()
+        if left is None or not away:
+            return list(spans)
+        return [
+            msgspec.structs.replace(span, end=max(left, span.start), why=AGENT)
+            if span.end is None and _point(span) in away
+            else span
+            for span in spans
+        ]
 
     async def run(self) -> None:
         """Look whenever an agent comes, goes or reports."""
@@ -71,15 +87,17 @@ class SensorHistory:
         """Note what has begun and ended since the last look."""
         now = self._clock.now()
         here = self._present()
-        if self._waiting and self._clock.monotonic() - self._began > GRACE:
-            self._waiting.clear()
         self._waiting -= here
+        overdue: set[_Point] = set()
+        if self._waiting and self._clock.monotonic() - self._began > GRACE:
+            overdue, self._waiting = self._waiting, set()
         before = self._looked or now
         ended: list[tuple[int, datetime, str]] = []
         for point in [p for p in self._open if p not in here and p not in self._waiting]:
             number = self._open.pop(point)
             why = self._why(point)
-            ended.append((number, before, why))
+            # One that ended while no server was there was last seen by the one before.
+            ended.append((number, self._left or before if point in overdue else before, why))
             if why == STREAM:
                 self._gone[point] = (number, before)
         for point, (number, at) in list(self._gone.items()):
@@ -95,8 +113,9 @@ class SensorHistory:
 
     def _present(self) -> set[_Point]:
         found: set[_Point] = set()
+        now = self._clock.monotonic()
         for agent, stream in self._hub.streams.items():
-            if stream.session is None:
+            if not stream.is_there(now):
                 continue
             found.add(_Point(str(agent), "", ""))
             found.update(
@@ -108,9 +127,13 @@ class SensorHistory:
 
     def _why(self, point: _Point) -> str:
         stream = next((s for agent, s in self._hub.streams.items() if str(agent) == point.agent), None)
-        if stream is None or stream.session is None:
+        if stream is None or not stream.is_there(self._clock.monotonic()):
             return AGENT
         status = stream.sidecars.get(point.node)
         # Of one that still runs the agent knows what it trusts.
         runs = status is not None and status.bundle_sequence > 0
         return STREAM if runs else PROCESS
+
+
+def _point(span: Span) -> _Point:
+    return _Point(span.agent, span.node, span.spiffe_id)

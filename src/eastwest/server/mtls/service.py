@@ -77,7 +77,7 @@ class MtlsService:
         self, request: pb.SwitchRequest, service: Service, administrator: Administrator
     ) -> dict[str, Any]:
         mode, until = self._wanted(request, service)
-        version = self._estate.version
+        override, version = request.override.strip(), self._estate.version
         if request.expected_version not in {"", version}:
             raise FailedPrecondition(
                 f"version {version[:12]} is in force, not {request.expected_version[:12]}",
@@ -103,11 +103,11 @@ class MtlsService:
             [found] = await self._reports.of([service], _moment(request.start))
             outcome["report"] = self._told(found, service)
             outcome["refused"] = [reason.text for reason in found.reasons]
-            if found.reasons and request.override and not request.dry_run:
-                await self._record(found, request.override, version, administrator)
-        if request.dry_run or (outcome["refused"] and not request.override):
+            if found.reasons and override and not request.dry_run:
+                await self._record(found, override, version, administrator)
+        if request.dry_run or (outcome["refused"] and not override):
             return outcome
-        wish = Wish(change=request.change, accept_breaks=request.accept_breaks or bool(request.override))
+        wish = Wish(change=request.change, accept_breaks=request.accept_breaks or bool(override))
         done = await self._estate.apply(files, version, administrator, wish)
         return outcome | {
             "version": self._estate.version,

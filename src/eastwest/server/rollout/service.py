@@ -86,8 +86,9 @@ class RolloutService:
             raise InvalidInput(f"the id of a change has at most {MAX_TEXT} characters")
         found = await self._wanted(request.version)
         about = self._about(found)
-        if about["unfinished"]:
-            # Nothing is put in force that was not in force everywhere a moment ago: nobody has to approve of it.
+        if about["unfinished"] or self._estate.cut_short(found) is not None:
+            # Nothing is put in force that was not there a moment ago, or when a break-glass began: nobody has to
+            # approve of it.
             actor = await self._gate.admin(call)
             await self._estate.restore(
                 found.version,
@@ -95,7 +96,7 @@ class RolloutService:
                 "rollback",
                 state=State.ROLLED_BACK,
                 reason=f"by {actor}",
-                only=self._estate.tables.progress,
+                only=self._estate.tables.progress if about["unfinished"] else None,
             )
         else:
             wish = Wish(change=request.change, cause="rollback")

@@ -9,7 +9,7 @@ from eastwest.policy.enforcement import MtlsMode
 from eastwest.policy.estate import Estate
 from eastwest.server.activation import rollout_facts
 from eastwest.server.control import ControlHub
-from eastwest.server.rollout.points import Point, points
+from eastwest.server.rollout.points import Point, points, unheard
 from eastwest.server.tables import Tables
 from eastwest.server.view import AgentView
 from eastwest.store.estate import Activation
@@ -23,6 +23,7 @@ Verified = Callable[[str, str], dict[str, Any] | None]
 def status(hub: ControlHub, tables: Tables, view: AgentView, verified: Verified) -> dict[str, Any]:
     """The report of ``eastwest policy status``; ``verified`` gives a point's last check by probe calls."""
     found = list(points(hub, tables, view, libraries=True))
+    found += unheard(hub, tables, view, found)
     progress, newest = tables.progress, tables.newest
     mismatches = [point.mismatch for point in found if point.mismatch]
     late = (
@@ -51,8 +52,9 @@ def versions(activations: Sequence[Activation], rollouts: Iterable[Any]) -> list
         by_version.setdefault(rollout.version, []).append(rollout)
     told = []
     for place, one in enumerate(activations):
-        # The rollout that this activation began, if it did: it started in the same moment.
-        began = [r for r in by_version.get(one.version, ()) if abs(r.started - one.applied_at.timestamp()) < 1]
+        # The rollout that this activation began, if it did: it started in the same moment. Or took up again.
+        mine = by_version.get(one.version, ())
+        began = [r for r in mine if abs(r.started - one.applied_at.timestamp()) < 1 or (place == 0 and r.is_open)]
         standing = one.standing
         told.append(
             {
@@ -85,12 +87,12 @@ def _state(newest: bool, rollout: Any) -> str:
 
 def _point(point: Point, names: Sequence[str], verified: Verified) -> dict[str, Any]:
     return {
-        "agent": str(point.agent),
+        "agent": str(point.agent) if point.agent is not None else "",
         "sidecar": point.node_id,
         "spiffe_id": str(point.spiffe_id),
         "services": list(point.services),
         "modes": {name: mode.value for name, mode in point.modes},
-        "ring": names[point.ring] if point.ring < len(names) else "",
+        "ring": names[point.ring] if 0 <= point.ring < len(names) else "",
         "reached": point.reached,
         "version": point.version,
         "intended": point.intended,

@@ -13,6 +13,7 @@ The caller is whom its certificate proves. Nothing of a token is logged; what is
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -295,7 +296,8 @@ def _details(text: str) -> Details:
         return Details()
     try:
         details = msgspec.json.decode(text.encode(), type=Details)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        json.loads(text, object_pairs_hook=_once_each)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise TokenRefused(
             "invalid_request",
             "INVALID_INPUT",
@@ -305,6 +307,12 @@ def _details(text: str) -> Details:
     if len(details.tenant) > MAX_TENANT:
         raise TokenRefused("invalid_request", "INVALID_INPUT", f"a tenant has at most {MAX_TENANT} characters")
     return details
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> None:
+    # Readers differ in which of two they take.
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a name is there twice")
 
 
 def _granted(approval: Stored) -> Approval:

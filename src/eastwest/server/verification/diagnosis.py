@@ -254,6 +254,7 @@ def _rules(
     if wrong and right and all(each.check.reads for each in wrong):
         operations = ", ".join(sorted({each.check.operation for each in wrong}))
         cause = f"it lacks or changed the rule of {operations}, which only reads"
+        wrong.sort(key=lambda each: each.check.expected != DecisionCode.ALLOWED)  # who may not read now, first
         return [_finding(MISSING_READ, point, expected, str(wrong[0]), cause, instances, wrong)]
     cause = "its rules are none that the server ever gave" if versions else "its rules were changed at the point itself"
     return [] if permissive else [_finding(EDITED, point, expected, happened, cause, instances, wrong)]

@@ -423,9 +423,10 @@ def _notes(
     notes = {f"{point.service}: {point.note}" for point in plan.points if point.note}
     alive = {one.spiffe_id for one in running if one.connected}
     for number, point in enumerate(plan.points):
-        if number not in reached and number not in moved and point.spiffe_id not in alive:
-            notes.add(f"{point.service}: nothing runs at {_place(point)}, and no agent says that it should")
         behind = [one for one in running if one.spiffe_id == point.spiffe_id]
+        if number not in reached and number not in moved and point.spiffe_id not in alive:
+            should = "its sidecar is away" if behind else "no agent says that it should"
+            notes.add(f"{point.service}: nothing runs at {_place(point)}, and {should}")
         if is_by_application(point, by_point.get(number, ()), behind):
             notes.add(f"{point.service}: no sidecar at {_place(point)}; proved is that it refuses strangers")
     asked = {point.spiffe_id for point in plan.points}

@@ -68,7 +68,8 @@ class Hello(_message.Message):
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the agent can do beyond the first version of this protocol: "versions", "report", "contain",
-        "close-connections", "peers". Names that the server does not know are kept for people to see, and mean nothing.
+        "close-connections", "peers", "alive" (it tells its last Ack again, twice a minute at least). Names that the server
+        does not know are kept for people to see, and mean nothing.
         """
 
     def __init__(
