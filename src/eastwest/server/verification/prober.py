@@ -164,9 +164,16 @@ class Prober:
             if not again or (aware and not point.settling and now - same_since > STEADY):
                 break
             await self._clock.sleep(0.05)
-            found = [each for each in found if each.check not in places]
+            known = {each.check: each for each in found}
             for caller, checks in again.items():
-                found += await self._ask_as(number, point, caller, checks)
+                # One check tells whether the caller has become known; every other would be one more refusal on record.
+                strange = all(known[check].happened == DecisionCode.UNKNOWN_CALLER for check in checks)
+                first = checks[:1] if strange else checks
+                asked = await self._ask_as(number, point, caller, first)
+                if strange and any(each.happened != DecisionCode.UNKNOWN_CALLER for each in asked):
+                    asked += await self._ask_as(number, point, caller, checks[1:])
+                known |= {each.check: each for each in asked}
+            found = list(known.values())
         return found
 
     async def _ask_as(self, number: int, point: Point, caller: str, checks: list[int]) -> list[Observation]:
