@@ -7,6 +7,7 @@ was given.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Collection
 from typing import Any
 
@@ -15,7 +16,7 @@ import structlog
 
 from eastwest.agent import held_config
 from eastwest.agent.knowledge import Knowledge
-from eastwest.agent.listening import Listening, beside, family, holders, listening, program
+from eastwest.agent.listening import Listening, at, beside, family, holders, listening, program, socket_name
 from eastwest.agent.sidecars import Instance, Sidecars
 from eastwest.clock import Clock
 from eastwest.errors import NotFound, Unavailable
@@ -63,7 +64,8 @@ class Examiner:
 
     async def _found(self, instance: Instance) -> Examination:
         others = [one for one in self._sidecars.instances() if one.pid != instance.pid]
-        ports, unread = await asyncio.to_thread(_ports, instance, others)
+        looked = await asyncio.to_thread(look_at_ports, instance, others)
+        unread = looked.unread
         found = Examination()
         until = self._clock.monotonic() + SETTLE
         while True:
@@ -72,23 +74,26 @@ class Examiner:
                 newest = next((one for one in self._sidecars.instances() if one.pid == instance.pid), instance)
                 found = await asyncio.to_thread(held_config.compare, dump, newest.given)
             except NotFound as error:  # it was started in another way than ours
-                return Examination(listening=tuple(ports), missing=(error.message,), unread=tuple(unread))
+                return msgspec.structs.replace(looked, missing=(error.message,), unread=unread)
             except Unavailable as error:
-                unread = [*unread, f"config: {error.message}"]
+                unread = (*unread, f"config: {error.message}")
                 break
             if not (found.differs or found.missing or found.foreign) or self._clock.monotonic() >= until:
                 break
             await self._clock.sleep(0.25)
-        return msgspec.structs.replace(found, listening=tuple(ports), unread=tuple(unread))
+        return msgspec.structs.replace(
+            found, listening=looked.listening, meant=looked.meant, strangers=looked.strangers, unread=unread
+        )
 
 
-def _ports(instance: Instance, others: Collection[Instance]) -> tuple[list[str], list[str]]:
-    """Listening ports beyond the intended, and what could not be looked at."""
+def look_at_ports(instance: Instance, others: Collection[Instance]) -> Examination:
+    """Listening ports beyond the intended, those that are meant, and what could not be looked at."""
     guarded = {(inbound.address, inbound.port) for inbound in instance.sidecar.inbound}
     sidecars = {instance.pid, *(one.pid for one in others)}
     found: list[str] = []
     unread: list[str] = []
     served: set[int] = set()
+    unseen: list[str] = []
     try:
         extra = [socket for socket in listening(instance.pid) if (socket.address, socket.port) not in guarded]
         found += [f"{socket} of the sidecar (pid {instance.pid})" for socket in extra]
@@ -107,21 +112,53 @@ def _ports(instance: Instance, others: Collection[Instance]) -> tuple[list[str],
                 continue
             found += [f"{socket} of {program(pid)} (pid {pid}), which serves {inbound.service}" for socket in sockets]
         if not pids:
-            unread.append(f"ports of {inbound.service}: no process that may be looked at listens on its upstream")
-    found += _by_strangers(instance, others, served | sidecars)
-    return sorted(set(found)), unread
+            unseen.append(inbound.service)
+    if unseen:
+        unread.append(f"ports of {', '.join(unseen)}: no process that may be looked at listens on its upstream")
+    strangers = _by_strangers(instance, others, served | sidecars)
+    return Examination(
+        listening=tuple(sorted({*found, *strangers})),
+        meant=_meant(instance),
+        strangers={words: name for words, name in strangers.items() if name},
+        unread=tuple(unread),
+    )
 
 
-def _by_strangers(instance: Instance, others: Collection[Instance], known: Collection[int]) -> list[str]:
-    """Sockets of other processes at the service's own port, or its upstream's, where callers may take them for it."""
+def _meant(instance: Instance) -> tuple[str, ...]:
+    """Names of the sockets at the service's own places, of addresses that are not those of others too."""
+    places = {place for inbound in instance.sidecar.inbound for place in _places(inbound)}
+    names = {socket_name(found) for found in at(instance.pid, places) if not found.is_everywhere}
+    return tuple(sorted(names - {""}))
+
+
+def _by_strangers(instance: Instance, others: Collection[Instance], known: Collection[int]) -> dict[str, str]:
+    """Sockets of other processes at the service's own port, or its upstream's, where callers may take them for it.
+
+    Those that another agent's sidecar may mean have a name to be known by: who calls one of two different addresses
+    never comes to the other.
+    """
     meant = {place for one in others for inbound in one.sidecar.inbound for place in _places(inbound)}
     mine = {place for inbound in instance.sidecar.inbound for place in _places(inbound)}
     upstreams = mine - {(inbound.address, inbound.port) for inbound in instance.sidecar.inbound}
     try:
         found = beside(instance.pid, {port for _, port in mine}, meant | upstreams)
     except OSError:  # told already
-        return []
-    return [f"{socket} of {program(pid)} (pid {pid}), a stranger" for socket, pid in found if pid not in known]
+        return {}
+    return {
+        f"{socket} of {program(pid)} (pid {pid}), a stranger": socket_name(socket) if _is_apart(socket, mine) else ""
+        for socket, pid in found
+        if pid not in known
+    }
+
+
+def _is_apart(socket: Listening, mine: Collection[tuple[str, int]]) -> bool:
+    """Whether nobody who calls one of these places can come to the socket, nor the other way round."""
+    try:
+        places = [ipaddress.ip_address(address) for address, port in mine if port == socket.port]
+    except ValueError:
+        return False  # a host's name: who knows what it stands for elsewhere
+    apart = all(not each.is_unspecified and str(each) != socket.address for each in places)
+    return apart and not socket.is_everywhere
 
 
 def _places(inbound: Inbound) -> set[tuple[str, int]]:

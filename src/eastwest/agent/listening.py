@@ -6,7 +6,7 @@ import ipaddress
 import os
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -22,6 +22,7 @@ class Listening:
 
     address: str
     port: int
+    inode: str = field(default="", compare=False)
 
     @property
     def is_everywhere(self) -> bool:
@@ -41,6 +42,19 @@ def listening(pid: int, proc: Path = PROC) -> list[Listening]:
     """The TCP ports that a process listens on. Raises ``OSError`` where its descriptors may not be read."""
     inodes = _inodes(pid, proc)
     return sorted({found for inode, found in _tcp(pid, proc) if inode in inodes})[:MAX_PORTS]
+
+
+def at(near: int, places: Collection[tuple[str, int]], proc: Path = PROC) -> list[Listening]:
+    """What anybody listens on at ``places``, in the network namespace of the process ``near``."""
+    return sorted(found for _, found in _tcp(near, proc) if (found.address, found.port) in places)[:MAX_PORTS]
+
+
+def socket_name(found: Listening, proc: Path = PROC) -> str:
+    """A name of the socket that every process of this boot of the machine gives it, and none of another; "": none."""
+    with suppress(OSError):
+        boot = (proc / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{found.inode}" if boot and found.inode else ""
+    return ""
 
 
 def beside(
@@ -138,7 +152,7 @@ def _tcp(pid: int, proc: Path) -> Iterator[tuple[str, Listening]]:
             for fields in map(str.split, lines[1:]):
                 if fields[3] == _LISTEN:
                     address, port = fields[1].split(":")
-                    yield fields[9], Listening(_address(address), int(port, 16))
+                    yield fields[9], Listening(_address(address), int(port, 16), fields[9])
 
 
 def _unix(pid: int, proc: Path) -> Iterator[tuple[str, str]]:

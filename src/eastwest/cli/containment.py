@@ -84,7 +84,7 @@ def contain(
         made = api.ask("StartContainment", spiffe_ids=names, selector=selector, reason=reason)
         reached = api.follow(timeout, quiet=as_json)
     for one in meant["identities"]:
-        if not one["registered"]:  # said at the end too, where somebody in a hurry looks
+        if not (one["registered"] or one["foreign"]):  # said at the end too, where somebody in a hurry looks
             print(f"warning: nobody is registered as {one['spiffe_id']}: is it spelt right?", file=sys.stderr)
     _finish(made, reached, time.monotonic() - began, as_json=as_json, plaintext_at=meant["plaintext_at"])
 
@@ -287,8 +287,16 @@ def _finish(
         _show_reach(report, seconds)
         if made["active"]:
             print(f"evidence: sha256 {made['evidence']}")
-            hours = made["jwt_svids_live_seconds"] / 3600
-            print(f"JWT-SVIDs that are out live on, for {hours:g} h at most, where others verify them by themselves")
+            if made["jwt_svids_live_seconds"]:
+                hours = made["jwt_svids_live_seconds"] / 3600
+                print(
+                    f"JWT-SVIDs that are out live on, for {hours:g} h at most, where others verify them by themselves"
+                )
+            if made["foreign"]:
+                print(
+                    f"{', '.join(made['foreign'][:3])}: of a foreign trust domain, refused here; "
+                    "what it has and gets elsewhere, certificates and JWT-SVIDs, its own trust domain must end"
+                )
             if plaintext_at:
                 print(f"plaintext proves nobody's name, and these take it: {', '.join(plaintext_at)}")
     if report["behind"]:
@@ -324,7 +332,13 @@ def _show_meant(meant: dict[str, Any]) -> None:
             one["domain"],
             ", ".join(one["serves"]),
             str(one["nodes"]),
-            "contained already" if one["contained"] else "" if one["registered"] else "not registered",
+            "contained already"
+            if one["contained"]
+            else ""
+            if one["registered"]
+            else "of a foreign trust domain"
+            if one["foreign"]
+            else "not registered",
         ]
         for one in meant["identities"]
     ]

@@ -116,10 +116,14 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     ``listening`` are TCP ports beyond the intended, as ``address:port of process``; ``differs`` resources that the
     Envoy holds in another form, ``missing`` those that it lacks, ``foreign`` those that nobody gave it. ``unread`` says
-    what could not be looked at, and why.
+    what could not be looked at, and why. ``meant`` are the sockets that the sidecar and its application are meant to
+    listen on, and ``strangers`` the entries of ``listening`` that would be no drift if another agent's sidecar means
+    theirs; both by a name that a socket has at no other machine.
     """
 
     listening: tuple[str, ...] = ()
+    meant: tuple[str, ...] = ()
+    strangers: dict[str, str] = {}
     differs: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ import pytest
 
 from eastwest.mesh import names
 from eastwest.policy.canary import OWN_FILE, REFUSED_HANDSHAKE, Check, Examination, Observation, Point
-from eastwest.server.verification.diagnosis import Instance, diagnose, examined, is_by_application
+from eastwest.server.verification.diagnosis import Instance, diagnose, examined, is_by_application, meant_by_others
 
 READ = Check(
     kind="operation", expected="ALLOWED", caller="c", method="GET", path="/x", operation="s:x:read", reads=True
@@ -140,3 +140,20 @@ def test_what_agents_see_is_told_unless_calls_have_told_it():
     own = dataclasses.replace(looked_at(foreign=(f"x {OWN_FILE}",)), acknowledged="")
     assert [f.drift for f in examined(own, "s", (), ())] == ["stale-point", "edited-config"]
     assert [f.drift for f in examined(looked_at(listening=("1.2.3.4:\u00b2 of x",)), "s", (), ())] == ["bypass-port"]
+
+
+def test_a_socket_that_another_agents_sidecar_is_meant_to_have_is_no_way_around() -> None:
+    words = "127.0.0.2:8443 of envoy (pid 7), a stranger"
+    mine = dataclasses.replace(FINE, examination=Examination(listening=(words,), strangers={words: "boot/77"}))
+    neighbour = dataclasses.replace(FINE, agent="b", node_id="m", examination=Examination(meant=("boot/77",)))
+    away = dataclasses.replace(neighbour, connected=False)
+    other = dataclasses.replace(neighbour, examination=Examination(meant=("boot/78", "other/77")))
+
+    def told(*running: Instance) -> list[str]:
+        return [f.drift for f in examined(mine, "s", (), (), meant_by_others(mine, [mine, *running]))]
+
+    assert told(neighbour) == []
+    assert told() == told(away) == told(other) == ["bypass-port"]
+    assert told(dataclasses.replace(neighbour, agent="a")) == ["bypass-port"]  # an agent's own word about its node
+    nameless = dataclasses.replace(mine, examination=Examination(listening=(words,)))
+    assert len(examined(nameless, "s", (), (), frozenset({"boot/77"}))) == 1

@@ -141,6 +141,7 @@ class ContainmentApi:
                     "domain": workload.domain if workload is not None else "",
                     "serves": [one.service for one in services if one.workload == name],
                     "registered": bool(entries),
+                    "foreign": self._is_foreign(name),
                     "nodes": len(self._registry.holders(entries)),
                     "contained": name in self._containments.contained,
                 }
@@ -155,7 +156,13 @@ class ContainmentApi:
         return report | {"jwt_svids_live_seconds": self._jwt_seconds} | self._progress.as_dict()
 
     def _told(self, one: Containment) -> dict[str, Any]:
-        return {**asdict(one), "active": one.is_active, "jwt_svids_live_seconds": self._jwt_seconds}
+        foreign = [name for name in one.spiffe_ids if self._is_foreign(name)]
+        own = len(foreign) < len(one.spiffe_ids)
+        live = self._jwt_seconds if own else 0  # how long a foreign trust domain's live, it alone knows
+        return {**asdict(one), "active": one.is_active, "jwt_svids_live_seconds": live, "foreign": foreign}
+
+    def _is_foreign(self, name: str) -> bool:
+        return SpiffeId.parse(name).trust_domain != self._registry.trust_domain
 
 
 def _report(value: dict[str, Any]) -> pb.ContainmentReport:

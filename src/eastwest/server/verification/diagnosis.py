@@ -153,8 +153,23 @@ def is_by_application(point: Point, observations: Sequence[Observation], instanc
     return bool(told) and unknown and not instances
 
 
-def examined(instance: Instance, services: str, found: Collection[str], allow_ports: Collection[int]) -> list[Finding]:
-    """What an agent saw at one of its sidecars. ``found`` are drifts that calls have shown there already."""
+def meant_by_others(instance: Instance, running: Iterable[Instance]) -> frozenset[str]:
+    """The sockets that sidecars of other agents are meant to listen on, by the names that agents have for them."""
+    others = (one for one in running if one.agent != instance.agent and one.connected and one.agent_connected)
+    return frozenset(name for one in others if one.examination is not None for name in one.examination.meant)
+
+
+def examined(
+    instance: Instance,
+    services: str,
+    found: Collection[str],
+    allow_ports: Collection[int],
+    meant: Collection[str] = (),
+) -> list[Finding]:
+    """What an agent saw at one of its sidecars. ``found`` are drifts that calls have shown there already.
+
+    ``meant`` are sockets of other agents' sidecars on the same machine, which are no way around this one.
+    """
     told: list[Finding] = []
     if instance.stale and STALE not in found:
         expected = f"version {instance.intended[:12]} acknowledged"
@@ -164,7 +179,7 @@ def examined(instance: Instance, services: str, found: Collection[str], allow_po
     if seen is None:
         return told
     for port in seen.listening:
-        if _number(port) not in allow_ports:
+        if _number(port) not in allow_ports and seen.strangers.get(port) not in meant:
             cause = "calls to it pass no enforcement point"
             told.append(_at(BYPASS, instance, services, "no listener beside the guarded one", port, cause))
     if names.CALLERS_SECRET in seen.differs and WRONG_ROOT not in found:

@@ -33,7 +33,15 @@ from eastwest.server.estate import EstateKeeper
 from eastwest.server.journal import Journal
 from eastwest.server.telemetry import Metrics
 from eastwest.server.verification.credentials import Wallet, Wanted
-from eastwest.server.verification.diagnosis import DRIFTS, Finding, Instance, diagnose, examined, is_by_application
+from eastwest.server.verification.diagnosis import (
+    DRIFTS,
+    Finding,
+    Instance,
+    diagnose,
+    examined,
+    is_by_application,
+    meant_by_others,
+)
 from eastwest.server.verification.points import instances, points
 from eastwest.server.verification.prober import Prober
 from eastwest.server.view import CANARIES, AgentView
@@ -49,6 +57,8 @@ EXAMINED = 6.0
 MAX_POINTS = 20_000
 EARLIER = 200
 """Versions before the present one among which the rules of a point are looked for."""
+NAMED = 3
+"""Sidecars that a note names of those it is about."""
 LOOKING_BACK = 10.0
 """Seconds that it may take."""
 _log = structlog.get_logger()
@@ -348,7 +358,8 @@ class Verification:
         for one in running:
             if one.spiffe_id in services:
                 names = ", ".join(services[one.spiffe_id])
-                found += examined(one, names, by_workload.get(one.spiffe_id, set()), allow_ports)
+                shown_there = by_workload.get(one.spiffe_id, set())
+                found += examined(one, names, shown_there, allow_ports, meant_by_others(one, running))
         return found
 
     async def _look_back(self, wanted: Collection[tuple[str, str]]) -> None:
@@ -430,11 +441,15 @@ def _notes(
         if is_by_application(point, by_point.get(number, ()), behind):
             notes.add(f"{point.service}: no sidecar at {_place(point)}; proved is that it refuses strangers")
     asked = {point.spiffe_id for point in plan.points}
+    unread: dict[str, list[str]] = {}
     for one in (each for each in running if each.spiffe_id in asked):
         for words in one.examination.unread if one.examination is not None else ():
-            notes.add(f"{one.node_id}: not looked at: {words}")
+            unread.setdefault(words, []).append(one.node_id)
         if one.examination is None and one.connected:
             notes.add(f"{one.node_id}: its agent did not look at it")
+    for words, where in unread.items():
+        more = f" and {len(where) - NAMED} more" if len(where) > NAMED else ""
+        notes.add(f"{', '.join(where[:NAMED])}{more}: not looked at: {words}")
     return sorted(notes)
 
 

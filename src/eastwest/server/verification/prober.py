@@ -10,6 +10,7 @@ import itertools
 import re
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,8 +75,8 @@ class _Connection:
                 empty = True
             return Answer(int(status[:3]), headers, empty and headers.get("connection") != "close")
 
-    def close(self) -> None:
-        self.writer.transport.abort()
+    async def close(self) -> None:
+        await _end(self.writer)
 
 
 class Prober:
@@ -120,7 +121,7 @@ class Prober:
             return "timeout", f"no connection within {SECONDS:.0f} s"
         except OSError as error:
             return "refused", error.strerror or "no connection"
-        writer.transport.abort()
+        await _end(writer)
         return None
 
     async def _checks(self, number: int, point: Point) -> list[Observation]:
@@ -189,7 +190,7 @@ class Prober:
                 answer = await connection.ask(check, point, self._reference())
             except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError) as error:
                 problem, words = _failure(error)
-                _closed(connection)
+                await _closed(connection)
                 connection = None
                 # Where a canary is not let in at all, or not answered, nothing else will come of it.
                 rest = checks[at:] if problem in {"tls", "server-certificate", "timeout"} else [i]
@@ -201,9 +202,9 @@ class Prober:
                 continue
             found.append(_observed(number, i, answer))
             if not answer.whole:
-                _closed(connection)
+                await _closed(connection)
                 connection = None
-        _closed(connection)
+        await _closed(connection)
         return found
 
     async def _alone(self, number: int, place: int, point: Point, check: Check) -> Observation:
@@ -228,7 +229,7 @@ class Prober:
                 return Observation(point=number, check=place, happened=REFUSED_HANDSHAKE)
             return Observation(point=number, check=place, happened=words, problem=problem)
         finally:
-            _closed(connection)
+            await _closed(connection)
 
     async def _quiet(self, number: int, place: int, connection: _Connection) -> Observation:
         """Whether a TLS connection of a TCP service stays: the client hears only afterwards that it was refused."""
@@ -250,7 +251,7 @@ class Prober:
             shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
             proved = certificate_id(shown) if shown else None
             if str(proved) != point.spiffe_id:
-                writer.transport.abort()
+                await _end(writer)
                 raise WrongServer(f"it proves to be {proved or 'nobody'}, not {point.spiffe_id}")
         return _Connection(reader, writer)
 
@@ -288,9 +289,17 @@ def _failure(error: BaseException) -> tuple[str, str]:
             return "refused", str(error)[:200] or type(error).__name__
 
 
-def _closed(connection: _Connection | None) -> None:
+async def _end(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+    # Whatever the connection ended with was told already; asked for by nobody, asyncio would print it.
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(SECONDS):
+            await writer.wait_closed()
+
+
+async def _closed(connection: _Connection | None) -> None:
     if connection is not None:
-        connection.close()
+        await connection.close()
 
 
 def _observed(number: int, place: int, answer: Answer) -> Observation:
